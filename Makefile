@@ -1,0 +1,49 @@
+# make demo: simulate a chip, process it, compare with the truth.  make test: everything that is tested.
+# Both install what is missing first. With a DIALS on the PATH (conda, a module) that one is used; otherwise Debian's.
+SHELL := /bin/bash
+PREFIX ?= /usr/local
+DEMO ?= demo
+
+# the Python that DIALS belongs to: the one beside dials.version of a conda environment or module, else Debian's
+DIALS_PYTHON := $(shell dials.python -c 'import sys; print(sys.executable)' 2>/dev/null || echo /usr/bin/python3)
+DEBIAN_PACKAGES := dials python3-mpi4py openmpi-bin python3-venv python3-hdf5plugin gcc libc6-dev
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
+
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export OMPI_MCA_rmaps_base_oversubscribe := 1
+
+.PHONY: help setup demo test lint clean
+help:
+	@sed -n '1,2s/^# //p' Makefile
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: $(SOURCES)
+	@echo "== setup: DIALS, MPI and a virtual environment in $(VENV) =="
+	@if ! $(DIALS_PYTHON) -c 'import dials, mpi4py, venv, ensurepip' 2>/dev/null || ! command -v mpiexec >/dev/null \
+	  || ! command -v cc >/dev/null; then \
+	  echo "-- installing with apt: $(DEBIAN_PACKAGES) (about 470 MB, a few minutes)"; \
+	  as_root=$$([ $$(id -u) = 0 ] || echo sudo); \
+	  $$as_root apt-get update -q && \
+	  $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(DEBIAN_PACKAGES); \
+	else echo "-- DIALS, MPI and a compiler are there ($(DIALS_PYTHON))"; fi
+	@echo "-- installing ssx_mpi into $(VENV)"
+	@$(DIALS_PYTHON) -m venv --system-site-packages $(VENV)
+	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,benchmark]'
+	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
+	@touch $@
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info ssx_mpi/kernels/_loops*.so $(DEMO)

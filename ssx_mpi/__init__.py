@@ -1,0 +1,3 @@
+"""Serial crystallography stills to merged intensities, over any number of MPI ranks."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,93 @@
+"""Everything that differs between builds and versions of DIALS, and nothing else.
+
+Call :func:`prepare` before the first import of dials, dxtbx or cctbx: programs do so in their command line, tests in
+``conftest.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+import types
+from functools import cache
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+OLDEST_DIALS = (3, 12)
+# scipy and NumPy start these on their own; one rank is one core
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class DialsError(RuntimeError):
+    """This Python has no DIALS that ssx_mpi can work with."""
+
+
+def prepare() -> None:
+    """Make the DIALS of this Python usable, whichever build it is; calling it again changes nothing.
+
+    Raises
+    ------
+    DialsError
+        When DIALS is missing or older than :data:`OLDEST_DIALS`, naming what was found.
+    """
+    for name in _THREAD_VARIABLES:
+        os.environ.setdefault(name, "1")
+    os.environ.setdefault("DIALS_NOBANNER", "1")
+    _point_libtbx_to_base_prefix()
+    if importlib.util.find_spec("dials") is None:
+        raise DialsError(
+            f"no DIALS for {sys.executable}: install ssx_mpi with the Python that DIALS belongs to "
+            "(conda-forge: dials; Debian: dials)"
+        )
+    version = dials_version()
+    if version < OLDEST_DIALS:
+        raise DialsError(
+            f"DIALS {'.'.join(map(str, version))} is too old: ssx_mpi needs {'.'.join(map(str, OLDEST_DIALS))} or newer"
+        )
+    _provide_mono_sim()
+
+
+def _point_libtbx_to_base_prefix() -> None:
+    # libtbx looks for its environment below sys.prefix, which in a virtual environment is not where cctbx stands
+    if "LIBTBX_BUILD" in os.environ or sys.prefix == sys.base_prefix:
+        return
+    python = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for below in (f"lib/cctbx/{python}", "share/cctbx", "lib/cctbx"):
+        if (Path(sys.prefix) / below / "libtbx_env").exists():
+            return
+        candidate = Path(sys.base_prefix) / below
+        if (candidate / "libtbx_env").exists():
+            logger.debug("LIBTBX_BUILD set to %s", candidate)
+            os.environ["LIBTBX_BUILD"] = str(candidate)
+            return
+
+
+def _provide_mono_sim() -> None:
+    # Debian's DIALS leaves this extension out; stills indexing imports it and uses nothing of it
+    name = "xfel_mono_sim_ext"
+    if name in sys.modules:
+        return
+    # imports the extensions it is linked to
+    importlib.import_module("scitbx.array_family.flex")
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        logger.debug("an empty %s stands in for the one that this build of DIALS leaves out", name)
+        sys.modules[name] = types.ModuleType(name)
+
+
+@cache
+def dials_version() -> tuple[int, ...]:
+    """Version of the installed DIALS as numbers, such as ``(3, 12, 1)``."""
+    # a developer's DIALS would start git, and no rank may start a process
+    os.environ.setdefault("DIALS_SKIP_GIT_VERSIONING", "1")
+    version = importlib.import_module("dials.util.version").dials_version()
+    numbers = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if not numbers:
+        raise DialsError(f"cannot read the version of DIALS from {version!r}")
+    return tuple(int(n) for n in numbers.groups() if n is not None)
