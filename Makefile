@@ -15,6 +15,20 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
+PIP := $(BIN)/pip install -q --disable-pip-version-check
+# Only what cannot be imported is installed: a second h5py beside the one that dxtbx is linked with would bring a second
+# HDF5 library, which does not know the file handles of the first (Debian's h5py does not bear its own name in pip)
+define MISSING
+from importlib.metadata import requires
+from importlib.util import find_spec
+import re
+for requirement in requires("ssx_mpi"):
+    name = re.match(r"[\w-]+", requirement).group()
+    if find_spec(name.replace("-", "_")) is None:
+        print(requirement.split(";")[0].replace(" ", ""))
+endef
+export MISSING
+
 .PHONY: help setup demo test lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
@@ -32,7 +46,8 @@ $(VENV)/installed: $(SOURCES)
 	else echo "-- DIALS, MPI and a compiler are there ($(DIALS_PYTHON))"; fi
 	@echo "-- installing ssx_mpi into $(VENV)"
 	@$(DIALS_PYTHON) -m venv --system-site-packages $(VENV)
-	@$(BIN)/pip install -q --disable-pip-version-check -e '.[test,benchmark]'
+	@$(PIP) --no-deps -e .
+	@missing=$$($(BIN)/python -c "$$MISSING"); [ -z "$$missing" ] || $(PIP) $$missing
 	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
 	@touch $@
 

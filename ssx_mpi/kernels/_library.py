@@ -21,8 +21,8 @@ c_int64 = ctypes.c_int64
 
 def array(dtype: type, ndim: int | None = None, writeable: bool = False):
     """ctypes argument type of a C-contiguous NumPy array of `dtype` with `ndim` dimensions."""
-    flags = "C_CONTIGUOUS,WRITEABLE" if writeable else "C_CONTIGUOUS"
-    return ndpointer(dtype=np.dtype(dtype), ndim=ndim, flags=flags)
+    flags = ["C_CONTIGUOUS", "WRITEABLE"] if writeable else ["C_CONTIGUOUS"]
+    return ndpointer(dtype=np.dtype(dtype), ndim=ndim, flags=flags)  # type: ignore[arg-type]
 
 
 @cache
@@ -39,9 +39,7 @@ def library() -> ctypes.CDLL:
         path = folder / f"_loops{suffix}"
         if path.exists():
             return ctypes.CDLL(str(path))
-    raise ImportError(
-        f"the compiled kernels of ssx_mpi are missing from {folder}: install the package with pip"
-    )
+    raise ImportError(f"the compiled kernels of ssx_mpi are missing from {folder}: install the package with pip")
 
 
 def declare(name: str, argtypes: list, restype=None):
