@@ -27,7 +27,7 @@ _MAGIC = b"SSXR"
 
 @dataclass(frozen=True)
 class Entry:
-    """A record in a journal: `image` number, `content` as given, `tables` by name, `start` of their bytes in the file."""
+    """A record in a journal: `image` number, `content` as given, `tables` by name, their bytes from `start` on."""
 
     image: int
     content: dict[str, Any]
