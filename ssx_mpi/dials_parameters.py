@@ -77,9 +77,10 @@ def dials_parameters(parameters: Parameters, texts: dict[str, str]) -> DialsPara
         For a user's file that is no PHIL or names parameters that its program does not have.
     """
     notes: list[str] = []
-    scopes = {stage: _extract(stage, texts.get(stage)) for stage in _PROGRAMS}
+    defaults = {"geometry_refinement": _refinement_defaults(parameters)}
+    scopes = {stage: _extract(stage, defaults.get(stage), texts.get(stage)) for stage in _PROGRAMS}
     for stage, ours in _ours(parameters).items():
-        default = _extract(stage, None) if stage in texts else None
+        default = _extract(stage, None, None) if stage in texts else None
         for path, value in ours.items():
             if default is not None:
                 theirs = attrgetter(path)(scopes[stage])
@@ -120,29 +121,35 @@ def _ours(p: Parameters) -> dict[str, dict[str, Any]]:
     return {"spotfinding": spots, "indexing": indexing, "integration": integration}
 
 
-def _extract(stage: str, user_text: str | None):
+def _extract(stage: str, defaults: str | None, user_text: str | None):
+    """The scope of a stage: the program's own defaults, then ours, then what the user's file says."""
     import libtbx.phil
 
-    sources = [_defaults(stage)]
     scope = dials_compat.program_phil(_PROGRAMS[stage])
+    sources = [libtbx.phil.parse(defaults)] if defaults else []
     if user_text is not None:
         try:
-            sources.append(libtbx.phil.parse(user_text))
-            _, unused = scope.fetch(sources=sources[1:], track_unused_definitions=True)
+            theirs = libtbx.phil.parse(user_text)
+            _, unused = scope.fetch(sources=[theirs], track_unused_definitions=True)
         except Exception as error:  # PHIL raises RuntimeError, Sorry and bare exceptions for malformed text
             raise InputError(f"{stage}.phil: not valid PHIL ({str(error).splitlines()[0]})") from None
         if unused:
             raise InputError(f"{stage}.phil: {_PROGRAMS[stage]} has no parameter {unused[0].path}")
-    return scope.fetch(sources=[s for s in sources if s is not None]).extract()
+        sources.append(theirs)
+    return scope.fetch(sources=sources).extract()
 
 
-def _defaults(stage: str):
-    """Where serial data want something else than the DIALS program; the user's file may say otherwise."""
-    if stage != "geometry_refinement":
-        return None
-    import libtbx.phil
+def _refinement_defaults(p: Parameters) -> str:
+    text = _REFINEMENT_DEFAULTS.format(engine=dials_compat.refinement_engine())
+    if p.restrain_cell and p.unit_cell is not None:
+        # a thousandth of a length and a hundredth of a degree hold the cell and keep the equations well conditioned
+        sigmas = [0.001 * length for length in p.unit_cell[:3]] + [0.01] * 3
+        text += _RESTRAINT.format(values=_numbers(p.unit_cell), sigmas=_numbers(sigmas))
+    return text
 
-    return libtbx.phil.parse(_REFINEMENT_DEFAULTS.format(engine=dials_compat.refinement_engine()))
+
+def _numbers(values) -> str:
+    return ",".join(f"{v:.10g}" for v in values)
 
 
 # the beam and Tau1 (rotation of the detector about the beam) cannot be told from the crystals' orientations
@@ -159,12 +166,18 @@ refinement {{
   }}
   refinery {{
     engine = {engine}
-    journal.track_parameter_correlation = True
   }}
   reflections {{
     weighting_strategy.override = stills
     outlier.algorithm = sauter_poon
   }}
+}}
+"""
+
+_RESTRAINT = """
+refinement.parameterisation.crystal.unit_cell.restraints.tie_to_target {{
+  values = {values}
+  sigmas = {sigmas}
 }}
 """
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi.records import experiments, stills
+from ssx_mpi.records import experiments
 from ssx_mpi.records.files import replacing, write_json
 from ssx_mpi.records.journal import Entry, Journal
 from ssx_mpi.records.tables import TablePart, write_joined
@@ -131,7 +131,7 @@ class BatchRecords:
             if table in entry.tables:
                 read = partial(self._journal.column, entry)
                 parts.append(TablePart(entry.tables[table], read, n_experiments, n_imagesets))
-            lists.append(stills.with_common(own, self._common))
+            lists.append(experiments.with_common(own, self._common))
             n_experiments += len(own["experiment"])
             n_imagesets += len(own["imageset"])
         if not any(p.layout.n_rows for p in parts):

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 _MODELS = ("imageset", "beam", "detector", "goniometer", "scan", "crystal", "profile", "scaling_model")
+#: stands in a record for the detector or beam that all images of the run share
+COMMON = "common"
 # one crystal or profile belongs to one lattice, even where two are equal to the last digit
 _SHARED = ("beam", "detector", "goniometer", "scan")
 
@@ -38,3 +40,9 @@ def _places(joined: dict[str, Any], known: dict[str, dict[str, int]], model: str
             joined[model].append(item)
         places.append(known[model][text])
     return places
+
+
+def with_common(experiments: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """`experiments` of a record with the shared models in their places again."""
+    restored = {m: [common[m] if item == COMMON else item for item in experiments[m]] for m in common}
+    return {**experiments, **restored}

@@ -105,7 +105,7 @@ class Statistics:
         )
 
     def add_image(self, image: dict[str, Any]) -> None:
-        """Count one image, described as :func:`ssx_mpi.records.stills.describe` does."""
+        """Count one image, described as :func:`ssx_mpi.stages.packing.describe` does."""
         lattices, crystals = image["lattices"], image["crystals"]
         self.counts.update(
             images=1,

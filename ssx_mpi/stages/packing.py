@@ -6,10 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ssx_mpi.records import journal, tables
+from ssx_mpi.records.experiments import COMMON
 from ssx_mpi.stages.stills import StillResult
-
-#: stands in a record for the detector or beam that all images of the run share
-COMMON = "common"
 
 
 def describe(result: StillResult, name: str) -> dict[str, Any]:
@@ -63,9 +61,3 @@ def _plain(experiments, common: dict[str, Any]) -> dict[str, Any]:
     for model, shared in common.items():
         content[model] = [COMMON if item == shared else item for item in content[model]]
     return content
-
-
-def with_common(experiments: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
-    """`experiments` of a record with the shared models in their places again."""
-    restored = {m: [common[m] if item == COMMON else item for item in experiments[m]] for m in common}
-    return {**experiments, **restored}
