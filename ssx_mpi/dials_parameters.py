@@ -142,8 +142,8 @@ def _extract(stage: str, defaults: str | None, user_text: str | None):
 def _refinement_defaults(p: Parameters) -> str:
     text = _REFINEMENT_DEFAULTS.format(engine=dials_compat.refinement_engine())
     if p.restrain_cell and p.unit_cell is not None:
-        # a thousandth of a length and a hundredth of a degree hold the cell and keep the equations well conditioned
-        sigmas = [0.001 * length for length in p.unit_cell[:3]] + [0.01] * 3
+        # tight enough to outweigh thousands of spots; angles that the symmetry fixes are not refined anyway
+        sigmas = [1e-5 * length for length in p.unit_cell[:3]] + [1e-3] * 3
         text += _RESTRAINT.format(values=_numbers(p.unit_cell), sigmas=_numbers(sigmas))
     return text
 

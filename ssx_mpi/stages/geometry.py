@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssx_mpi.kernels.geometry import GeometryUncertainty, Spots, geometry_uncertainty, strain_basis
+from ssx_mpi.kernels.detector import GeometryUncertainty, Spots, geometry_uncertainty, strain_basis
 from ssx_mpi.stages.results import StageError, library_errors, short_reason
 
 

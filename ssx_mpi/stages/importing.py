@@ -6,6 +6,7 @@ to be broadcast, and :class:`ExperimentMaker` makes the DIALS experiment of one 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -91,6 +92,44 @@ class ImageSources:
         path, index = self.locate(image)
         text = f"{path}#{'' if index is None else index}#{'' if lattice is None else lattice}"
         return str(uuid.uuid5(_IDENTIFIER_SPACE, text))
+
+    def firsts(self) -> list[int]:
+        """The first image of each source."""
+        return [0, *(int(end) for end in self._ends[:-1])] if self.sources else []
+
+    def as_json(self) -> list[dict]:
+        """The sources as plain data, for people."""
+        described = []
+        for source in self.sources:
+            if isinstance(source, StackSource):
+                described.append({"path": source.path, "first": source.offset + 1, "images": source.count})
+            else:
+                numbers = source.numbers.tolist()
+                names = f"{source.prefix}{'#' * source.width}{source.suffix}"
+                described.append({"template": names, "images": source.count, "numbers": _spans(numbers)})
+        return described
+
+    def summary(self) -> str:
+        """A short text that is another for other images: a digest of names and ranges, and their number."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            if isinstance(source, StackSource):
+                size = Path(source.path).stat().st_size
+                digest.update(f"{source.path}:{source.offset}:{source.count}:{size}\n".encode())
+            else:
+                digest.update(f"{source.prefix}:{source.width}:{source.suffix}\n".encode() + source.numbers.tobytes())
+        return f"{len(self)} images (digest {digest.hexdigest()[:12]})"
+
+
+def _spans(numbers: list[int]) -> list[list[int]]:
+    """Ascending numbers as inclusive spans."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return spans
 
 
 def find_images(requested: tuple[Source, ...]) -> ImageSources:
@@ -325,6 +364,10 @@ class ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
         return ExperimentMaker(self.images, geometry, self._mask, self._overrides)
 
+    def with_mask(self, mask: UserMask) -> ExperimentMaker:
+        """The same, with the user's mask on top of that of the detector."""
+        return ExperimentMaker(self.images, self.geometry, mask, self._overrides)
+
     def experiment(self, image: int):
         """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read."""
         from dxtbx.model import Experiment
@@ -388,6 +431,48 @@ class ExperimentMaker:
         lookup.data = ImageBool(panels)
         lookup.filename = str(self._mask.path)
         return imageset
+
+
+def read_geometry(path: Path, like=None):
+    """(detector, beam) of the experiment list `path`.
+
+    Parameters
+    ----------
+    path
+        An .expt file.
+    like : dxtbx Detector, optional
+        The detector of the images, whose panels it must have.
+
+    Raises
+    ------
+    InputError
+        When it is none, or its detector has other panels.
+    """
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    try:
+        experiments = ExperimentListFactory.from_json_file(str(path), check_format=False)
+        detector, beam = experiments[0].detector, experiments[0].beam
+    except Exception as error:  # whatever reading a file of another kind raises
+        raise InputError(f"{path} is not a DIALS experiment list ({_first_line(error)})") from None
+    if detector is None or beam is None:
+        raise InputError(f"{path} has no detector or no beam")
+    if like is not None and [p.get_image_size() for p in detector] != [p.get_image_size() for p in like]:
+        raise InputError(f"the detector in {path} has other panels than that of the images")
+    return detector, beam
+
+
+def read_import_overrides(scope):
+    """The part of a dials.import scope that applies here.
+
+    Raises
+    ------
+    InputError
+        When its geometry is at odds with itself; found at the first image otherwise.
+    """
+    if not hasattr(scope, "geometry") or not hasattr(scope, "format"):
+        raise InputError("dials_import.phil: this version of dials.import has no geometry parameters")
+    return scope
 
 
 @dataclass(frozen=True)

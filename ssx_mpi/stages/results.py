@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -36,6 +36,44 @@ class Crystals:
 
     experiments: Any
     reflections: Any
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Numbers about one indexed lattice: rmsds in pixels, cell in angstrom and degrees, d_min in angstrom."""
+
+    n_indexed: int
+    rmsd_x: float
+    rmsd_y: float
+    cell: tuple[float, ...]
+    d_min: float
+
+
+@dataclass(frozen=True)
+class IntegratedCrystal:
+    """Numbers about one integrated crystal: mosaicity in degrees, None where its model has none."""
+
+    n_reflections: int
+    i_over_sigma: float
+    cell: tuple[float, ...]
+    mosaicity: float | None
+
+
+@dataclass
+class StillResult:
+    """What became of one still; the tables of the steps that were done."""
+
+    image: int
+    n_spots: int = 0
+    hit: bool = False
+    lattices: list[Lattice] = field(default_factory=list)
+    crystals: list[IntegratedCrystal] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    experiment: Any = None
+    strong: Any = None
+    indexed: Crystals | None = None
+    integrated: Crystals | None = None
 
 
 def library_errors() -> tuple[type[BaseException], ...]:

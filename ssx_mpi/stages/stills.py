@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ssx_mpi.stages.importing import ExperimentMaker
-from ssx_mpi.stages.results import BadImage, Crystals, Failure, StageError, library_errors, short_reason
+from ssx_mpi.stages.packing import describe, encode
+from ssx_mpi.stages.results import (
+    BadImage,
+    Crystals,
+    Failure,
+    IntegratedCrystal,
+    Lattice,
+    StageError,
+    StillResult,
+    library_errors,
+    short_reason,
+)
 
 
 @dataclass(frozen=True)
@@ -20,44 +31,6 @@ class Engine:
     find_spots: Callable[[Any], Any]
     index: Callable[[Any, Any], Crystals]
     integrate: Callable[[Any, Any], Crystals]
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Numbers about one indexed lattice: rmsds in pixels, cell in angstrom and degrees, d_min in angstrom."""
-
-    n_indexed: int
-    rmsd_x: float
-    rmsd_y: float
-    cell: tuple[float, ...]
-    d_min: float
-
-
-@dataclass(frozen=True)
-class IntegratedCrystal:
-    """Numbers about one integrated crystal: mosaicity in degrees, None where its model has none."""
-
-    n_reflections: int
-    i_over_sigma: float
-    cell: tuple[float, ...]
-    mosaicity: float | None
-
-
-@dataclass
-class StillResult:
-    """What became of one still; the tables of the steps that were done."""
-
-    image: int
-    n_spots: int = 0
-    hit: bool = False
-    lattices: list[Lattice] = field(default_factory=list)
-    crystals: list[IntegratedCrystal] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    experiment: Any = None
-    strong: Any = None
-    indexed: Crystals | None = None
-    integrated: Crystals | None = None
 
 
 class StillProcessor:
@@ -126,6 +99,22 @@ class StillProcessor:
             result.integrated = _joined(done)
             result.crystals = [_describe_crystal(*each) for each in _by_lattice(result.integrated)]
         result.seconds["integrate"] = time.process_time() - began
+
+    def index_again(self, result: StillResult) -> StillResult:
+        """The hit `result` indexed anew, from the spots it had, with the geometry of this processor."""
+        again = StillResult(result.image, result.n_spots, result.hit, seconds=dict(result.seconds))
+        again.experiment, again.strong = self.maker.experiment(result.image), result.strong
+        self.index(again)
+        again.experiment = None
+        return again
+
+    def describe(self, result: StillResult) -> dict[str, Any]:
+        """The numbers of `result` as plain data."""
+        return describe(result, self.maker.images.name(result.image))
+
+    def record(self, result: StillResult, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
+        """The record of `result` for the journal, with the tables of `steps`."""
+        return encode(result, self.maker.images.name(result.image), steps, common)
 
     def _labelled(self, table, image: int):
         """`table` with its identifier set, and 0 for the number of its experiment and imageset."""
