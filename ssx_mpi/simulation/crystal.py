@@ -154,7 +154,6 @@ def vary_cell(symmetry, spread: float, rng: np.random.Generator) -> tuple[float,
         tied = [j for j in range(first, i) if abs(response[j]) > 0.1 * probe]
         if tied:
             deviates[i] = deviates[tied[0]]
-    # the first angle of three is not tied to an earlier one, but may be fixed
     varied = uctbx.unit_cell(tuple(cell * (1 + spread * deviates)))
     return tuple(group.average_unit_cell(varied).parameters())
 
