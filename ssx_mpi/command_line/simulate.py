@@ -16,6 +16,8 @@ truth stands beside the images: truth.expt (crystals, beam, detector), truth.mtz
 
 from __future__ import annotations
 
+import difflib
+import re
 import sys
 import time
 from pathlib import Path
@@ -201,24 +203,41 @@ def parameters_from_phil(params):
     )
 
 
+def closest_name(message: str, scope) -> str:
+    """The parameter of `scope` that an unknown one was perhaps meant to be, as the end of a sentence; empty if none."""
+    unknown = re.search(r"Unknown command line parameter definition: ([\w.]+)", message)
+    if not unknown:
+        return ""
+    names = [definition.path for definition in scope.all_definitions()]
+    by_last = {name.split(".")[-1]: name for name in names}
+    word = unknown.group(1)
+    close = difflib.get_close_matches(word, names, 1) or difflib.get_close_matches(word.split(".")[-1], by_last, 1)
+    return f" (did you mean {by_last.get(close[0], close[0])}?)" if close else ""
+
+
 def main(args: list[str], comm) -> int:
     """Parse, simulate on every rank of `comm`, report on rank 0; returns the exit status."""
     from dials.util.options import ArgumentParser
     from libtbx.phil import parse
+    from libtbx.utils import Sorry
 
     from ssx_mpi.simulation.crystal import crystal_symmetry
     from ssx_mpi.simulation.data_set import check_outputs, simulate
     from ssx_mpi.simulation.parameters import SimulationError
 
-    parser = ArgumentParser(usage="ssx_mpi.simulate [options] [name=value ...]", phil=parse(PHIL), epilog=__doc__)
-    params, _ = parser.parse_args(args=args, show_diff_phil=False)
+    scope = parse(PHIL)
+    parser = ArgumentParser(usage="ssx_mpi.simulate [options] [name=value ...]", phil=scope, epilog=__doc__)
     parameters, refusal = None, None
     try:
+        params, _ = parser.parse_args(args=args, show_diff_phil=False)
         parameters = parameters_from_phil(params)
         crystal_symmetry(parameters.crystal)
         check_outputs(parameters, params.output.overwrite)
     except SimulationError as error:
         refusal = str(error)
+    except (Sorry, RuntimeError) as error:
+        # libtbx's way to say that it cannot read an argument
+        refusal = str(error).splitlines()[0] + closest_name(str(error), scope)
     # all ranks have looked before one of them writes, or leaves
     refusals = [message for message in comm.allgather(refusal) if message]
     if parameters is None or refusals:

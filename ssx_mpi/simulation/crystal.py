@@ -61,7 +61,7 @@ def crystal_symmetry(parameters: CrystalParameters):
         raise SimulationError(f"space_group={symbol}: has mirrors or inversion, which no protein crystal has")
     try:
         unit_cell = uctbx.unit_cell(tuple(parameters.unit_cell))
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise SimulationError(f"unit_cell={cell}: not a unit cell") from None
     if not group.group().is_compatible_unit_cell(unit_cell):
         raise SimulationError(f"unit_cell={cell}: does not agree with space group {group}")

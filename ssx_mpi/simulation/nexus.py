@@ -86,6 +86,8 @@ def write_data_file(
         int32 arrays of `shape` (ny, nx), -1 and -2 in dead pixels: in two's complement these become the two highest
         values of the unsigned type.
     """
+    if not has_filter(compression):
+        raise ValueError(f"this HDF5 has no filter for {compression}")
     path = layout.data_file(number)
     unfinished = path.with_suffix(".part")
     count = len(layout.images(number))

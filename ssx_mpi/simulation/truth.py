@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from ssx_mpi.kernels.simulation import polarization_factor
+
 # farther from every true lattice of its image than this, an indexed lattice is false
 FALSE_ABOVE_DEG = 1.0
 # hits with fewer visible spots than this need not be indexed
@@ -210,16 +212,22 @@ def match(truth: Truth, lattices: Iterable[Lattice]) -> Matches:
 
 @dataclass(frozen=True)
 class Observations:
-    """Integrated reflections of many crystals: indices (n, 3), crystal number, counts and partiality (n,)."""
+    """Integrated reflections of many crystals: indices (n, 3), and (n,) each of crystal number, counts and share.
+
+    The share of the full intensity that was recorded is partiality times polarization factor.
+    """
 
     hkl: np.ndarray
     crystal: np.ndarray
     intensity: np.ndarray
-    partiality: np.ndarray
+    share: np.ndarray
 
 
 def read_observations(paths: Iterable[Path]) -> Observations | None:
-    """Summation intensities of ``.refl`` files with a partiality that is worth dividing by; None without files."""
+    """Summation intensities of ``.refl`` files with a partiality that is worth dividing by; None without files.
+
+    The beam is taken to be along -z and polarized horizontally, as the simulator has it and dxtbx supposes.
+    """
     from dials.array_family import flex
 
     parts = []
@@ -234,18 +242,19 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         good &= table["intensity.sum.variance"].as_numpy_array() > 0
         hkl = table["miller_index"].as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         intensity = table["intensity.sum.value"].as_numpy_array()
-        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], partiality[good]))
+        s1 = table["s1"].as_double().as_numpy_array().reshape(-1, 3)
+        share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
+        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
         first += int(ids.max()) + 1
     if not parts:
         return None
-    hkl, crystal, intensity, partiality = (np.concatenate(column) for column in zip(*parts))
-    return Observations(hkl, crystal, intensity, partiality)
+    return Observations(*(np.concatenate(column) for column in zip(*parts)))
 
 
 def merge(
     unique: np.ndarray, observations: Observations, scale: np.ndarray, n_unique: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Σ I / Σ s p for each unique reflection, and Σ s p.
+    """Σ I / Σ s p for each unique reflection, and Σ s p, p being the share recorded.
 
     Parameters
     ----------
@@ -256,7 +265,7 @@ def merge(
     n_unique
         Number of unique reflections.
     """
-    expected = scale[observations.crystal] * observations.partiality
+    expected = scale[observations.crystal] * observations.share
     total = np.bincount(unique, observations.intensity, n_unique)
     weight = np.bincount(unique, expected, n_unique)
     return total / np.where(weight > 0, weight, np.inf), weight
@@ -270,7 +279,7 @@ def crystal_scales(unique: np.ndarray, observations: Observations, n_unique: int
     scale = np.ones(int(observations.crystal.max()) + 1)
     for _ in range(cycles):
         merged, _ = merge(unique, observations, scale, n_unique)
-        expected = merged[unique] * observations.partiality
+        expected = merged[unique] * observations.share
         above = np.bincount(observations.crystal, observations.intensity * expected, len(scale))
         below = np.bincount(observations.crystal, expected**2, len(scale))
         scale = np.maximum(above / np.where(below > 0, below, np.inf), 1e-3)
@@ -294,7 +303,7 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
         observations.hkl[known],
         observations.crystal[known],
         observations.intensity[known],
-        observations.partiality[known],
+        observations.share[known],
     )
     true = array.data().as_numpy_array()
     correlations = []

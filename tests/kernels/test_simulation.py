@@ -38,9 +38,7 @@ def one_reflection(q, shape):
 
 def near_ewald(two_theta, azimuth, offset):
     """An rlp whose distance from the Ewald sphere (radius 1) is `offset`."""
-    s2 = np.array(
-        [np.sin(two_theta) * np.cos(azimuth), np.sin(two_theta) * np.sin(azimuth), -np.cos(two_theta)]
-    )
+    s2 = np.array([np.sin(two_theta) * np.cos(azimuth), np.sin(two_theta) * np.sin(azimuth), -np.cos(two_theta)])
     return (1 - offset) * s2 - S0
 
 
