@@ -1,0 +1,165 @@
+"""Simulated crystals: intensities that obey symmetry and Wilson's statistics, cells that differ within the symmetry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssx_mpi.simulation.parameters import CrystalParameters, SimulationError
+
+# mean intensity at zero angle, on the arbitrary scale of truth.mtz
+MEAN_INTENSITY = 1000.0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """True intensities of a crystal form.
+
+    Attributes
+    ----------
+    symmetry
+        cctbx crystal symmetry.
+    asu_hkl : (m, 3) int32
+        Unique reflections in cctbx's asymmetric unit, absences left out, sorted.
+    asu_intensity : (m,) float64
+    hkl : (n, 3) float64
+        All reflections of the full sphere.
+    unique : (n,) int64
+        Row of each in `asu_hkl`.
+    """
+
+    symmetry: Any
+    asu_hkl: np.ndarray
+    asu_intensity: np.ndarray
+    hkl: np.ndarray
+    unique: np.ndarray
+
+    @property
+    def intensity(self) -> np.ndarray:
+        """Intensity (n,) of every row of :attr:`hkl`."""
+        return self.asu_intensity[self.unique]
+
+
+def crystal_symmetry(parameters: CrystalParameters):
+    """The cctbx crystal symmetry of the parameters.
+
+    Raises
+    ------
+    SimulationError
+        For an unknown symbol, an impossible cell or a cell that the space group forbids.
+    """
+    from cctbx import crystal, sgtbx, uctbx
+
+    symbol, cell = parameters.space_group, ",".join(f"{v:g}" for v in parameters.unit_cell)
+    try:
+        group = sgtbx.space_group_info(symbol)
+    except RuntimeError:
+        raise SimulationError(f"space_group={symbol}: not a space group") from None
+    if not group.group().is_chiral():
+        raise SimulationError(f"space_group={symbol}: has mirrors or inversion, which no protein crystal has")
+    try:
+        unit_cell = uctbx.unit_cell(tuple(parameters.unit_cell))
+    except (RuntimeError, ValueError):
+        raise SimulationError(f"unit_cell={cell}: not a unit cell") from None
+    if not group.group().is_compatible_unit_cell(unit_cell):
+        raise SimulationError(f"unit_cell={cell}: does not agree with space group {group}")
+    return crystal.symmetry(unit_cell=unit_cell, space_group_info=group)
+
+
+def wilson_intensities(
+    centric: np.ndarray, epsilon: np.ndarray, d_star_sq: np.ndarray, b_factor: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Intensities (n,) of a random structure.
+
+    I = ε Σ(d*) z, with z exponential for acentric reflections (two Gaussian parts of the structure factor) and χ² with
+    one degree of freedom for centric ones, and Σ falling as exp(-B d*² / 2).
+
+    Parameters
+    ----------
+    centric : (n,) bool
+    epsilon : (n,) float64
+        Statistical weight of the reflections.
+    d_star_sq : (n,) float64
+        1/d², Å⁻².
+    b_factor
+        Å².
+
+    References
+    ----------
+    Wilson (1949), Acta Cryst. 2, 318-321.
+    """
+    real, imaginary = rng.standard_normal((2, len(epsilon)))
+    z = np.where(centric, real**2, 0.5 * (real**2 + imaginary**2))
+    return MEAN_INTENSITY * epsilon * np.exp(-0.5 * b_factor * d_star_sq) * z
+
+
+def make_structure(parameters: CrystalParameters, rng: np.random.Generator) -> Structure:
+    """Draw the intensities of a crystal form to its resolution limit."""
+    from cctbx import miller
+
+    symmetry = crystal_symmetry(parameters)
+    # a crystal with a smaller cell reaches a little further
+    reach = parameters.d_min * (1 - 4 * parameters.cell_spread)
+    unique = miller.build_set(symmetry, anomalous_flag=False, d_min=reach)
+    hkl = unique.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+    # the order of cctbx's generator is not promised; intensities are to depend on the seed alone
+    order = np.lexsort(hkl.T[::-1])
+    intensity = np.empty(len(hkl))
+    intensity[order] = wilson_intensities(
+        unique.centric_flags().data().as_numpy_array()[order],
+        unique.epsilons().data().as_double().as_numpy_array()[order],
+        unique.d_star_sq().data().as_numpy_array()[order],
+        parameters.b_factor,
+        rng,
+    )
+    return Structure(symmetry, hkl[order], intensity[order], *_full_sphere(hkl[order], symmetry))
+
+
+def _full_sphere(asu_hkl: np.ndarray, symmetry) -> tuple[np.ndarray, np.ndarray]:
+    """All reflections equivalent to `asu_hkl`, each once, and the row that each belongs to."""
+    rotations = np.array([op.r().as_double() for op in symmetry.space_group().build_derived_laue_group().all_ops()])
+    rotations = rotations.reshape(-1, 3, 3)
+    images = np.einsum("ni,rij->nrj", asu_hkl, rotations).round().astype(np.int64)
+    rows = np.repeat(np.arange(len(asu_hkl)), len(rotations))
+    flat = images.reshape(-1, 3)
+    span = 2 * int(np.abs(flat).max()) + 1
+    shifted = flat + span // 2
+    key = (shifted[:, 0] * span + shifted[:, 1]) * span + shifted[:, 2]
+    _, first = np.unique(key, return_index=True)
+    return flat[first].astype(float), rows[first]
+
+
+def vary_cell(symmetry, spread: float, rng: np.random.Generator) -> tuple[float, ...]:
+    """Cell parameters that differ from those of `symmetry` by a relative `spread`, with the same symmetry.
+
+    Parameters that the symmetry ties together change together, each group by one normal deviate; those that it fixes
+    stay.
+    """
+    from cctbx import uctbx
+
+    group = symmetry.space_group()
+    cell = np.array(symmetry.unit_cell().parameters())
+    deviates = rng.standard_normal(6)
+    probe = 1e-4
+    for i in range(1, 6):
+        changed = cell.copy()
+        changed[i] *= 1 + probe
+        response = np.array(group.average_unit_cell(uctbx.unit_cell(tuple(changed))).parameters()) / cell - 1
+        if abs(response[i]) < 0.01 * probe:
+            deviates[i] = 0.0
+            continue
+        first = 0 if i < 3 else 3
+        tied = [j for j in range(first, i) if abs(response[j]) > 0.1 * probe]
+        if tied:
+            deviates[i] = deviates[tied[0]]
+    varied = uctbx.unit_cell(tuple(cell * (1 + spread * deviates)))
+    return tuple(group.average_unit_cell(varied).parameters())
+
+
+def orthogonalization_reciprocal(unit_cell: tuple[float, ...]) -> np.ndarray:
+    """Matrix B (3, 3) with q = U B h for a crystal of this cell, in the convention of cctbx and DIALS."""
+    from cctbx import uctbx
+
+    return np.array(uctbx.unit_cell(tuple(unit_cell)).fractionalization_matrix()).reshape(3, 3).T

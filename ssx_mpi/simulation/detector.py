@@ -1,0 +1,161 @@
+"""The simulated detector: true and header models, where rays meet it, which pixels are dead, the smooth background."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssx_mpi.kernels.simulation import polarization_factor
+from ssx_mpi.simulation.parameters import (
+    DETECTORS,
+    BackgroundParameters,
+    BeamParameters,
+    DetectorParameters,
+    DetectorPreset,
+    HeaderParameters,
+)
+
+
+@dataclass(frozen=True)
+class FlatDetector:
+    """A flat detector perpendicular to the beam, which travels along -z; x of the image along +x, y along -y.
+
+    Parameters
+    ----------
+    preset
+        Modules, pixels and sensor.
+    distance_mm
+        From the sample.
+    beam_centre_mm
+        (x, y) of the point that the beam meets, from the corner of pixel (0, 0).
+    wavelength
+        Å; sets the absorption in the sensor.
+    """
+
+    preset: DetectorPreset
+    distance_mm: float
+    beam_centre_mm: tuple[float, float]
+    wavelength: float
+
+    @property
+    def attenuation_per_mm(self) -> float:
+        """Absorption coefficient of silicon, mm⁻¹, from the table that DIALS uses."""
+        from cctbx.eltbx import attenuation_coefficient
+
+        return attenuation_coefficient.get_table("Si").mu_at_angstrom(self.wavelength) / 10.0
+
+    def pixels(self, s1: np.ndarray) -> np.ndarray:
+        """Where rays `s1` (n, 3) are recorded, (n, 2) in pixels.
+
+        A photon enters the sensor where the ray meets its face and is absorbed further along the ray: on average
+        1/µ - (l + 1/µ) exp(-µ l) further, l being the length of the ray in the sensor (parallax).
+        """
+        u = s1 / np.linalg.norm(s1, axis=1)[:, None]
+        cos = -u[:, 2]
+        mu = self.attenuation_per_mm
+        path = self.preset.thickness_mm / cos
+        depth = 1 / mu - (path + 1 / mu) * np.exp(-mu * path)
+        along = self.distance_mm / cos + depth
+        x = self.beam_centre_mm[0] + u[:, 0] * along
+        y = self.beam_centre_mm[1] - u[:, 1] * along
+        return np.column_stack([x, y]) / self.preset.pixel_mm
+
+    def jacobian(self, s1: np.ndarray) -> np.ndarray:
+        """Derivative (n, 2, 3) of the pixel position, without parallax, with respect to `s1` (n, 3)."""
+        x, y, z = s1.T
+        scale = self.distance_mm / self.preset.pixel_mm
+        zero = np.zeros_like(x)
+        return scale * np.stack(
+            [np.stack([-1 / z, zero, x / z**2], axis=1), np.stack([zero, 1 / z, -y / z**2], axis=1)], axis=1
+        )
+
+    def directions(self) -> np.ndarray:
+        """Unit vectors (ny, nx, 3) from the sample to the middle of each pixel, parallax left out."""
+        nx, ny = self.preset.size
+        x = (np.arange(nx) + 0.5) * self.preset.pixel_mm - self.beam_centre_mm[0]
+        y = self.beam_centre_mm[1] - (np.arange(ny) + 0.5) * self.preset.pixel_mm
+        v = np.empty((ny, nx, 3))
+        v[..., 0], v[..., 1], v[..., 2] = x, y[:, None], -self.distance_mm
+        return v / np.linalg.norm(v, axis=2, keepdims=True)
+
+    def to_dxtbx(self):
+        """This detector as a dxtbx Detector of one panel, with the parallax correction."""
+        from dxtbx.model import Detector, ParallaxCorrectedPxMmStrategy
+
+        bx, by = self.beam_centre_mm
+        mu = self.attenuation_per_mm
+        detector = Detector()
+        panel = detector.add_panel()
+        panel.set_type("SENSOR_PAD")
+        panel.set_name("/entry/instrument/detector/module")
+        panel.set_local_frame((1, 0, 0), (0, -1, 0), (-bx, by, -self.distance_mm))
+        panel.set_pixel_size((self.preset.pixel_mm, self.preset.pixel_mm))
+        panel.set_image_size(self.preset.size)
+        panel.set_trusted_range((-1, saturation(self.preset)))
+        panel.set_thickness(self.preset.thickness_mm)
+        panel.set_material("Si")
+        panel.set_mu(mu)
+        panel.set_px_mm_strategy(ParallaxCorrectedPxMmStrategy(mu, self.preset.thickness_mm))
+        return detector
+
+
+def saturation(preset: DetectorPreset) -> int:
+    """Highest count that a pixel can hold: the two values above it are the codes of masked and bad pixels."""
+    return 2**16 - 3 if preset.bit_depth == 16 else 1_048_500
+
+
+def true_detector(detector: DetectorParameters, beam: BeamParameters) -> FlatDetector:
+    """The detector where it really stands."""
+    preset = DETECTORS[detector.preset]
+    nx, ny = preset.size
+    dx, dy = detector.centre_offset_mm
+    centre = (nx * preset.pixel_mm / 2 + dx, ny * preset.pixel_mm / 2 + dy)
+    return FlatDetector(preset, detector.distance_mm, centre, beam.wavelength)
+
+
+def header_detector(true: FlatDetector, header: HeaderParameters) -> FlatDetector:
+    """The detector as the header of the images describes it."""
+    centre = (
+        true.beam_centre_mm[0] + header.beam_offset_mm[0],
+        true.beam_centre_mm[1] + header.beam_offset_mm[1],
+    )
+    return FlatDetector(true.preset, true.distance_mm + header.distance_offset_mm, centre, true.wavelength)
+
+
+def gap_mask(preset: DetectorPreset) -> np.ndarray:
+    """Pixels (ny, nx) bool that lie between the modules."""
+
+    def between(module: int, count: int, gap: int) -> np.ndarray:
+        return np.arange(module * count + gap * (count - 1)) % (module + gap) >= module
+
+    columns, rows = (between(*v) for v in zip(preset.module, preset.modules, preset.gap))
+    return columns[None, :] | rows[:, None]
+
+
+def bad_pixel_mask(preset: DetectorPreset, number: int, rng: np.random.Generator) -> np.ndarray:
+    """Pixels (ny, nx) bool that are flagged as bad: `number` of them, on the modules."""
+    bad = np.zeros(preset.shape, bool)
+    live = np.flatnonzero(~gap_mask(preset).ravel())
+    bad.ravel()[rng.choice(live, min(number, len(live)), replace=False)] = True
+    return bad
+
+
+def background(detector: FlatDetector, beam: BeamParameters, parameters: BackgroundParameters) -> np.ndarray:
+    """Expected counts (ny, nx) float32 per pixel of an image without crystal.
+
+    Air and solvent: a rise towards the beam, a broad plateau, and the ring of liquid water at 3.1 to 3.4 Å with its
+    weak second shoulder near 2.1 Å; polarized, falling with the solid angle of the pixels, dark behind the beamstop.
+    """
+    u = detector.directions()
+    cos = -u[..., 2]
+    q = np.sqrt(np.maximum(0.0, 2 - 2 * cos)) / beam.wavelength
+    ring = np.exp(-0.5 * ((q - 1 / parameters.ring_d) / 0.035) ** 2)
+    shoulder = 0.2 * np.exp(-0.5 * ((q - 1 / 2.1) / 0.05) ** 2)
+    profile = 0.6 * ring + shoulder + 0.4 * np.exp(-((q / 0.6) ** 2)) + 1.2 * np.exp(-q / 0.06)
+    profile *= polarization_factor(u, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), beam.polarization_fraction)
+    profile *= cos**3
+    if parameters.beamstop_mm > 0:
+        radius = detector.distance_mm * np.sqrt(1 - cos**2) / cos
+        profile *= 1 - np.exp(-((radius / parameters.beamstop_mm) ** 8))
+    return (parameters.level * profile).astype(np.float32)

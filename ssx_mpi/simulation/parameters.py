@@ -1,0 +1,231 @@
+"""What a simulated data set is made of, as frozen dataclasses that refuse what cannot be simulated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+COMPRESSIONS = ("bslz4", "lz4", "gzip", "none")
+
+
+class SimulationError(ValueError):
+    """A parameter that cannot be simulated; the message is one line that names it."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SimulationError(message)
+
+
+@dataclass(frozen=True)
+class DetectorPreset:
+    """A pixel detector built of equal modules; lengths in mm, sizes (x, y) in pixels."""
+
+    name: str
+    module: tuple[int, int]
+    modules: tuple[int, int]
+    gap: tuple[int, int]
+    pixel_mm: float
+    thickness_mm: float
+    bit_depth: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Size (x, y) of the image in pixels, gaps included."""
+        (mx, my), (nx, ny), (gx, gy) = self.module, self.modules, self.gap
+        return mx * nx + gx * (nx - 1), my * ny + gy * (ny - 1)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape (ny, nx) of the image as an array."""
+        return self.size[::-1]
+
+
+# sizes from the manufacturers' data sheets (Eiger2 1M and 4M, Pilatus3 6M and 200K)
+DETECTORS = {
+    preset.name: preset
+    for preset in (
+        DetectorPreset("eiger1m", (1028, 512), (1, 2), (12, 38), 0.075, 0.45, 16),
+        DetectorPreset("eiger4m", (1028, 512), (2, 4), (12, 38), 0.075, 0.45, 16),
+        DetectorPreset("pilatus6m", (487, 195), (5, 12), (7, 17), 0.172, 0.32, 32),
+        DetectorPreset("pilatus200k", (487, 195), (1, 2), (7, 17), 0.172, 0.32, 32),
+    )
+}
+
+
+@dataclass(frozen=True)
+class DetectorParameters:
+    """The detector as it truly stands.
+
+    Parameters
+    ----------
+    preset
+        Name in :data:`DETECTORS`.
+    distance_mm
+        From sample to detector, which is perpendicular to the beam.
+    centre_offset_mm
+        Where the beam meets the detector, (x, y) from the middle of the image.
+    bad_pixels
+        Number of pixels that are flagged as bad, at random places.
+    point_spread
+        Standard deviation of the blur by sensor and beam size, pixels.
+    """
+
+    preset: str = "eiger1m"
+    distance_mm: float = 70.0
+    centre_offset_mm: tuple[float, float] = (0.6, -0.9)
+    bad_pixels: int = 60
+    point_spread: float = 0.45
+
+    def __post_init__(self) -> None:
+        _require(self.preset in DETECTORS, f"detector.preset={self.preset}: choose from {', '.join(DETECTORS)}")
+        _require(self.distance_mm > 0, f"detector.distance={self.distance_mm:g}: must be above 0 mm")
+        _require(self.bad_pixels >= 0, f"detector.bad_pixels={self.bad_pixels}: must not be negative")
+        _require(
+            0.2 <= self.point_spread <= 10, f"detector.point_spread={self.point_spread:g}: must be 0.2 to 10 pixels"
+        )
+
+
+@dataclass(frozen=True)
+class BeamParameters:
+    """The X-ray beam: wavelength in Å, relative bandwidth and divergence (radians) as standard deviations."""
+
+    wavelength: float = 0.976
+    bandwidth: float = 1e-4
+    divergence: float = 5e-5
+    polarization_fraction: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require(0.1 <= self.wavelength <= 10, f"beam.wavelength={self.wavelength:g}: must be 0.1 to 10 Å")
+        _require(0 <= self.bandwidth <= 0.02, f"beam.bandwidth={self.bandwidth:g}: must be 0 to 0.02")
+        _require(0 <= self.divergence <= 0.01, f"beam.divergence={self.divergence:g}: must be 0 to 0.01 radians")
+        _require(
+            0 <= self.polarization_fraction <= 1,
+            f"beam.polarization_fraction={self.polarization_fraction:g}: must be 0 to 1",
+        )
+
+
+@dataclass(frozen=True)
+class CrystalParameters:
+    """What the crystals share and how they differ.
+
+    Parameters
+    ----------
+    space_group, unit_cell
+        Symbol and the six cell parameters (Å, degrees).
+    d_min
+        Resolution limit of what is drawn, Å.
+    b_factor
+        Wilson B factor, Å².
+    cell_spread
+        Relative standard deviation of the cell parameters that the space group leaves free.
+    mosaicity_deg, mosaicity_spread
+        Median misorientation of the domains, degrees, and the standard deviation of its logarithm.
+    domain_size
+        Edge of the coherent domains, Å.
+    brightness, brightness_spread
+        Photons in a centred reflection of average intensity at zero angle, for the median crystal, and the standard
+        deviation of its logarithm from crystal to crystal.
+    """
+
+    space_group: str = "P43212"
+    unit_cell: tuple[float, ...] = (79.1, 79.1, 38.2, 90.0, 90.0, 90.0)
+    d_min: float = 1.6
+    b_factor: float = 20.0
+    cell_spread: float = 0.001
+    mosaicity_deg: float = 0.05
+    mosaicity_spread: float = 0.2
+    domain_size: float = 2000.0
+    brightness: float = 800.0
+    brightness_spread: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(len(self.unit_cell) == 6, f"unit_cell has {len(self.unit_cell)} numbers: six are needed")
+        _require(self.d_min > 0, f"d_min={self.d_min:g}: must be above 0 Å")
+        for name in ("cell_spread", "mosaicity_deg", "mosaicity_spread", "b_factor", "brightness", "brightness_spread"):
+            _require(
+                getattr(self, name) >= 0, f"crystal.{name.removesuffix('_deg')}={getattr(self, name):g}: is negative"
+            )
+        _require(self.cell_spread <= 0.05, f"crystal.cell_spread={self.cell_spread:g}: must be at most 0.05")
+        _require(self.domain_size >= 100, f"crystal.domain_size={self.domain_size:g}: must be 100 Å or more")
+
+
+@dataclass(frozen=True)
+class BackgroundParameters:
+    """Smooth scattering: `level` counts per pixel at the water ring, and how that varies between images (logarithm)."""
+
+    level: float = 3.0
+    spread: float = 0.15
+    ring_d: float = 3.2
+    beamstop_mm: float = 1.5
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.level <= 1e4, f"background.level={self.level:g}: must be 0 to 10000 counts")
+        _require(self.spread >= 0, f"background.spread={self.spread:g}: is negative")
+        _require(self.ring_d > 0, f"background.ring_d={self.ring_d:g}: must be above 0 Å")
+
+
+@dataclass(frozen=True)
+class HeaderParameters:
+    """What the header says wrongly: header minus truth, mm."""
+
+    beam_offset_mm: tuple[float, float] = (0.0, 0.0)
+    distance_offset_mm: float = 0.0
+
+
+@dataclass(frozen=True)
+class OutputParameters:
+    """Where the images go; see :mod:`ssx_mpi.command_line.simulate` for the meaning of each."""
+
+    file: Path = Path("simulated.nxs")
+    format: str = "nxs"
+    compression: str = "bslz4"
+    images_per_file: int = 25
+    rotation_axis: bool = False
+
+    def __post_init__(self) -> None:
+        _require(self.format in ("nxs", "cbf"), f"output.format={self.format}: choose nxs or cbf")
+        _require(
+            self.compression in COMPRESSIONS,
+            f"output.compression={self.compression}: choose from {', '.join(COMPRESSIONS)}",
+        )
+        _require(self.images_per_file > 0, f"output.images_per_file={self.images_per_file}: must be 1 or more")
+
+
+@dataclass(frozen=True)
+class SimulationParameters:
+    """A whole simulated data set.
+
+    Parameters
+    ----------
+    lattices
+        Relative frequencies of hits with one, two, ... lattices.
+    hit_rate
+        Probability that an image has a crystal.
+    """
+
+    n_images: int = 200
+    seed: int = 1
+    hit_rate: float = 0.3
+    lattices: tuple[float, ...] = (0.85, 0.12, 0.03)
+    crystal: CrystalParameters = field(default_factory=CrystalParameters)
+    beam: BeamParameters = field(default_factory=BeamParameters)
+    detector: DetectorParameters = field(default_factory=DetectorParameters)
+    background: BackgroundParameters = field(default_factory=BackgroundParameters)
+    header: HeaderParameters = field(default_factory=HeaderParameters)
+    output: OutputParameters = field(default_factory=OutputParameters)
+
+    def __post_init__(self) -> None:
+        _require(self.n_images > 0, f"n_images={self.n_images}: must be 1 or more")
+        _require(self.seed >= 0, f"seed={self.seed}: must not be negative")
+        _require(0 <= self.hit_rate <= 1, f"hit_rate={self.hit_rate:g}: must be 0 to 1")
+        _require(
+            len(self.lattices) > 0 and min(self.lattices) >= 0 and sum(self.lattices) > 0,
+            "lattices: needs frequencies that are not negative and not all zero",
+        )
+        distance = self.detector.distance_mm + self.header.distance_offset_mm
+        _require(distance > 0, f"header.distance_offset={self.header.distance_offset_mm:g}: leaves a distance below 0")
+        _require(
+            self.crystal.d_min > self.beam.wavelength / 2,
+            f"d_min={self.crystal.d_min:g}: below half the wavelength, {self.beam.wavelength / 2:g} Å",
+        )

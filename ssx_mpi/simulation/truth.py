@@ -1,0 +1,421 @@
+"""How a processed run compares with the truth of the simulation that it processed.
+
+``python -m ssx_mpi.simulation.truth TRUTH_FOLDER RUN_FOLDER`` reads what :mod:`ssx_mpi.simulation.data_set` wrote and
+the ``batch_*`` of a run (or the integrated or indexed files of DIALS programs in one folder), and prints a short table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssx_mpi.kernels.simulation import polarization_factor
+
+# farther from every true lattice of its image than this, an indexed lattice is false
+FALSE_ABOVE_DEG = 1.0
+# hits with fewer visible spots than this need not be indexed
+ENOUGH_SPOTS = 15
+# below this a sum over the partiality is mostly noise
+SMALLEST_PARTIALITY = 0.25
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A crystal on image `image` (0-based) with setting matrix `A` (3, 3)."""
+
+    image: int
+    A: np.ndarray
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the beam meets the detector, (x, y) from the corner of its first pixel, and the distance; mm."""
+
+    beam_centre_mm: tuple[float, float]
+    distance_mm: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was simulated.
+
+    Attributes
+    ----------
+    lattices
+        In the order of truth.expt.
+    visible_spots
+        For each lattice how many spots stand out of the noise.
+    geometry
+        The true one.
+    intensities
+        cctbx array of the true merged intensities.
+    """
+
+    lattices: tuple[Lattice, ...]
+    visible_spots: tuple[int, ...]
+    geometry: Geometry
+    intensities: Any
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run measured against the truth; lattices are matched by orientation, up to the symmetry of the lattice.
+
+    Attributes
+    ----------
+    hits, hits_indexed
+        Images with 15 visible spots or more, and those of them with a lattice that is right.
+    true_lattices, found_lattices
+        Lattices with 15 visible spots or more, and those of them that were found.
+    lattices
+        Lattices of the run.
+    false_lattices
+        Those farther than a degree from any true one on their image.
+    duplicate_lattices
+        Right ones beyond the first for the same true lattice.
+    orientation_error_deg
+        Median over the lattices that are right; nan without any.
+    beam_centre_error_mm, distance_error_mm
+        Of the run's detector against the true one.
+    n_observations, n_merged
+        Integrated reflections that were merged, and unique ones that came of them.
+    cc_truth, cc_truth_scaled
+        Correlation of merged and true intensities: as they are, and with one scale per crystal; nan if not integrated.
+    """
+
+    hits: int
+    hits_indexed: int
+    true_lattices: int
+    found_lattices: int
+    lattices: int
+    false_lattices: int
+    duplicate_lattices: int
+    orientation_error_deg: float
+    beam_centre_error_mm: float
+    distance_error_mm: float
+    n_observations: int
+    n_merged: int
+    cc_truth: float
+    cc_truth_scaled: float
+
+
+def load_truth(folder: Path) -> Truth:
+    """Read the truth that stands beside simulated images."""
+    from iotbx import mtz
+
+    lattices, geometry = read_experiments(folder / "truth.expt")
+    images = json.loads((folder / "truth.json").read_text())["images"]
+    visible = tuple(n for image in images for n in image["visible_spots"])
+    (intensities,) = [
+        a for a in mtz.object(str(folder / "truth.mtz")).as_miller_arrays() if a.is_xray_intensity_array()
+    ]
+    return Truth(tuple(lattices), visible, geometry, intensities)
+
+
+def read_experiments(path: Path) -> tuple[list[Lattice], Geometry]:
+    """Lattices and geometry of an ``.expt`` file with simulated images.
+
+    The file is read as the JSON that it is: that opens no image, and is the same for every version of DIALS.
+
+    Raises
+    ------
+    ValueError
+        When an experiment does not say which image it belongs to.
+    """
+    from dxtbx.model import BeamFactory, DetectorFactory
+
+    content = json.loads(path.read_text())
+    lattices = []
+    for experiment in content["experiment"]:
+        if "crystal" not in experiment:
+            continue
+        crystal = content["crystal"][experiment["crystal"]]
+        real = np.array([crystal[f"real_space_{axis}"] for axis in "abc"])
+        lattices.append(Lattice(_image_index(experiment, content, path), np.linalg.inv(real)))
+    panel = DetectorFactory.from_dict(content["detector"][0])[0]
+    s0 = BeamFactory.from_dict(content["beam"][0]).get_s0()
+    return lattices, Geometry(tuple(panel.get_beam_centre(s0)), panel.get_directed_distance())
+
+
+def _image_index(experiment: dict, content: dict, path: Path) -> int:
+    """0-based index of an experiment's image, from its scan, its place in an HDF5 file, or the number in its name."""
+    if "scan" in experiment:
+        return int(content["scan"][experiment["scan"]]["image_range"][0]) - 1
+    image_set = content["imageset"][experiment["imageset"]]
+    indices = image_set.get("single_file_indices") or []
+    if len(indices) == 1:
+        return int(indices[0])
+    number = re.search(r"(\d+)\.\w+$", str((image_set.get("images") or [""])[0]))
+    if not number:
+        raise ValueError(f"{path}: cannot tell the image of experiment {experiment.get('identifier')}")
+    return int(number.group(1)) - 1
+
+
+def lattice_rotations(unit_cell, space_group) -> np.ndarray:
+    """Proper rotations of the lattice (n, 3, 3), acting on Miller indices: all ways to index it alike."""
+    from cctbx import crystal, sgtbx
+
+    symmetry = crystal.symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
+    to_niggli = symmetry.change_of_basis_op_to_niggli_cell()
+    group = sgtbx.lattice_symmetry.group(symmetry.change_basis(to_niggli).unit_cell(), max_delta=1.4)
+    operations = group.change_basis(to_niggli.inverse()).build_derived_acentric_group().all_ops()
+    rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
+    return np.unique(rotations.round(6), axis=0).transpose(0, 2, 1)
+
+
+def misorientation_deg(A: np.ndarray, B: np.ndarray, rotations: np.ndarray) -> float:
+    """Smallest rotation, in degrees, that takes the lattice `B` onto `A` under any of the `rotations`.
+
+    For each of them A W B⁻¹ is a rotation but for the difference of the cells, which the nearest rotation (by singular
+    value decomposition, the polar decomposition) leaves out.
+    """
+    u, _, vt = np.linalg.svd(A @ rotations @ np.linalg.inv(B))
+    handed = np.linalg.det(u @ vt)
+    trace = np.trace(u @ vt, axis1=1, axis2=2)
+    cosine = np.where(handed > 0, (trace - 1) / 2, -1.0)
+    return float(np.degrees(np.arccos(np.clip(cosine.max(), -1, 1))))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Lattices of a run against the true ones: which it is (-1: none) and how far, degrees."""
+
+    true: np.ndarray
+    error_deg: np.ndarray
+
+
+def match(truth: Truth, lattices: Iterable[Lattice]) -> Matches:
+    """For each lattice of a run the nearest true one on its image, if within a degree."""
+    array = truth.intensities
+    rotations = lattice_rotations(array.unit_cell(), array.space_group())
+    on_image: dict[int, list[int]] = {}
+    for i, lattice in enumerate(truth.lattices):
+        on_image.setdefault(lattice.image, []).append(i)
+    true, error = [], []
+    for lattice in lattices:
+        angles = [
+            (misorientation_deg(lattice.A, truth.lattices[i].A, rotations), i) for i in on_image.get(lattice.image, [])
+        ]
+        angle, i = min(angles, default=(180.0, -1))
+        true.append(i if angle <= FALSE_ABOVE_DEG else -1)
+        error.append(angle)
+    return Matches(np.array(true, int), np.array(error))
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Integrated reflections of many crystals: indices (n, 3), and (n,) each of crystal number, counts and share.
+
+    The share of the full intensity that was recorded is partiality times polarization factor.
+    """
+
+    hkl: np.ndarray
+    crystal: np.ndarray
+    intensity: np.ndarray
+    share: np.ndarray
+
+
+def read_observations(paths: Iterable[Path]) -> Observations | None:
+    """Summation intensities of ``.refl`` files with a partiality that is worth dividing by; None without files.
+
+    The beam is taken to be along -z and polarized horizontally, as the simulator has it and dxtbx supposes.
+    """
+    from dials.array_family import flex
+
+    parts = []
+    first = 0
+    for path in paths:
+        table = flex.reflection_table.from_file(str(path))
+        if "partiality" not in table or not len(table):
+            continue
+        ids = table["id"].as_numpy_array()
+        partiality = table["partiality"].as_numpy_array()
+        good = table.get_flags(table.flags.integrated_sum).as_numpy_array() & (partiality > SMALLEST_PARTIALITY)
+        good &= table["intensity.sum.variance"].as_numpy_array() > 0
+        hkl = table["miller_index"].as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+        intensity = table["intensity.sum.value"].as_numpy_array()
+        s1 = table["s1"].as_double().as_numpy_array().reshape(-1, 3)
+        share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
+        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
+        first += int(ids.max()) + 1
+    if not parts:
+        return None
+    return Observations(*(np.concatenate(column) for column in zip(*parts)))
+
+
+def merge(
+    unique: np.ndarray, observations: Observations, scale: np.ndarray, n_unique: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Σ I / Σ s p for each unique reflection, and Σ s p, p being the share recorded.
+
+    Parameters
+    ----------
+    unique : (n,) int64
+        Unique reflection of each observation.
+    scale : (n_crystals,) float64
+        Scale s of each crystal.
+    n_unique
+        Number of unique reflections.
+    """
+    expected = scale[observations.crystal] * observations.share
+    total = np.bincount(unique, observations.intensity, n_unique)
+    weight = np.bincount(unique, expected, n_unique)
+    return total / np.where(weight > 0, weight, np.inf), weight
+
+
+def crystal_scales(unique: np.ndarray, observations: Observations, n_unique: int, cycles: int = 10) -> np.ndarray:
+    """One scale per crystal, from the agreement with each other alone: merge and scale by turns.
+
+    Each scale is Σ I M p / Σ (M p)² over the crystal's observations, M being the merged intensity.
+    """
+    scale = np.ones(int(observations.crystal.max()) + 1)
+    for _ in range(cycles):
+        merged, _ = merge(unique, observations, scale, n_unique)
+        expected = merged[unique] * observations.share
+        above = np.bincount(observations.crystal, observations.intensity * expected, len(scale))
+        below = np.bincount(observations.crystal, expected**2, len(scale))
+        scale = np.maximum(above / np.where(below > 0, below, np.inf), 1e-3)
+        scale /= np.median(scale)
+    return scale
+
+
+def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float]:
+    """Unique reflections merged, and their correlation with the truth unscaled and with a scale per crystal."""
+    from cctbx import miller
+    from cctbx.array_family import flex
+
+    array = truth.intensities.map_to_asu()
+    indices = flex.miller_index([tuple(map(int, row)) for row in observations.hkl])
+    asu = miller.set(array, indices, anomalous_flag=False).map_to_asu().indices()
+    row = {hkl: i for i, hkl in enumerate(array.indices())}
+    unique = np.array([row.get(hkl, -1) for hkl in asu])
+    known = unique >= 0
+    unique = unique[known]
+    observations = Observations(
+        observations.hkl[known],
+        observations.crystal[known],
+        observations.intensity[known],
+        observations.share[known],
+    )
+    true = array.data().as_numpy_array()
+    correlations = []
+    n_crystals = int(observations.crystal.max()) + 1
+    for scale in (np.ones(n_crystals), crystal_scales(unique, observations, len(true))):
+        merged, weight = merge(unique, observations, scale, len(true))
+        seen = weight > 0
+        correlations.append(float(np.corrcoef(merged[seen], true[seen])[0, 1]))
+    return int(seen.sum()), correlations[0], correlations[1]
+
+
+def compare(
+    truth: Truth, lattices: list[Lattice], geometry: Geometry, observations: Observations | None = None
+) -> Comparison:
+    """Measure a run, given as its lattices, its geometry and its integrated reflections, against the truth."""
+    matches = match(truth, lattices)
+    right = matches.true >= 0
+    found = set(matches.true[right].tolist())
+    on_image: dict[int, int] = {}
+    for lattice, n in zip(truth.lattices, truth.visible_spots):
+        on_image[lattice.image] = on_image.get(lattice.image, 0) + n
+    hits = {image for image, n in on_image.items() if n >= ENOUGH_SPOTS}
+    indexed = {truth.lattices[i].image for i in found}
+    strong = {i for i, n in enumerate(truth.visible_spots) if n >= ENOUGH_SPOTS}
+    n_merged, cc, cc_scaled = 0, np.nan, np.nan
+    if observations is not None:
+        n_merged, cc, cc_scaled = merging_correlations(truth, observations)
+    offset = np.subtract(geometry.beam_centre_mm, truth.geometry.beam_centre_mm)
+    return Comparison(
+        hits=len(hits),
+        hits_indexed=len(hits & indexed),
+        true_lattices=len(strong),
+        found_lattices=len(strong & found),
+        lattices=len(lattices),
+        false_lattices=int(np.sum(~right)),
+        duplicate_lattices=int(right.sum()) - len(found),
+        orientation_error_deg=float(np.median(matches.error_deg[right])) if right.any() else np.nan,
+        beam_centre_error_mm=float(np.linalg.norm(offset)),
+        distance_error_mm=geometry.distance_mm - truth.geometry.distance_mm,
+        n_observations=0 if observations is None else len(observations.intensity),
+        n_merged=n_merged,
+        cc_truth=float(cc),
+        cc_truth_scaled=float(cc_scaled),
+    )
+
+
+def run_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The experiment and reflection files of a run: integrated ones, or indexed ones where there are no others.
+
+    Raises
+    ------
+    FileNotFoundError
+        When the folder holds neither.
+    """
+    for pattern in ("batch_*/integrated*.expt", "integrated*.expt", "batch_*/indexed*.expt", "indexed*.expt"):
+        experiments = sorted(folder.glob(pattern))
+        if experiments:
+            tables = [path.with_suffix(".refl") for path in experiments]
+            return experiments, tables if "integrated" in pattern else []
+    raise FileNotFoundError(f"{folder}: no integrated or indexed experiments, neither here nor in batch_*")
+
+
+def compare_run(truth_folder: Path, run_folder: Path) -> Comparison:
+    """Compare the files of a run with the truth beside the simulated images."""
+    experiment_files, tables = run_files(run_folder)
+    read = [read_experiments(path) for path in experiment_files]
+    lattices = [lattice for found, _ in read for lattice in found]
+    return compare(load_truth(truth_folder), lattices, read[0][1], read_observations(tables))
+
+
+def table(comparison: Comparison) -> str:
+    """The comparison as a few lines for the terminal."""
+    c = comparison
+    rows = [
+        (f"hits with {ENOUGH_SPOTS} visible spots or more", f"{c.hits}"),
+        ("of these indexed", f"{c.hits_indexed} ({100 * c.hits_indexed / max(c.hits, 1):.1f}%)"),
+        ("true lattices of that strength found", f"{c.found_lattices} of {c.true_lattices}"),
+        ("lattices in the run", f"{c.lattices}"),
+        ("false lattices", f"{c.false_lattices} ({100 * c.false_lattices / max(c.lattices, 1):.1f}%)"),
+        ("found twice", f"{c.duplicate_lattices}"),
+        ("median orientation error", f"{c.orientation_error_deg:.4f} degrees"),
+        ("error of the beam centre", f"{c.beam_centre_error_mm:.4f} mm"),
+        ("error of the distance", f"{c.distance_error_mm:+.4f} mm"),
+    ]
+    if c.n_observations:
+        rows += [
+            ("observations, unique reflections", f"{c.n_observations}, {c.n_merged}"),
+            ("CC with true intensities", f"{c.cc_truth:.4f}"),
+            ("the same, one scale per crystal", f"{c.cc_truth_scaled:.4f}"),
+        ]
+    return "\n".join(f"  {name:<40s}{value}" for name, value in rows)
+
+
+def main(args: list[str] | None = None) -> dict:
+    """Print the comparison of a run with the truth; returns it as a dict."""
+    from ssx_mpi import dials_compat
+
+    parser = argparse.ArgumentParser(prog="python -m ssx_mpi.simulation.truth", description=__doc__)
+    parser.add_argument("truth_folder", type=Path, help="folder of truth.expt, truth.mtz and truth.json")
+    parser.add_argument("run_folder", type=Path, help="folder of a run")
+    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
+    options = parser.parse_args(args)
+    dials_compat.prepare()
+    try:
+        comparison = compare_run(options.truth_folder, options.run_folder)
+    except FileNotFoundError as error:
+        parser.exit(2, f"{error}\n")
+    print(table(comparison))
+    if options.json:
+        options.json.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
+    return asdict(comparison)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
