@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from dxtbx import flumpy
 from dxtbx.imageset import ImageSequence
-from dxtbx.model import Detector
+from dxtbx.model import Detector, Panel
 
 from ssx_mpi.kernels.cbf import decode_byte_offset
 from ssx_mpi.kernels.spots import trusted_pixels
@@ -167,7 +168,24 @@ def _valid_pixels(key: tuple, imageset, detector: Detector) -> _ValidPixels:
 
 
 def _within_trusted_range(valid: Sequence[np.ndarray], detector: Detector, raw: Sequence[np.ndarray]):
-    return tuple(trusted_pixels(r, v, *panel.get_trusted_range()) for r, v, panel in zip(raw, valid, detector))
+    return tuple(trusted_pixels(r, v, *_trusted_range(panel)) for r, v, panel in zip(raw, valid, detector))
+
+
+def _trusted_range(panel: Panel) -> tuple[float, float]:
+    """Lowest and highest valid value of a panel, both themselves valid."""
+    lowest, highest = panel.get_trusted_range()
+    if _trusted_range_is_inclusive():
+        return lowest, highest
+    return np.nextafter(lowest, np.inf), np.nextafter(highest, -np.inf)
+
+
+@functools.cache
+def _trusted_range_is_inclusive() -> bool:
+    """Whether this dxtbx counts the ends of the trusted range as valid: it did not before dxtbx #536 (DIALS 3.13)."""
+    panel = Panel()
+    panel.set_image_size((1, 1))
+    panel.set_trusted_range((0.0, 1.0))
+    return panel.get_trusted_range_mask(flumpy.from_numpy(np.zeros((1, 1))))[0]
 
 
 def _agrees_with_dxtbx(valid: _ValidPixels, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]) -> bool:

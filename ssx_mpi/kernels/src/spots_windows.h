@@ -93,7 +93,7 @@ static int64_t NAME(threshold)(const PIXEL *image, const uint8_t *mask, const st
 {
     if (!c->extended)
         return NAME(keep)(STRONG, image, mask, state, g, c, sums, list, n);
-    memset(state, 0, (size_t)(g->ny * g->nx));
+    memset(state, 0, (size_t)g->ny * (size_t)g->nx);
     n = NAME(keep)(DISPERSION, image, mask, state, g, c, sums, list, n);
     n = erode(mask, state, g, c->erode_beside_masked, list, n);
     return NAME(keep)(FINAL, image, mask, state, g, c, sums, list, n);
