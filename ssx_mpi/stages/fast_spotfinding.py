@@ -8,6 +8,7 @@ import math
 import libtbx
 import numpy as np
 from dials.algorithms.spot_finding.factory import SpotFinderFactory
+from dials.algorithms.shoebox import MaskCode
 from dials.array_family import flex
 from dials.model.data import PixelList, PixelListLabeller
 from dials.util import masking
@@ -23,6 +24,7 @@ _NO_EROSION_BESIDE_MASKED = (3, 24)
 # DIALS's smallest spot, by kind of detector
 _MIN_SPOT_SIZE_PIXEL_ARRAY = 3
 _MIN_SPOT_SIZE_OTHER = 6
+_SIGNAL = MaskCode.Foreground | MaskCode.Valid
 
 
 def supports(params) -> tuple[bool, str]:
@@ -48,6 +50,7 @@ def supports(params) -> tuple[bool, str]:
         "compute_mean_background=True": finder.compute_mean_background,
         "write_hot_mask=True": finder.write_hot_mask,
         "scan_range": bool(finder.scan_range) and finder.scan_range[0] is not None,
+        "maximum_trusted_value": params.maximum_trusted_value is not None,
         "output.shoeboxes=False": not params.output.shoeboxes,
         "exclude_images": _is_set(finder, "exclude_images") or _is_set(finder, "exclude_images_multiple"),
     }
@@ -112,7 +115,8 @@ class FastSpotFinder:
 
         Returns
         -------
-        The table that ``flex.reflection_table.from_observations`` gives for this image alone with ``is_stills=True``.
+        The table that ``flex.reflection_table.from_observations`` gives for this image alone with ``is_stills=True``,
+        and the column ``n_signal`` that ``dials.find_spots`` adds to it.
 
         Raises
         ------
@@ -176,6 +180,7 @@ class FastSpotFinder:
         table["id"] = flex.int(len(table), 0)
         if experiment.identifier:
             table.experiment_identifiers()[0] = experiment.identifier
+        table["n_signal"] = table["shoebox"].count_mask_values(_SIGNAL)
         table.set_flags(flex.bool(len(table), True), table.flags.strong)
         table.is_overloaded(ExperimentList([experiment]))
         return table
