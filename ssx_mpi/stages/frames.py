@@ -98,9 +98,7 @@ class FrameReader:
         detector = _detector(imageset, index)
         try:
             raw = self._read(imageset, index)
-        except BadImage:
-            raise
-        except MemoryError:
+        except (BadImage, MemoryError):
             raise
         # formats raise whatever comes up in the libraries below them
         except Exception as error:
@@ -111,7 +109,7 @@ class FrameReader:
             array_index=_array_index(imageset, index),
             raw=raw,
             data=_corrected(raw, imageset.get_gain(index), imageset.get_pedestal(index)),
-            masks=self._masks(imageset, index, detector, raw),
+            masks=self._masks(image, imageset, index, detector, raw),
         )
 
     def _read(self, imageset, index: int) -> tuple[np.ndarray, ...]:
@@ -120,16 +118,20 @@ class FrameReader:
             if pixels is not None:
                 return (pixels,)
         panels = imageset.get_raw_data(index)
-        return tuple(_int32_or_float64(flumpy.to_numpy(p)) for p in (panels if isinstance(panels, tuple) else (panels,)))
+        return tuple(
+            _int32_or_float64(flumpy.to_numpy(p)) for p in (panels if isinstance(panels, tuple) else (panels,))
+        )
 
-    def _masks(self, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
+    def _masks(
+        self, image: str, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]
+    ) -> tuple[np.ndarray, ...]:
         if imageset.has_dynamic_mask():
             return _dxtbx_masks(imageset, index)
         key = _mask_key(imageset, detector)
         if self._valid is None or self._valid.key != key:
             self._valid = _valid_pixels(key, imageset, detector)
             if not _agrees_with_dxtbx(self._valid, imageset, index, detector, raw):
-                logger.warning("masks of %s are taken from dxtbx, which is slower", imageset.get_format_class().__name__)
+                logger.warning("the masks of %s and of images like it are taken from dxtbx, which is slower", image)
                 self._valid = _ValidPixels(key, None)
         if self._valid.panels is None:
             return _dxtbx_masks(imageset, index)
@@ -188,7 +190,9 @@ def _trusted_range_is_inclusive() -> bool:
     return panel.get_trusted_range_mask(flumpy.from_numpy(np.zeros((1, 1))))[0]
 
 
-def _agrees_with_dxtbx(valid: _ValidPixels, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]) -> bool:
+def _agrees_with_dxtbx(
+    valid: _ValidPixels, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]
+) -> bool:
     ours = _within_trusted_range(valid.panels or (), detector, raw)
     theirs = _dxtbx_masks(imageset, index)
     return len(ours) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(ours, theirs))
@@ -243,7 +247,8 @@ def _is_plain_mini_cbf(imageset) -> bool:
 
     format_class = imageset.get_format_class()
     return (
-        issubclass(format_class, FormatCBFMini)
+        format_class is not None
+        and issubclass(format_class, FormatCBFMini)
         and format_class._read_cbf_image is FormatCBFMini._read_cbf_image
         and format_class.get_raw_data in (FormatCBFMini.get_raw_data, FormatCBFMiniPilatus.get_raw_data)
         and not imageset.params().get("multi_panel", False)

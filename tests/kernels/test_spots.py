@@ -187,7 +187,13 @@ def test_wrong_shape_and_criteria_are_refused():
     finder = StrongPixelFinder((5, 6), DispersionCriteria())
     with pytest.raises(ValueError, match="shape"):
         finder(np.zeros((6, 5), np.int32), np.ones((6, 5), bool))
-    for wrong in ({"kernel_size": (0, 3)}, {"gain": 0.0}, {"min_local": 1}, {"min_local": 50}, {"global_threshold": -1.0}):
+    for wrong in (
+        {"kernel_size": (0, 3)},
+        {"gain": 0.0},
+        {"min_local": 1},
+        {"min_local": 50},
+        {"global_threshold": -1.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DispersionCriteria(**wrong)
 
