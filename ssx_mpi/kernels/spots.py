@@ -16,13 +16,13 @@ and for a flat background :math:`(m - 1) D` follows :math:`\chi^2` with :math:`m
 :math:`m v - x > n_s \sqrt{g\, x\, m}`, and is above the global threshold.
 
 ``dispersion_extended`` first decides which pixels belong to signal: the dispersed ones that have no background within
-:math:`\min(k_x, k_y) - 1` pixels (an erosion: a window sees a spot from afar). The mean :math:`\mu = x / m` is then taken
-from what is not signal, in a window that is two pixels wider on each side, and a signal pixel is strong when
+:math:`\min(k_x, k_y) - 1` pixels (an erosion: a window sees a spot from afar). The mean :math:`\mu = x / m` is then
+taken from what is not signal, in a window that is two pixels wider on each side, and a signal pixel is strong when
 :math:`v \ge \mu + n_s \sqrt{g \mu}` and above the global threshold.
 
-The cost is in visiting every pixel. Here a first pass in 32-bit integers and single precision only lists the pixels whose
-window *may* be dispersed, erring on the safe side; everything after it works on that list, in double precision, and is
-skipped where there is nothing. A blank image is done after the first pass.
+The cost is in visiting every pixel. Here a first pass in 32-bit integers and single precision only lists the pixels
+whose window *may* be dispersed, erring on the safe side; everything after it works on that list, in double precision,
+and is skipped where there is nothing. A blank image is done after the first pass.
 
 References
 ----------

@@ -7,8 +7,8 @@ import math
 
 import libtbx
 import numpy as np
-from dials.algorithms.spot_finding.factory import SpotFinderFactory
 from dials.algorithms.shoebox import MaskCode
+from dials.algorithms.spot_finding.factory import SpotFinderFactory
 from dials.array_family import flex
 from dials.model.data import PixelList, PixelListLabeller
 from dials.util import masking
@@ -47,6 +47,7 @@ def supports(params) -> tuple[bool, str]:
         # estimated from the first image that comes along, which depends on the order
         "threshold.dispersion.global_threshold=Auto": finder.threshold.dispersion.global_threshold is libtbx.Auto,
         "filter.background_gradient.filter=True": finder.filter.background_gradient.filter,
+        "filter.spot_density.filter=True": finder.filter.spot_density.filter,
         "compute_mean_background=True": finder.compute_mean_background,
         "write_hot_mask=True": finder.write_hot_mask,
         "scan_range": bool(finder.scan_range) and finder.scan_range[0] is not None,
@@ -99,7 +100,6 @@ class FastSpotFinder:
         )
         self._filter = finder.filter
         self._region = finder.region_of_interest
-        self._filter_spots = SpotFinderFactory.configure_filter(params)
         self._lookup_mask = SpotFinderFactory.load_image(finder.lookup.mask)
         self._masks: _RegionMasks | None = None
 
@@ -174,9 +174,11 @@ class FastSpotFinder:
 
     def _table(self, shoeboxes: flex.shoebox, experiment: Experiment) -> flex.reflection_table:
         observed = flex.observation(shoeboxes.panels(), shoeboxes.centroid_valid(), shoeboxes.summed_intensity())
-        # the filters that read images, which would need the image set, are not supported
-        keep = self._filter_spots(None, observations=observed, shoeboxes=shoeboxes)
-        table = flex.reflection_table(observed.select(keep), shoeboxes.select(keep))
+        if self._filter.max_separation is not None:
+            offsets = shoeboxes.peak_coordinates() - observed.centroids().px_position()
+            keep = offsets.norms() <= self._filter.max_separation
+            observed, shoeboxes = observed.select(keep), shoeboxes.select(keep)
+        table = flex.reflection_table(observed, shoeboxes)
         table["id"] = flex.int(len(table), 0)
         if experiment.identifier:
             table.experiment_identifiers()[0] = experiment.identifier

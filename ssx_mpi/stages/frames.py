@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from dxtbx import flumpy
 from dxtbx.imageset import ImageSequence
-from dxtbx.model import Detector, Panel
+from dxtbx.model import Detector, DetectorFactory, Panel
 
 from ssx_mpi.kernels.cbf import decode_byte_offset
 from ssx_mpi.kernels.spots import trusted_pixels
@@ -184,9 +184,7 @@ def _trusted_range(panel: Panel) -> tuple[float, float]:
 @functools.cache
 def _trusted_range_is_inclusive() -> bool:
     """Whether this dxtbx counts the ends of the trusted range as valid: it did not before dxtbx #536 (DIALS 3.13)."""
-    panel = Panel()
-    panel.set_image_size((1, 1))
-    panel.set_trusted_range((0.0, 1.0))
+    panel = DetectorFactory.simple("PAD", 1.0, (0.0, 0.0), "+x", "-y", (1.0, 1.0), (1, 1), (0.0, 1.0))[0]
     return panel.get_trusted_range_mask(flumpy.from_numpy(np.zeros((1, 1))))[0]
 
 

@@ -42,7 +42,7 @@ def spots_by_dials(experiment, params):
 def assert_same_table(found, expected):
     assert set(found.keys()) == {*expected.keys(), "n_signal"}
     assert dict(found.experiment_identifiers()) == dict(expected.experiment_identifiers())
-    for name in expected.keys():
+    for name in expected:
         if name != "shoebox":
             assert list(found[name]) == list(expected[name]), name
     for a, b in zip(found["shoebox"], expected["shoebox"], strict=True):
@@ -62,7 +62,7 @@ def assert_same_table(found, expected):
             12,
             "spotfinder.filter{d_min=2.5\nd_max=20\nresolution_range=4,4.5\nborder=30\n"
             "untrusted{circle=1200,1200,100\n}\nuntrusted{polygon=100,100,900,100,900,900,200,800\n}\n"
-            "spot_density.filter=True\nmax_separation=0.5\n}\n",
+            "max_separation=0.5\n}\n",
         ),
         (
             12,
@@ -154,6 +154,7 @@ def test_too_many_strong_pixels_is_a_bad_image(still):
         "spotfinder.threshold.algorithm=radial_profile",
         "spotfinder.threshold.dispersion.global_threshold=Auto",
         "spotfinder.filter.background_gradient.filter=True",
+        "spotfinder.filter.spot_density.filter=True",
         "spotfinder.compute_mean_background=True",
         "spotfinder.write_hot_mask=True",
         "spotfinder.scan_range=1,2",

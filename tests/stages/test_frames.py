@@ -150,7 +150,7 @@ def test_missing_file_is_a_bad_image(hit_file, tmp_path):
     path.write_bytes(hit_file.read_bytes())
     imageset = imageset_of(path)
     path.unlink()
-    with pytest.raises(BadImage, match="cannot be read .*FileNotFoundError"):
+    with pytest.raises(BadImage, match=r"cannot be read .*FileNotFoundError"):
         FrameReader()(imageset)
 
 
