@@ -39,21 +39,19 @@ import numpy as np
 from ssx_mpi.kernels._library import array, c_double, c_int, c_int64, declare
 
 _GEOMETRY_AND_CRITERIA = [c_int64] * 4 + [c_double] * 4 + [c_int64, c_int, c_int]
-_WORK = [array(np.float64, 1, writeable=True), array(np.uint8, 1, writeable=True), array(np.int32, 1, writeable=True)]
-_dispersion_int32 = declare(
-    "ssx_dispersion_int32",
-    [
-        array(np.int32, 2),
-        array(np.uint8, 2),
-        *_GEOMETRY_AND_CRITERIA,
-        array(np.int32, 1, writeable=True),
-        array(np.uint8, 1, writeable=True),
-        *_WORK,
-    ],
+_WORK = [array(dtype, 1, writeable=True) for dtype in (np.uint8, np.float64, np.uint8, np.int32)]
+_DISPERSION = {
+    np.dtype(dtype): declare(
+        f"ssx_dispersion_{np.dtype(dtype).name}",
+        [array(dtype, 2), array(np.uint8, 2), *_GEOMETRY_AND_CRITERIA, array(dtype, 1, writeable=True), *_WORK],
+        c_int64,
+    )
+    for dtype in (np.int32, np.float64)
+}
+_groups_of_size = declare(
+    "ssx_groups_of_size",
+    [array(np.int32, 1, writeable=True), c_int64, c_int64, c_int64, c_int64] + [array(np.int32, 1, writeable=True)] * 2,
     c_int64,
-)
-_dispersion_float64 = declare(
-    "ssx_dispersion_float64", [array(np.float64, 2), array(np.uint8, 2), *_GEOMETRY_AND_CRITERIA, *_WORK], c_int64
 )
 _trusted_int32 = declare(
     "ssx_trusted_int32",
@@ -130,7 +128,7 @@ class StrongPixelFinder:
         self.shape = shape
         self.criteria = criteria
         ny, nx = shape
-        self._rows = np.empty(3 * (nx + 2 * criteria.kernel_size[1]), np.int32)
+        self._rows = {dtype: np.empty(3 * (nx + 2 * criteria.kernel_size[1]), dtype) for dtype in _DISPERSION}
         self._suspect = np.empty(nx + 8, np.uint8)
         self._windows = np.empty(6 * nx, np.float64)
         self._state = np.empty(ny * nx, np.uint8)
@@ -158,7 +156,7 @@ class StrongPixelFinder:
         if image.shape != self.shape or mask.shape != self.shape:
             raise ValueError(f"image {image.shape} and mask {mask.shape} must have the shape {self.shape}")
         c = self.criteria
-        arguments = (
+        n_strong = _DISPERSION[image.dtype](
             image,
             mask.view(np.uint8),
             *self.shape,
@@ -170,13 +168,36 @@ class StrongPixelFinder:
             c.min_local if c.min_local > 0 else c.window_size,
             c.extended,
             c.erode_beside_masked,
+            self._rows[image.dtype],
+            self._suspect,
+            self._windows,
+            self._state,
+            self._list,
         )
-        work = (self._windows, self._state, self._list)
-        if image.dtype == np.int32:
-            n_strong = _dispersion_int32(*arguments, self._rows, self._suspect, *work)
-        else:
-            n_strong = _dispersion_float64(*arguments, *work)
         return self._list[:n_strong].copy()
+
+
+def groups_of_size(places: np.ndarray, width: int, smallest: int, largest: int) -> np.ndarray:
+    """Those of the listed pixels that form groups of an allowed size; pixels that share an edge are in one group.
+
+    Parameters
+    ----------
+    places
+        ``(n,) int32``, ascending places in the flattened panel.
+    width
+        Pixels in a row.
+    smallest, largest
+        Allowed numbers of pixels in a group.
+
+    Returns
+    -------
+    ``(n_kept,) int32``, ascending
+    """
+    kept = places.copy()
+    n_kept = _groups_of_size(
+        kept, len(kept), width, smallest, largest, np.empty(len(kept), np.int32), np.empty(len(kept), np.int32)
+    )
+    return kept[:n_kept]
 
 
 def trusted_pixels(raw: np.ndarray, valid: np.ndarray, lowest: float, highest: float) -> np.ndarray:

@@ -16,7 +16,7 @@ from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
 
 from ssx_mpi import dials_compat
-from ssx_mpi.kernels.spots import DispersionCriteria, StrongPixelFinder
+from ssx_mpi.kernels.spots import DispersionCriteria, StrongPixelFinder, groups_of_size
 from ssx_mpi.stages.frames import BadImage, Frame
 
 # since this version DIALS does not take masked pixels for background when it erodes the signal (dials #2790)
@@ -158,7 +158,9 @@ class FastSpotFinder:
     def _shoeboxes(self, frame: Frame, strong: list[np.ndarray], min_spot_size: int) -> flex.shoebox:
         """Connected strong pixels of an allowed number, panel by panel."""
         shoeboxes = flex.shoebox()
-        for panel, (data, places) in enumerate(zip(frame.data, strong)):
+        for panel, (data, all_places) in enumerate(zip(frame.data, strong)):
+            # DIALS would connect all pixels, and then drop most of them again for the size of their spot
+            places = groups_of_size(all_places, data.shape[1], min_spot_size, self._filter.max_spot_size)
             if len(places) == 0:
                 continue
             values = flumpy.from_numpy(data.ravel()[places].astype(np.float64))
@@ -169,8 +171,7 @@ class FastSpotFinder:
                 labeller, panel, 0, twod, min_spot_size, self._filter.max_spot_size, find_hot_pixels
             )
             shoeboxes.extend(creator.result())
-        # spots of other sizes are left without pixels
-        return shoeboxes.select(shoeboxes.is_allocated())
+        return shoeboxes
 
     def _table(self, shoeboxes: flex.shoebox, experiment: Experiment) -> flex.reflection_table:
         observed = flex.observation(shoeboxes.panels(), shoeboxes.centroid_valid(), shoeboxes.summed_intensity())

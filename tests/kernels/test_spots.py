@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from ssx_mpi import dials_compat
-from ssx_mpi.kernels.spots import DispersionCriteria, StrongPixelFinder, trusted_pixels
+from ssx_mpi.kernels.spots import DispersionCriteria, StrongPixelFinder, groups_of_size, trusted_pixels
 
 THIS_DIALS_ERODES_BESIDE_MASKED = dials_compat.dials_version() < (3, 24)
 
@@ -196,6 +196,24 @@ def test_wrong_shape_and_criteria_are_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             DispersionCriteria(**wrong)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 30),
+    st.integers(1, 30),
+    st.floats(0.05, 0.95),
+    st.integers(1, 6),
+    st.data(),
+)
+def test_groups_are_those_of_scipy(seed, ny, nx, fraction, smallest, data):
+    largest = data.draw(st.integers(smallest, 40))
+    strong = np.random.default_rng(seed).random((ny, nx)) < fraction
+    label, _ = ndimage.label(strong)
+    size = np.bincount(label.ravel())[label]
+    expected = np.flatnonzero(strong & (size >= smallest) & (size <= largest))
+    assert np.array_equal(groups_of_size(np.flatnonzero(strong).astype(np.int32), nx, smallest, largest), expected)
 
 
 def test_trusted_range_includes_its_ends():

@@ -123,6 +123,15 @@ def test_spots_of_a_multipanel_detector():
         assert set(found["xyzobs.px.value"].parts()[0]) == {found["xyzobs.px.value"][0][0]}
 
 
+def test_blank_has_an_empty_table_with_all_columns():
+    imageset = imageset_in_memory(np.zeros((60, 80), np.int32))
+    experiment = ExperimentListFactory.from_imageset_and_crystal(imageset, None)[0]
+    params = params_from(SIZES)
+    found = FastSpotFinder(params)(FrameReader()(imageset), experiment)
+    assert len(found) == 0
+    assert_same_table(found, spots_by_dials(experiment, params))
+
+
 def test_spots_of_dials_3_30(real_data, thaumatin_images):
     """Without erosion beside masked pixels, every spot that DIALS 3.30 indexed is found, with the same pixels."""
     with np.load(real_data / "thaumatin_dials_3_30" / "indexed.npz") as columns:

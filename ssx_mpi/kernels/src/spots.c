@@ -11,6 +11,8 @@
 #define TOO_BIG (1 << 24)
 /* DIALS widens the window by so many pixels on each side for the final threshold */
 #define EXTENSION 2
+/* more than any count of pixels in a window */
+#define MANY (1 << 16)
 
 /* what `state` tells of a pixel */
 enum { DISPERSED = 1, SIGNAL = 2 };
@@ -24,7 +26,6 @@ struct geometry {
 struct criteria {
     double gain, n_sigma_background, n_sigma_strong, threshold;
     int64_t min_count;
-    int extended, erode_beside_masked;
 };
 
 /* one row of each: sums over columns and over windows */
@@ -54,97 +55,11 @@ static int64_t erode(const uint8_t *mask, uint8_t *state, const struct geometry 
     return kept;
 }
 
-#define PIXEL int32_t
-#define NAME(x) x##_int32
-#include "spots_windows.h"
-#undef PIXEL
-#undef NAME
-#define PIXEL double
-#define NAME(x) x##_float64
-#include "spots_windows.h"
-#undef PIXEL
-#undef NAME
-
-/* Counts, sums and sums of squares of one column when a row enters (sign 1) or leaves (-1) the window. A pixel beyond
- * `cap` adds 2^16 to the count instead: its square would not fit. */
-static inline __attribute__((always_inline)) void move_row(const int32_t *restrict v, const uint8_t *restrict mask,
-                                                           int64_t nx, int32_t cap, int32_t sign, int32_t *restrict m,
-                                                           int32_t *restrict x, int32_t *restrict y)
-{
-    for (int64_t i = 0; i < nx; i++) {
-        const int32_t value = mask[i] ? v[i] : 0;
-        const int32_t big = (value > cap) | (value < -cap);
-        const int32_t small = big ? 0 : value;
-        m[i] += sign * ((int32_t)mask[i] + (big << 16));
-        x[i] += sign * small;
-        y[i] += sign * small * small;
-    }
-}
-
-/* Where the window centred on each pixel of a row may be overdispersed. m, x, y start at column -kx and are 0 outside. */
-static inline __attribute__((always_inline)) void suspect_row(int64_t nx, int64_t kx, float gain, float n_sigma,
-                                                              const int32_t *restrict m, const int32_t *restrict x,
-                                                              const int32_t *restrict y, const uint8_t *restrict mask,
-                                                              uint8_t *restrict suspect)
-{
-    for (int64_t i = 0; i < nx; i++) {
-        int32_t sm = 0, sx = 0, sy = 0;
-        for (int64_t d = 0; d <= 2 * kx; d++) {
-            sm += m[i + d];
-            sx += x[i + d];
-            sy += y[i + d];
-        }
-        const float fm = (float)(sm & 0xffff), fx = (float)sx, fy = (float)sy;
-        const float excess = fm * fy - fx * fx;
-        const float limit = gain * fx * (fm - 1.0f + n_sigma * sqrtf(2.0f * fabsf(fm - 1.0f)));
-        /* far more than single precision can lose in these few operations */
-        const float margin = 4e-6f * (fm * fy + fx * fx + fabsf(limit));
-        suspect[i] = mask[i] & ((sm > 0xffff) | (excess - limit + margin > 0.0f));
-    }
-}
-
-/* List the valid pixels that may pass the dispersion test; returns how many. `rows` holds 3 * (nx + 2 kx) zeros and
- * `suspect` nx + 8 bytes. */
-WIDE_VECTORS
-static int64_t suspects(const int32_t *image, const uint8_t *mask, const struct geometry *g, const struct criteria *c,
-                        int32_t *rows, uint8_t *suspect, int32_t *list)
-{
-    const int64_t nx = g->nx, padded = nx + 2 * g->kx;
-    const int32_t cap = (int32_t)sqrt((double)INT32_MAX / (double)((2 * g->ky + 1) * (2 * g->kx + 1)));
-    int32_t *m = rows, *x = rows + padded, *y = rows + 2 * padded;
-    const float gain = (float)c->gain, n_sigma = (float)c->n_sigma_background;
-    int64_t n = 0;
-
-    memset(suspect + nx, 0, 8);
-    for (int64_t j = 0; j < g->ny + g->ky; j++) {
-        if (j < g->ny)
-            move_row(image + j * nx, mask + j * nx, nx, cap, 1, m + g->kx, x + g->kx, y + g->kx);
-        const int64_t old = j - 2 * g->ky - 1, row = j - g->ky;
-        if (old >= 0)
-            move_row(image + old * nx, mask + old * nx, nx, cap, -1, m + g->kx, x + g->kx, y + g->kx);
-        if (row < 0)
-            continue;
-        if (g->kx == 3)
-            suspect_row(nx, 3, gain, n_sigma, m, x, y, mask + row * nx, suspect);
-        else
-            suspect_row(nx, g->kx, gain, n_sigma, m, x, y, mask + row * nx, suspect);
-        for (int64_t i = 0; i < nx; i += 8) {
-            uint64_t word;
-            memcpy(&word, suspect + i, 8);
-            if (word)
-                for (int64_t q = i; q < i + 8; q++)
-                    if (suspect[q])
-                        list[n++] = (int32_t)(row * nx + q);
-        }
-    }
-    return n;
-}
-
 /* List all valid pixels; returns how many. */
-static int64_t all_valid(const uint8_t *mask, int64_t n_pixels, int32_t *list)
+static int64_t all_valid(const uint8_t *mask, size_t n_pixels, int32_t *list)
 {
     int64_t n = 0;
-    for (int64_t k = 0; k < n_pixels; k++)
+    for (size_t k = 0; k < n_pixels; k++)
         if (mask[k])
             list[n++] = (int32_t)k;
     return n;
@@ -157,37 +72,67 @@ static struct sums sums_of(double *windows, int64_t nx)
     return sums;
 }
 
-/* Strong pixels, as their places in raster order in `list`; returns how many.
- * Work space: rows (3 * (nx + 2 kx)), suspect (nx + 8), windows (6 * nx), state (ny * nx), list (ny * nx). */
-int64_t ssx_dispersion_int32(const int32_t *image, const uint8_t *mask, int64_t ny, int64_t nx, int64_t ky, int64_t kx,
-                             double gain, double n_sigma_background, double n_sigma_strong, double threshold,
-                             int64_t min_count, int extended, int erode_beside_masked, int32_t *rows, uint8_t *suspect,
-                             double *windows, uint8_t *state, int32_t *list)
+#define PIXEL int32_t
+#define NAME(x) x##_int32
+/* sums of squares of smaller values fit */
+#define CAP(n_window) ((int32_t)sqrt((double)INT32_MAX / (double)(n_window)))
+#define DRIFT 0.0f
+#include "spots_windows.h"
+#undef PIXEL
+#undef NAME
+#undef CAP
+#undef DRIFT
+#define PIXEL double
+#define NAME(x) x##_float64
+/* a running sum of squares remembers of larger values what rounding lost */
+#define CAP(n_window) 4096.0
+/* and so it does, down the rows of a panel, of the smaller ones */
+#define DRIFT 0.25f
+#include "spots_windows.h"
+
+static int64_t root_of(int32_t *parent, int64_t l)
 {
-    const struct geometry g = {ny, nx, ky, kx};
-    const struct criteria c = {gain, n_sigma_background, n_sigma_strong, threshold, min_count, extended,
-                               erode_beside_masked};
-    const struct sums sums = sums_of(windows, nx);
-    int64_t n;
-    /* sums over larger windows would not fit the 16 bits of the count */
-    if ((2 * ky + 1) * (2 * kx + 1) < 1 << 12) {
-        memset(rows, 0, (size_t)(3 * (nx + 2 * kx)) * sizeof *rows);
-        n = suspects(image, mask, &g, &c, rows, suspect, list);
-    } else
-        n = all_valid(mask, ny * nx, list);
-    return threshold_int32(image, mask, &g, &c, state, &sums, list, n);
+    while (parent[l] != l) {
+        parent[l] = parent[parent[l]];
+        l = parent[l];
+    }
+    return l;
 }
 
-int64_t ssx_dispersion_float64(const double *image, const uint8_t *mask, int64_t ny, int64_t nx, int64_t ky, int64_t kx,
-                               double gain, double n_sigma_background, double n_sigma_strong, double threshold,
-                               int64_t min_count, int extended, int erode_beside_masked, double *windows,
-                               uint8_t *state, int32_t *list)
+static void join(int32_t *parent, int64_t a, int64_t b)
 {
-    const struct geometry g = {ny, nx, ky, kx};
-    const struct criteria c = {gain, n_sigma_background, n_sigma_strong, threshold, min_count, extended,
-                               erode_beside_masked};
-    const struct sums sums = sums_of(windows, nx);
-    return threshold_float64(image, mask, &g, &c, state, &sums, list, all_valid(mask, ny * nx, list));
+    a = root_of(parent, a);
+    b = root_of(parent, b);
+    if (a < b)
+        parent[b] = (int32_t)a;
+    else
+        parent[a] = (int32_t)b;
+}
+
+/* Keep of the `n` listed pixels (in raster order) those in groups of `smallest` to `largest` pixels that share edges;
+ * returns how many. Work space: parent (n), size (n). */
+int64_t ssx_groups_of_size(int32_t *list, int64_t n, int64_t nx, int64_t smallest, int64_t largest, int32_t *parent,
+                           int32_t *size)
+{
+    for (int64_t l = 0, above = 0; l < n; l++) {
+        parent[l] = (int32_t)l;
+        size[l] = 0;
+        if (l > 0 && list[l - 1] == list[l] - 1 && list[l] % nx != 0)
+            join(parent, l, l - 1);
+        while (list[above] < list[l] - nx)
+            above++;
+        if (list[above] == list[l] - nx)
+            join(parent, l, above);
+    }
+    for (int64_t l = 0; l < n; l++)
+        size[root_of(parent, l)]++;
+    int64_t kept = 0;
+    for (int64_t l = 0; l < n; l++) {
+        const int64_t n_pixels = size[root_of(parent, l)];
+        if (n_pixels >= smallest && n_pixels <= largest)
+            list[kept++] = list[l];
+    }
+    return kept;
 }
 
 /* Valid pixels within the trusted range, both ends included. */
