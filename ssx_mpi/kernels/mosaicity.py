@@ -1,0 +1,153 @@
+"""Mosaic spread and domain size of a crystal from the delta psi of its spots on one still, by maximum likelihood.
+
+A crystal of domains of size D with full mosaic spread eta reflects at spacing d within |delta psi| < psi_m,
+
+    psi_m = (d alpha + eta) / 2,  alpha = 2 / D.
+
+The probability of a delta psi is a box of that half width with soft edges: with nu = 10 and B = nu / psi_m,
+
+    p(psi) = 1 / (2 psi_m) * (1 + e^nu)^2 / [(1 + e^(B (psi + psi_m))) (1 + e^(-B (psi - psi_m)))],
+
+and -sum log p is minimised over log(alpha) and log(eta) by damped Newton steps with analytic derivatives.
+
+References
+----------
+Sauter, N. K. et al. (2014). Acta Cryst. D70, 3299-3309, Appendix B.
+Nave, C. (2014). J. Synchrotron Rad. 21, 537-546.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_HARDNESS = 10.0
+# the spots that DIALS predicts fill the reflecting zone this much wider than the likelihood says
+EXPANSION = 1.4
+# bounds of log(alpha), log(eta): domains of 1 angstrom to 1 m, spreads of 1e-9 to 1 rad
+_LOWEST = np.log([2e-10, 1e-9])
+_HIGHEST = np.log([2.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Mosaicity:
+    """Full mosaic spread `eta` in radian and domain size in angstrom, as the likelihood gives them.
+
+    `accepted` (n,) bool marks the spots whose delta psi is inside the zone of these two.
+    """
+
+    eta: float
+    domain_size: float
+    accepted: np.ndarray
+
+    @property
+    def half_mosaicity_deg(self) -> float:
+        """Half the spread in degrees, widened by :data:`EXPANSION`: what a crystal model of DIALS carries."""
+        return float(np.degrees(self.eta / 2) * EXPANSION)
+
+    @property
+    def expanded_domain_size(self) -> float:
+        """Domain size in angstrom, reduced by :data:`EXPANSION`: what a crystal model of DIALS carries."""
+        return self.domain_size / EXPANSION
+
+
+def negative_log_likelihood(x: np.ndarray, d: np.ndarray, psi: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+    """-sum log p with its gradient (2,) and its second derivatives (2, 2) by x = (log alpha, log eta)."""
+    alpha, eta = np.exp(x)
+    m = 0.5 * (d * alpha + eta)
+    # with z = psi / m the exponents are nu (z + 1) and nu (1 - z)
+    z = psi / m
+    up, down = _HARDNESS * (z + 1), _HARDNESS * (1 - z)
+    constant = 2 * np.logaddexp(0.0, _HARDNESS)
+    value = np.sum(np.log(2 * m) - constant + np.logaddexp(0.0, up) + np.logaddexp(0.0, down))
+    s_up, s_down = _logistic(up), _logistic(down)
+    # derivatives by log m: dz = -z, d(up) = -nu z, d(down) = nu z
+    first = 1 - _HARDNESS * z * (s_up - s_down)
+    curvature = s_up * (1 - s_up) + s_down * (1 - s_down)
+    second = (_HARDNESS * z) ** 2 * curvature + _HARDNESS * z * (s_up - s_down)
+    share = np.stack([0.5 * d * alpha / m, 0.5 * eta / m])
+    gradient = share @ first
+    # second derivatives of log m by x: +- product of the shares
+    mixed = np.sum(share[0] * share[1] * first)
+    hessian = (share * second) @ share.T + mixed * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    return float(value), gradient, hessian
+
+
+def _logistic(t: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * t))
+
+
+def _envelope(d: np.ndarray, psi: np.ndarray) -> tuple[float, float]:
+    # straight line through the largest |psi| in bins of resolution: at least three bins, about 25 spots in each
+    n_bins = min(max(3, len(d) // 25), 50)
+    size = len(d) // n_bins
+    order = np.argsort(-d, kind="stable")[: n_bins * size].reshape(n_bins, size)
+    x, y = d[order].mean(axis=1), np.abs(psi[order]).max(axis=1)
+    slope, intercept = np.linalg.lstsq(np.stack([x, np.ones(n_bins)], axis=1), y, rcond=None)[0]
+    return float(slope), float(intercept)
+
+
+def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int = 60) -> Mosaicity:
+    """Most likely mosaic spread and domain size.
+
+    Parameters
+    ----------
+    d : (n,) float64
+        Spacings of the spots, angstrom.
+    psi : (n,) float64
+        delta psi, radian.
+    volume : float
+        Volume of the cell, cubic angstrom: the search starts at domains of at least three cells.
+
+    Raises
+    ------
+    ValueError
+        When there are fewer than three spots.
+    """
+    if len(d) < 3:
+        raise ValueError(f"{len(d)} spots are too few for a mosaic spread")
+    slope, intercept = _envelope(d, psi)
+    smallest = 3 * volume ** (1 / 3)
+    start_size = max(1 / (2 * slope) if slope != 0 else smallest, smallest)
+    x = np.log([2 / start_size, max(abs(2 * intercept), 1e-6)])
+    x = np.clip(x, _LOWEST, _HIGHEST)
+    value, gradient, hessian = negative_log_likelihood(x, d, psi)
+    damping = 1e-3
+    for _ in range(max_steps):
+        values, vectors = np.linalg.eigh(hessian)
+        # away from the minimum the curvature may be negative: its modulus gives a descent all the same
+        inverse = vectors / (np.abs(values) + damping * np.abs(values).max() + 1e-9)
+        step = -(inverse @ vectors.T) @ gradient
+        step *= min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
+        trial = np.clip(x + step, _LOWEST, _HIGHEST)
+        new = negative_log_likelihood(trial, d, psi)
+        if not new[0] <= value:
+            damping = 10 * damping
+            if damping > 1e8:
+                break
+            continue
+        gain = value - new[0]
+        x, (value, gradient, hessian) = trial, new
+        damping = max(damping / 10, 1e-6)
+        if gain < 1e-7:
+            break
+    alpha, eta = np.exp(x)
+    # the share of the domains is d alpha / 2 = d / D
+    return Mosaicity(float(eta), float(2 / alpha), np.abs(psi) < 0.5 * (d * alpha + eta))
+
+
+def ewald_proximal_volume(wavelength: float, d_min: float, mosaicity: Mosaicity) -> float:
+    """Volume of reciprocal space (1/angstrom^3) outside the Ewald sphere whose points reflect, up to `d_min`.
+
+    The shell of the domain size and, integrated over the scattering angle phi in 100 steps, the wedge that the mosaic
+    spread adds.
+    """
+    radius = 1 / wavelength
+    angle = 2 * np.arcsin(min(1.0, wavelength / (2 * d_min)))
+    cap = np.pi * 2 / 3 * (1 - np.cos(angle))
+    outer = radius + 1 / mosaicity.domain_size
+    phi = np.arange(100) / 100 * angle
+    wedge = (outer + mosaicity.eta * radius * np.sin(phi) / 2) ** 3 - outer**3
+    spread = 2 / 3 * np.pi * np.sum(wedge * np.sin(phi)) * angle / 100
+    return float(cap * (outer**3 - radius**3) + spread)
