@@ -33,6 +33,8 @@ _MAX_LAYERS = 20.0
 _GRID_PHASE = 0.3
 _BINS_PER_PERIOD = 6
 _MAX_DIRECTIONS = 40_000
+# distance from a lattice point in index space within which a spot speaks for a lattice when candidates are compared
+_NARROW = 0.2
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ def period_amplitudes(q: np.ndarray, directions: np.ndarray, lengths: np.ndarray
     return amplitude
 
 
-def strongest(vectors: np.ndarray, score: np.ndarray, radius: np.ndarray, n: int) -> np.ndarray:
-    """Numbers of at most `n` vectors in order of score, none of them nearer to a better one (or its inverse) than `radius`.
+def strongest(vectors: np.ndarray, score: np.ndarray, radius: float, n: int) -> np.ndarray:
+    """Numbers of at most `n` vectors in order of score, none nearer to a better one (or its inverse) than `radius`.
 
     Parameters
     ----------
@@ -226,18 +228,17 @@ def strongest(vectors: np.ndarray, score: np.ndarray, radius: np.ndarray, n: int
     n : int
     """
     order = np.argsort(-score, kind="stable")
+    v = vectors[order]
+    square = np.einsum("ij,ij->i", v, v)
     free = np.ones(len(order), dtype=bool)
-    sorted_vectors = vectors[order]
     chosen: list[int] = []
     for k in range(len(order)):
-        if not free[k]:
-            continue
-        chosen.append(int(order[k]))
-        if len(chosen) == n:
-            break
-        v = sorted_vectors[k]
-        near = np.minimum(((sorted_vectors - v) ** 2).sum(axis=1), ((sorted_vectors + v) ** 2).sum(axis=1))
-        free &= near > radius * radius
+        if free[k]:
+            chosen.append(int(order[k]))
+            if len(chosen) == n:
+                break
+            # |v -+ v_k|^2, the smaller of the two
+            free &= square - 2 * np.abs(v @ v[k]) > radius * radius - square[k]
     return np.array(chosen, dtype=np.int64)
 
 
@@ -482,9 +483,38 @@ def search_known(
         bases = bases[: max(30, 2 * n)]
         n_used = min(len(q), int(1.6 * n_used) + 1)
     bases = bases[_like_cell(bases, lattice.basis, length_tolerance, angle_tolerance)]
-    score = explained(q, bases)
-    order = np.argsort(-score, kind="stable")[:n]
+    if not len(bases):
+        return bases, np.empty(0)
+    bases = np.concatenate([bases, explore_around(q, bases[0], lattice)])
+    score = explained(q, bases, _NARROW)
+    order = np.argsort(-score, kind="stable")
+    order = order[same_lattice(bases[order], lattice, 0.3)][:n]
     return bases[order], score[order]
+
+
+def explore_around(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: int = 6) -> np.ndarray:
+    """Other orientations within a few degrees that explain many spots: a split crystal's fragments, one by one.
+
+    The refinement of a basis draws it to the middle of the fragments, where it fits none of them well.
+    """
+    low = q[:300]
+    bases = basis @ _small_rotations().transpose(0, 2, 1)
+    best = np.argsort(-explained(low, bases, 0.25), kind="stable")[:150]
+    bases = bases[best][same_lattice(bases[best], lattice, 0.6)][:n]
+    for n_used in (len(low), len(q)):
+        bases = refine_bases(q[:n_used], bases, tolerance=0.25)
+    return bases
+
+
+@lru_cache(maxsize=1)
+def _small_rotations() -> np.ndarray:
+    # 11^3 rotations by up to 2.4 degrees about each axis
+    angles = np.radians(np.linspace(-2.4, 2.4, 11))
+    x, y, z = (g.ravel() for g in np.meshgrid(angles, angles, angles, indexing="ij"))
+    zero = np.zeros_like(x)
+    generator = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
+    u, _, vt = np.linalg.svd(np.eye(3) + generator + 0.5 * generator @ generator)
+    return u @ vt
 
 
 def _windows(lengths: np.ndarray, tolerance: float) -> list[float]:

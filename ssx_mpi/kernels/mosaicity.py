@@ -8,7 +8,7 @@ The probability of a delta psi is a box of that half width with soft edges: with
 
     p(psi) = 1 / (2 psi_m) * (1 + e^nu)^2 / [(1 + e^(B (psi + psi_m))) (1 + e^(-B (psi - psi_m)))],
 
-and -sum log p is minimised over log(alpha) and log(eta) by damped Newton steps with analytic derivatives.
+and -sum log p is minimised over alpha and eta, both kept positive, by damped Newton steps with analytic derivatives.
 
 References
 ----------
@@ -25,9 +25,11 @@ import numpy as np
 _HARDNESS = 10.0
 # the spots that DIALS predicts fill the reflecting zone this much wider than the likelihood says
 EXPANSION = 1.4
-# bounds of log(alpha), log(eta): domains of 1 angstrom to 1 m, spreads of 1e-9 to 1 rad
-_LOWEST = np.log([2e-10, 1e-9])
-_HIGHEST = np.log([2.0, 1.0])
+# alpha and eta: domains of 1 angstrom to 0.1 mm, spreads of 0.0006 to 60 degrees; the likelihood is flat beyond
+_LOWEST = np.array([2e-6, 1e-5])
+_HIGHEST = np.array([2.0, 1.0])
+# a step that gains less than this in log likelihood is the last
+_SMALLEST_GAIN = 1e-4
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,30 @@ class Mosaicity:
 
 
 def negative_log_likelihood(x: np.ndarray, d: np.ndarray, psi: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """-sum log p with its gradient (2,) and its second derivatives (2, 2) by x = (log alpha, log eta)."""
-    alpha, eta = np.exp(x)
+    """-sum log p with its gradient (2,) and its second derivatives (2, 2) by x = (alpha, eta)."""
+    alpha, eta = x
     m = 0.5 * (d * alpha + eta)
     # with z = psi / m the exponents are nu (z + 1) and nu (1 - z)
     z = psi / m
     up, down = _HARDNESS * (z + 1), _HARDNESS * (1 - z)
-    constant = 2 * np.logaddexp(0.0, _HARDNESS)
-    value = np.sum(np.log(2 * m) - constant + np.logaddexp(0.0, up) + np.logaddexp(0.0, down))
-    s_up, s_down = _logistic(up), _logistic(down)
+    (soft_up, s_up), (soft_down, s_down) = _softplus(up), _softplus(down)
+    value = np.log(2 * m).sum() + soft_up.sum() + soft_down.sum() - 2 * len(d) * np.logaddexp(0.0, _HARDNESS)
     # derivatives by log m: dz = -z, d(up) = -nu z, d(down) = nu z
     first = 1 - _HARDNESS * z * (s_up - s_down)
     curvature = s_up * (1 - s_up) + s_down * (1 - s_down)
     second = (_HARDNESS * z) ** 2 * curvature + _HARDNESS * z * (s_up - s_down)
-    share = np.stack([0.5 * d * alpha / m, 0.5 * eta / m])
+    # m is linear in alpha and eta: d log m / dx, and its own derivative is minus the product
+    share = np.stack([0.5 * d / m, 0.5 / m])
     gradient = share @ first
-    # second derivatives of log m by x: +- product of the shares
-    mixed = np.sum(share[0] * share[1] * first)
-    hessian = (share * second) @ share.T + mixed * np.array([[1.0, -1.0], [-1.0, 1.0]])
+    hessian = (share * (second - first)) @ share.T
     return float(value), gradient, hessian
 
 
-def _logistic(t: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * t))
+def _softplus(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # log(1 + e^t) and its derivative, without overflow
+    small = np.exp(-np.abs(t))
+    inverse = 1 / (1 + small)
+    return np.maximum(t, 0) + np.log1p(small), np.where(t > 0, inverse, small * inverse)
 
 
 def _envelope(d: np.ndarray, psi: np.ndarray) -> tuple[float, float]:
@@ -110,17 +113,14 @@ def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int 
     slope, intercept = _envelope(d, psi)
     smallest = 3 * volume ** (1 / 3)
     start_size = max(1 / (2 * slope) if slope != 0 else smallest, smallest)
-    x = np.log([2 / start_size, max(abs(2 * intercept), 1e-6)])
-    x = np.clip(x, _LOWEST, _HIGHEST)
+    x = np.clip([2 / start_size, abs(2 * intercept)], _LOWEST, _HIGHEST)
     value, gradient, hessian = negative_log_likelihood(x, d, psi)
     damping = 1e-3
     for _ in range(max_steps):
-        values, vectors = np.linalg.eigh(hessian)
-        # away from the minimum the curvature may be negative: its modulus gives a descent all the same
-        inverse = vectors / (np.abs(values) + damping * np.abs(values).max() + 1e-9)
-        step = -(inverse @ vectors.T) @ gradient
-        step *= min(1.0, 1.0 / max(np.abs(step).max(), 1e-300))
-        trial = np.clip(x + step, _LOWEST, _HIGHEST)
+        held = ((x <= _LOWEST) & (gradient > 0)) | ((x >= _HIGHEST) & (gradient < 0))
+        if held.all():
+            break
+        trial = np.clip(x + _newton_step(x, gradient, hessian, held, damping), _LOWEST, _HIGHEST)
         new = negative_log_likelihood(trial, d, psi)
         if not new[0] <= value:
             damping = 10 * damping
@@ -130,11 +130,30 @@ def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int 
         gain = value - new[0]
         x, (value, gradient, hessian) = trial, new
         damping = max(damping / 10, 1e-6)
-        if gain < 1e-7:
+        if gain < _SMALLEST_GAIN:
             break
-    alpha, eta = np.exp(x)
+    alpha, eta = x
     # the share of the domains is d alpha / 2 = d / D
     return Mosaicity(float(eta), float(2 / alpha), np.abs(psi) < 0.5 * (d * alpha + eta))
+
+
+def _newton_step(
+    x: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, held: np.ndarray, damping: float
+) -> np.ndarray:
+    # in units that make the diagonal 1; where the curvature is negative its modulus gives a descent all the same
+    unit = 1 / np.sqrt(np.abs(np.diag(hessian)) + 1e-12)
+    scaled = np.where(held[:, None] | held, np.eye(2), hessian * np.outer(unit, unit))
+    values, vectors = np.linalg.eigh(scaled)
+    inverse = vectors / (np.maximum(np.abs(values), 1e-6) + damping)
+    step = np.where(held, 0.0, -unit * (inverse @ (vectors.T @ np.where(held, 0.0, unit * gradient))))
+    for one in (0, 1):
+        # a parameter that meets its bound stops there, and the other takes the step that is best then
+        if not held[one] and x[one] + step[one] < _LOWEST[one] and not held[1 - one]:
+            step[one] = _LOWEST[one] - x[one]
+            slope = gradient[1 - one] + hessian[0, 1] * step[one]
+            step[1 - one] = -slope * unit[1 - one] ** 2 / (1 + damping)
+    # beyond the outermost spots the likelihood drops steeply: neither parameter changes by more than a factor of 3
+    return np.clip(step, np.where(x > 10 * _LOWEST, -x * 2 / 3, _LOWEST - x), np.maximum(2 * x, 1e-3))
 
 
 def ewald_proximal_volume(wavelength: float, d_min: float, mosaicity: Mosaicity) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,11 @@ logger = logging.getLogger(__name__)
 
 # candidates that are refined against the spots; the search has ranked them by what they explain
 _MAX_REFINED = 4
+_WORTH_REFINING = 0.7
+# what the Fourier search of DIALS asks for
+_MIN_SPOTS = 8
 # assigning indices and rejecting outliers depend on the lattice: repeated while the fit gets better
-_MAX_CYCLES = 4
+_MAX_CYCLES = 3
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,11 @@ class FastIndexer:
             candidate = self._best_candidate(spots.select(free), pixel_size, found)
             if candidate is None:
                 break
-            lattices = [f.lattice for f in found] + [candidate]
+            if not found:
+                found = [replace(candidate, spots=free[candidate.spots])]
+                owner, _ = self._assign(spots, usable, [candidate.lattice])
+                continue
+            lattices = [f.lattice for f in found] + [candidate.lattice]
             owner, h = self._assign(spots, usable, lattices)
             try:
                 found = self._refine_together(spots, owner, h, lattices, pixel_size)
@@ -190,17 +197,17 @@ class FastIndexer:
         inside = spacing > finest
         return np.count_nonzero(owner[inside] < 0) >= self.settings.recycle_cutoff * np.count_nonzero(inside)
 
-    def _best_candidate(self, spots: Spots, pixel_size: float, found: list[FoundLattice]) -> Lattice | None:
+    def _best_candidate(self, spots: Spots, pixel_size: float, found: list[FoundLattice]) -> FoundLattice | None:
         settings = self.settings
-        if len(spots) < 8:  # what the Fourier search of DIALS asks for
+        if len(spots) < _MIN_SPOTS:
             return None
         bases, score = lattice_search.search_known(
             spots.q, self._known, settings.length_tolerance, settings.angle_tolerance
         )
-        best: tuple[float, Lattice] | None = None
-        refined = 0
+        fits: list[FoundLattice] = []
+        tried = 0
         for basis, worth in zip(bases, score):
-            if refined == _MAX_REFINED or worth < 0.6 * score[0]:
+            if tried >= _MAX_REFINED or worth < _WORTH_REFINING * score[0]:
                 break
             for variant in self._variants:
                 start = lattice_refinement.nearest_lattice(
@@ -208,38 +215,34 @@ class FastIndexer:
                 )
                 if any(self._misorientation(start, f.lattice) < settings.minimum_angular_separation for f in found):
                     continue
-                refined += 1
+                tried += 1
                 try:
-                    quality, lattice = self._refine_candidate(spots, start, pixel_size)
+                    fits.append(self._refine_alone(spots, start, pixel_size))
                 except _NoFit as reason:
                     logger.debug("candidate rejected: %s", reason)
-                    continue
-                if best is None or quality > best[0]:
-                    best = quality, lattice
-        return None if best is None else best[1]
-
-    def _refine_candidate(self, spots: Spots, start: Lattice, pixel_size: float) -> tuple[float, Lattice]:
-        everything = np.ones(len(spots), dtype=bool)
-        fit, lattice = None, start
+        if not fits:
+            return None
+        best = max(fits, key=self._quality)
         for _ in range(_MAX_CYCLES):
             try:
-                owner, h = self._assign(spots, everything, [lattice])
-                new = self._refine_together(spots, owner, h, [lattice], pixel_size)[0]
+                again = self._refine_alone(spots, best.lattice, pixel_size)
             except _NoFit:
-                if fit is None:
-                    raise
                 break
-            if fit is not None and self._quality(new) <= 1.001 * self._quality(fit):
+            if self._quality(again) <= 1.001 * self._quality(best):
                 break
-            fit, lattice = new, new.lattice
-        assert fit is not None
-        if fit.rmsd_px > self.settings.max_rmsd_px:
-            raise _NoFit(f"rmsd of {fit.rmsd_px:.2f} px")
-        return self._quality(fit), fit.lattice
+            best = again
+        if best.rmsd_px > settings.max_rmsd_px:
+            logger.debug("best candidate rejected: rmsd of %.2f px", best.rmsd_px)
+            return None
+        return best
+
+    def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float) -> FoundLattice:
+        owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start])
+        return self._refine_together(spots, owner, h, [start], pixel_size)[0]
 
     def _quality(self, found: FoundLattice) -> float:
-        """Number of spots, discounted by how near their rmsd is to the largest accepted."""
-        return len(found.spots) * (1 - (found.rmsd_px / self.settings.max_rmsd_px) ** 2)
+        """Number of spots, less for a worse fit: a quarter less at the largest rmsd that is accepted."""
+        return len(found.spots) * (1 - 0.25 * (found.rmsd_px / self.settings.max_rmsd_px) ** 2)
 
     def _assign(self, spots: Spots, usable: np.ndarray, lattices: list[Lattice]) -> tuple[np.ndarray, np.ndarray]:
         direct = np.array([self._to_reduced @ lattice.direct for lattice in lattices])
