@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 # candidates that are refined against the spots; the search has ranked them by what they explain
 _MAX_REFINED = 4
 _WORTH_REFINING = 0.7
+_WORTH_REPEATING = 0.93
 # what the Fourier search of DIALS asks for
 _MIN_SPOTS = 8
 # assigning indices and rejecting outliers depend on the lattice: repeated while the fit gets better
@@ -222,27 +223,33 @@ class FastIndexer:
                     logger.debug("candidate rejected: %s", reason)
         if not fits:
             return None
-        best = max(fits, key=self._quality)
-        for _ in range(_MAX_CYCLES):
-            try:
-                again = self._refine_alone(spots, best.lattice, pixel_size)
-            except _NoFit:
-                break
-            if self._quality(again) <= 1.001 * self._quality(best):
-                break
-            best = again
+        limit = _WORTH_REPEATING * max(map(self._quality, fits))
+        best = max(
+            (self._repeat(spots, fit, pixel_size) for fit in fits if self._quality(fit) >= limit), key=self._quality
+        )
         if best.rmsd_px > settings.max_rmsd_px:
             logger.debug("best candidate rejected: rmsd of %.2f px", best.rmsd_px)
             return None
         return best
+
+    def _repeat(self, spots: Spots, fit: FoundLattice, pixel_size: float) -> FoundLattice:
+        for _ in range(_MAX_CYCLES):
+            try:
+                again = self._refine_alone(spots, fit.lattice, pixel_size)
+            except _NoFit:
+                break
+            if self._quality(again) <= 1.001 * self._quality(fit):
+                break
+            fit = again
+        return fit
 
     def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float) -> FoundLattice:
         owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start])
         return self._refine_together(spots, owner, h, [start], pixel_size)[0]
 
     def _quality(self, found: FoundLattice) -> float:
-        """Number of spots, less for a worse fit: a quarter less at the largest rmsd that is accepted."""
-        return len(found.spots) * (1 - 0.25 * (found.rmsd_px / self.settings.max_rmsd_px) ** 2)
+        """Number of spots, less for a worse fit: a third of them counts at the largest rmsd that is accepted."""
+        return len(found.spots) * (1 - 0.64 * (found.rmsd_px / self.settings.max_rmsd_px) ** 2)
 
     def _assign(self, spots: Spots, usable: np.ndarray, lattices: list[Lattice]) -> tuple[np.ndarray, np.ndarray]:
         direct = np.array([self._to_reduced @ lattice.direct for lattice in lattices])
