@@ -356,7 +356,7 @@ class FastIndexer:
                     detector=experiment.detector,
                     crystal=self._crystal(lattice),
                     imageset=imageset,
-                    identifier=_identifier(experiment, k),
+                    identifier=_identifier(experiment, imageset, k),
                 )
             )
         return experiments, _indexed_table(experiment, experiments, table, found)
@@ -475,18 +475,21 @@ def spot_arrays(experiment: Experiment, table: Any) -> Spots:
 
 
 def _still_imageset(experiment: Experiment) -> Any:
-    # as DIALS does: a sequence of stills is written as images without scan and goniometer
+    """The one image of the experiment, without scan and goniometer, as the stills indexer of DIALS hands it on."""
     imageset = experiment.imageset
-    if isinstance(imageset, ImageSequence):
-        imageset = ImageSet(imageset.data(), imageset.indices())
-        imageset.set_scan(None)
-        imageset.set_goniometer(None)
-    return imageset
+    if not isinstance(imageset, ImageSequence):
+        return imageset
+    number = 0
+    if experiment.scan is not None:
+        number = experiment.scan.get_array_range()[0] - imageset.get_array_range()[0]
+    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))
+    still.set_scan(None)
+    still.set_goniometer(None)
+    return still
 
 
-def _identifier(experiment: Experiment, number: int) -> str:
+def _identifier(experiment: Experiment, imageset: Any, number: int) -> str:
     """Identifier of a lattice that depends on the image and on nothing else."""
-    imageset = experiment.imageset
     source = experiment.identifier
     if imageset is not None:
         source += f"|{imageset.get_path(0)}|{imageset.indices()[0]}"
