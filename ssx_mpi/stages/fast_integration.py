@@ -503,7 +503,7 @@ def _predict_and_integrate(still: _Still, experiment: Experiment, fitted: _Fitte
     if not len(boxes):
         raise EllipsoidError("no reflection is predicted on the detector")
     measured = shoeboxes.integrate_ellipses(
-        still.panels, still.frame, predicted.panel, boxes, predicted.seen, limit, 1.0, still.background
+        still.panels, still.frame, predicted.panel, boxes, predicted.seen, limit, still.radius, still.background
     )
     sigma = still.model.sigma(fitted.parameters)
     partiality, inverse_variance = partialities(predicted.seen, sigma, len(fitted.rows))
