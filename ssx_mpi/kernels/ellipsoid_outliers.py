@@ -1,9 +1,10 @@
 """Spots that are too far from their predicted positions: the minimum covariance determinant of their residuals.
 
-The location and scatter of the half of the residuals that has the smallest covariance determinant are not moved by the other
-half (Rousseeuw & Van Driessen 1999). From any three points, repeated concentration (keep the half nearest to the present
-estimate, estimate again) can only lower the determinant; many starts, and the best carried to convergence, find the minimum.
-The starts are drawn with a fixed seed from the points in sorted order, so that the result depends on the points alone.
+The location and scatter of the half of the residuals that has the smallest covariance determinant are not moved by the
+other half (Rousseeuw & Van Driessen 1999). From any three points, repeated concentration (keep the half nearest to the
+present estimate, estimate again) can only lower the determinant; many starts, and the best of them carried to
+convergence, find the minimum. The starts are drawn with a fixed seed from the points in sorted order, so that the result
+depends on the points alone.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import chi2
 
-_N_STARTS = 200
+from ssx_mpi.kernels._library import array, c_int64, declare
+
+# As in Rousseeuw & Van Driessen and in DIALS
+_N_STARTS = 500
 _N_BEST = 10
-_N_STEPS = 2  # concentration steps before the best starts are chosen, as in Rousseeuw & Van Driessen
+_N_STEPS = 3
 _MAX_STEPS = 100
 
 
@@ -40,47 +44,53 @@ def robust_location_and_scatter(points: np.ndarray) -> tuple[np.ndarray, np.ndar
     Pison, Van Aelst & Willems (2002), Metrika 55, 111-123 (correction for small samples).
     """
     n = len(points)
-    half = (n + 3) // 2
-    if half >= n or n < 5:
+    if n < 5:
         raise ValueError(f"{n} spots are too few to tell outliers")
-    points = points[np.lexsort(points.T)]
-    rng = np.random.default_rng(0)
-    starts = np.argsort(rng.random((_N_STARTS, n)), axis=1)[:, :3]
-    location, scatter = _estimate(points, starts)
-    kept = np.linalg.det(scatter) > 1e-12 * np.trace(scatter, axis1=1, axis2=2) ** 2
-    location, scatter = location[kept], scatter[kept]
-    for _ in range(_N_STEPS + 1):
-        if not len(location):
-            raise ValueError("the residuals of the spots lie on one line")
-        location, scatter, determinant = _concentrate(points, location, scatter, half)
+    half = (n + 3) // 2
+    points = np.ascontiguousarray(points[np.lexsort(points.T)])
+    location, scatter = _starts(points)
+    for _ in range(_N_STEPS):
+        determinant = _concentrate(points, half, location, scatter)
     best = np.argsort(determinant, kind="stable")[:_N_BEST]
     location, scatter, determinant = location[best], scatter[best], determinant[best]
     for _ in range(_MAX_STEPS):
-        location, scatter, smaller = _concentrate(points, location, scatter, half)
+        smaller = _concentrate(points, half, location, scatter)
         if (smaller >= determinant).all():
             break
         determinant = smaller
-    best_one = int(np.argmin(smaller))
-    return location[best_one], scatter[best_one] * _consistency(half / n) * _small_sample(n)
+    chosen = int(np.argmin(smaller))
+    if not 0 < smaller[chosen] < np.inf:
+        raise ValueError("the residuals of the spots lie on one line")
+    xx, xy, yy = scatter[chosen] * _consistency(half / n) * _small_sample(n)
+    return location[chosen], np.array([[xx, xy], [xy, yy]])
 
 
-def _estimate(points: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and covariances of subsets of the points given by (n_subsets, size) indices."""
-    chosen = points[members]
+def _starts(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (n_starts, 2) and covariances xx, xy, yy (n_starts, 3) of random triples of points."""
+    rng = np.random.default_rng(0)
+    first, second, third = rng.random((3, _N_STARTS))
+    n = len(points)
+    # distinct by construction: steps around the circle of points, the two together short of a full turn
+    a = (first * n).astype(int)
+    b = 1 + (second * (n - 2)).astype(int)
+    c = b + 1 + (third * (n - 1 - b)).astype(int)
+    chosen = points[np.stack([a, (a + b) % n, (a + c) % n], axis=1)]
     location = chosen.mean(axis=1)
-    centred = chosen - location[:, None]
-    return location, np.einsum("sni,snj->sij", centred, centred) / (members.shape[1] - 1)
+    x, y = (chosen - location[:, None]).transpose(2, 0, 1)
+    return location, np.stack([(x * x).sum(axis=1), (x * y).sum(axis=1), (y * y).sum(axis=1)], axis=1) / 2
 
 
-def _concentrate(points: np.ndarray, location: np.ndarray, scatter: np.ndarray, half: int):
-    centred = points - location[:, None]
-    inverse = np.linalg.inv(scatter)
-    x, y = centred[..., 0], centred[..., 1]
-    distance = x * x * inverse[:, :1, 0] + 2 * x * y * inverse[:, :1, 1] + y * y * inverse[:, 1:, 1]
-    location, scatter = _estimate(points, np.argpartition(distance, half, axis=1)[:, :half])
-    determinant = np.linalg.det(scatter)
-    alive = determinant > 0
-    return location[alive], scatter[alive], determinant[alive]
+def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: np.ndarray) -> np.ndarray:
+    """Replace the estimates by those of the `half` points nearest to each; the determinants of the new scatters."""
+    concentrate = declare(
+        "ssx_concentrate",
+        [c_int64, array(np.float64, 2), c_int64, c_int64]
+        + [array(np.float64, 2, writeable=True)] * 2
+        + [array(np.float64, 1, writeable=True)] * 2,
+    )
+    determinant = np.empty(len(location))
+    concentrate(len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points)))
+    return determinant
 
 
 def _consistency(fraction: float) -> float:

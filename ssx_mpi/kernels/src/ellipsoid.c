@@ -1,5 +1,5 @@
-/* Log-likelihood of the strong spots under the ellipsoid model, its score and its Fisher information: the equations are
- * derived in kernels/ellipsoid_refinement.py. */
+/* Log-likelihood of the strong spots under the ellipsoid model, its score and its Fisher information, derived in
+ * kernels/ellipsoid_refinement.py; and the concentration step of kernels/ellipsoid_outliers.py. */
 #include "common.h"
 
 enum { MAX_PARAMETERS = 16 };
@@ -98,4 +98,63 @@ double ssx_ellipsoid_likelihood(int64_t n, double radius, const double *frame, c
         for (int p = 0; p < np; p++)
             for (int q = 0; q < p; q++) information[q * np + p] = information[p * np + q];
     return total;
+}
+
+/* The k-th smallest of n values (k from 0), which are partly sorted */
+static double select_smallest(double *values, int64_t n, int64_t k) {
+    int64_t low = 0, high = n - 1;
+    while (low < high) {
+        double pivot = values[(low + high) / 2];
+        int64_t i = low, j = high;
+        while (i <= j) {
+            while (values[i] < pivot) i++;
+            while (values[j] > pivot) j--;
+            if (i <= j) {
+                double swap = values[i];
+                values[i++] = values[j];
+                values[j--] = swap;
+            }
+        }
+        if (k <= j) high = j;
+        else if (k >= i) low = i;
+        else break;
+    }
+    return values[k];
+}
+
+/* Concentration of location (x, y) and scatter (xx, xy, yy) estimates: replaced by those of the `half` points nearest to
+ * them. determinant is that of the new scatter, or infinite when the old one has none. scratch: 2 n doubles. */
+void ssx_concentrate(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location, double *scatter,
+                     double *determinant, double *scratch) {
+    double *distance = scratch, *sorted = scratch + n;
+    for (int64_t e = 0; e < n_estimates; e++) {
+        double *m = location + 2 * e, *s = scatter + 3 * e, det = s[0] * s[2] - s[1] * s[1];
+        determinant[e] = INFINITY;
+        if (!(det > 1e-12 * (s[0] + s[2]) * (s[0] + s[2]))) continue;
+        for (int64_t i = 0; i < n; i++) {
+            double x = points[2 * i] - m[0], y = points[2 * i + 1] - m[1];
+            distance[i] = s[2] * x * x - 2 * s[1] * x * y + s[0] * y * y;
+        }
+        memcpy(sorted, distance, n * sizeof(double));
+        double limit = select_smallest(sorted, n, half - 1), x0 = m[0], y0 = m[1];
+        int64_t below = 0;
+        for (int64_t i = 0; i < n; i++) below += distance[i] < limit;
+        int64_t ties = half - below; /* so many of those at the limit are taken */
+        double sx = 0, sy = 0, sxx = 0, sxy = 0, syy = 0;
+        for (int64_t i = 0; i < n; i++) {
+            if (distance[i] > limit || (distance[i] == limit && ties-- <= 0)) continue;
+            double x = points[2 * i] - x0, y = points[2 * i + 1] - y0;
+            sx += x;
+            sy += y;
+            sxx += x * x;
+            sxy += x * y;
+            syy += y * y;
+        }
+        m[0] = x0 + sx / half;
+        m[1] = y0 + sy / half;
+        s[0] = (sxx - sx * sx / half) / (half - 1);
+        s[1] = (sxy - sx * sy / half) / (half - 1);
+        s[2] = (syy - sy * sy / half) / (half - 1);
+        determinant[e] = s[0] * s[2] - s[1] * s[1];
+    }
 }

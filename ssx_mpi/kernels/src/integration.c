@@ -58,13 +58,15 @@ static void cut_box(const void *frame, int is_float, const uint8_t *frame_mask, 
             for (int i = 0; i < box->nx; i++) value[i] = 0;
             continue;
         }
-        for (int i = 0; i < box->nx; i++) {
-            int x = box->x0 + i;
-            size_t at = (size_t)y * width + x;
-            int inside = x >= 0 && x < width;
-            code[i] = inside && frame_mask[at] ? VALID : 0;
-            value[i] = !inside ? 0 : is_float ? ((const double *)frame)[at] : ((const int32_t *)frame)[at];
-        }
+        int first = box->x0 < 0 ? -box->x0 : 0, last = width - box->x0 < box->nx ? width - box->x0 : box->nx;
+        for (int i = 0; i < box->nx; i++)
+            if (i < first || i >= last) code[i] = 0, value[i] = 0;
+        size_t at = (size_t)y * width + box->x0 + first;
+        for (int i = first; i < last; i++) code[i] = frame_mask[at + i - first]; /* a NumPy bool is VALID or 0 */
+        if (is_float)
+            for (int i = first; i < last; i++) value[i] = ((const double *)frame)[at + i - first];
+        else
+            for (int i = first; i < last; i++) value[i] = ((const int32_t *)frame)[at + i - first];
     }
 }
 
@@ -139,10 +141,10 @@ static void huber_expectations(double mu, double tuning, double *psi, double *ps
 static int robust_poisson_mean(const double *y, int n, double tuning, int max_iterations, double *scratch, double *mean) {
     int32_t histogram[SMALL_COUNTS] = {0};
     int integers = 1, n_small = 0, n_large = 0, last = -1;
-    for (int i = 0; i < n && integers; i++) integers = y[i] == floor(y[i]);
+    for (int i = 0; i < n; i++) integers &= y[i] >= SMALL_COUNTS || y[i] == (int)y[i];
     for (int i = 0; i < n; i++) {
-        if (integers && y[i] < SMALL_COUNTS) {
-            int k = (int)y[i];
+        int k = integers && y[i] < SMALL_COUNTS ? (int)y[i] : SMALL_COUNTS;
+        if (k < SMALL_COUNTS) {
             histogram[k]++;
             n_small++;
             if (k > last) last = k;
