@@ -11,8 +11,8 @@ either isotropic (angular1) or lower triangular (angular3).
 
 A still sees the distribution on the Ewald sphere. In the frame R of a direction s, with rows (s x s0, s x (s x s0), s)
 normalised, the sphere is the plane of third coordinate |s0|. With mu = R s2 and S = R sigma Rᵀ, and the distance
-epsilon = |s0| - mu_3 from the sphere, the amount seen is the marginal of the third coordinate, N(epsilon; 0, S_33), and what
-is seen in the plane is the conditional distribution, with
+epsilon = |s0| - mu_3 from the sphere, the amount seen is the marginal of the third coordinate, N(epsilon; 0, S_33), and
+what is seen in the plane is the conditional distribution, with
 
     mean        mu_12 + S_12,3 epsilon / S_33
     covariance  S_12,12 - S_12,3 S_3,12 / S_33
@@ -199,9 +199,9 @@ def on_ewald_sphere(s0: np.ndarray, s2: np.ndarray, sigmas: np.ndarray) -> OnEwa
 def partialities(seen: OnEwaldSphere, sigma: np.ndarray, n_observed: int) -> tuple[np.ndarray, np.ndarray]:
     """Part of each reflection that is seen, relative to the most that a still can see of any.
 
-    The most is seen of a point in the middle of the sphere that has the smallest variance across it, the least eigenvalue v
-    of the static covariance. So p = sqrt(v / S_33) exp(-epsilon²/(2 S_33)), and, with the distance known to S_33 / n after
-    n observations, the variance of 1/p is (S_33/n) epsilon² exp(epsilon²/S_33) / (v S_33).
+    The most is seen of a point that is centred on the sphere and has the smallest variance across it, the least
+    eigenvalue v of the static covariance. So p = sqrt(v / S_33) exp(-epsilon²/(2 S_33)), and, with the distance
+    known to S_33 / n after n observations, the variance of 1/p is (S_33/n) epsilon² exp(epsilon²/S_33) / (v S_33).
 
     Parameters
     ----------

@@ -3,8 +3,8 @@
 The location and scatter of the half of the residuals that has the smallest covariance determinant are not moved by the
 other half (Rousseeuw & Van Driessen 1999). From any three points, repeated concentration (keep the half nearest to the
 present estimate, estimate again) can only lower the determinant; many starts, and the best of them carried to
-convergence, find the minimum. The starts are drawn with a fixed seed from the points in sorted order, so that the result
-depends on the points alone.
+convergence, find the minimum. The starts are drawn with a fixed seed from the points in sorted order, so that the
+result depends on the points alone.
 """
 
 from __future__ import annotations

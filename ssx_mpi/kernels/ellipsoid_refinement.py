@@ -1,9 +1,9 @@
 """Mosaicity, orientation and cell of one crystal by maximum likelihood on the shapes of its strong spots.
 
-Each spot h gives, in the frame R of its own direction (:mod:`ssx_mpi.kernels.ellipsoid`), the mean x and covariance X of its
-counts in the plane tangential to the Ewald sphere, and its total count w. A photon of it has the density of the marginal at
-the sphere times the conditional density at its place, so that, with mean m and covariance C of the conditional,
-V = X + (x - m)(x - m)ᵀ, and up to a constant (Parkhurst 2020, section 5.3),
+Each spot h gives, in the frame R of its own direction (:mod:`ssx_mpi.kernels.ellipsoid`), the mean x and covariance X
+of its counts in the plane tangential to the Ewald sphere, and its total count w. A photon of it has the density of the
+marginal at the sphere times the conditional density at its place, so that, with mean m and covariance C of the
+conditional, V = X + (x - m)(x - m)ᵀ, and up to a constant (Parkhurst 2020, chapter 5),
 
     ln L = -1/2 sum_h w_h [ ln S_33 + epsilon²/S_33 + ln det C + tr(C⁻¹ V) ].
 
@@ -11,7 +11,8 @@ With a dot for the derivative by one parameter, and g = S_12,3 / S_33,
 
     g' = (S'_12,3 - g S'_33) / S_33         m' = mu'_12 + g' epsilon - g mu'_3       epsilon' = -mu'_3
     C' = S'_12,12 - g' S_3,12 - g S'_3,12
-    ln L' = -1/2 sum w [ S'_33/S_33 (1 - epsilon²/S_33) - 2 epsilon mu'_3/S_33 + tr(C⁻¹ C' (1 - C⁻¹ V)) - 2 (x-m)ᵀ C⁻¹ m' ]
+    ln L' = -1/2 sum w [ S'_33/S_33 (1 - epsilon²/S_33) - 2 epsilon mu'_3/S_33
+                         + tr(C⁻¹ C' (1 - C⁻¹ V)) - 2 (x - m)ᵀ C⁻¹ m' ]
 
 and the expectation of the second derivatives, by the normal distribution's Fisher information,
 
@@ -104,8 +105,8 @@ class Lattice:
     def gradients(self, indices: np.ndarray) -> np.ndarray:
         """Derivatives of r = U B h by the numbers that :meth:`moved` takes: (n, n_parameters, 3) float64.
 
-        A change of the metric G = BᵀB by E changes B by Phi(B⁻ᵀ E B⁻¹) B, where Phi keeps the lower triangle and half of
-        the diagonal.
+        A change of the metric G = BᵀB by E changes B by Phi(B⁻ᵀ E B⁻¹) B, where Phi keeps the lower triangle and half
+        of the diagonal.
         """
         parts = []
         if not self.fix_orientation:
@@ -131,7 +132,7 @@ def _lower_factor(metric: np.ndarray) -> np.ndarray:
     try:
         return np.linalg.cholesky(metric[::-1, ::-1]).T[::-1, ::-1]
     except np.linalg.LinAlgError:
-        raise EllipsoidError("the cell is not a cell any more") from None
+        raise EllipsoidError("the refined metric is not that of a cell") from None
 
 
 def metric_basis(rotations: np.ndarray) -> np.ndarray:

@@ -185,7 +185,7 @@ def indices_near_ewald_sphere(A: np.ndarray, s0: np.ndarray, d_min: float, width
     fixed = np.zeros((i.size, 3))
     fixed[:, others[0]], fixed[:, others[1]] = i.ravel(), j.ravel()
 
-    start, step, radius = fixed @ A.T + s0, A[:, axis], np.linalg.norm(s0)
+    start, step, radius = fixed @ A.T + s0, A[:, axis], float(np.linalg.norm(s0))
     half_b, a, c = start @ step, step @ step, np.einsum("ij,ij->i", start, start)
     outer = half_b**2 - a * (c - (radius + width) ** 2)
     inner = half_b**2 - a * (c - max(radius - width, 0.0) ** 2)
@@ -193,14 +193,10 @@ def indices_near_ewald_sphere(A: np.ndarray, s0: np.ndarray, d_min: float, width
     fixed, half_b, outer, inner = fixed[kept], half_b[kept], np.sqrt(outer[kept]), inner[kept]
     split = inner > 0
     inner = np.sqrt(np.where(split, inner, 0))
-    # where the inner sphere is missed, one interval is enough: the upper one is made empty
-    first = np.concatenate([np.ceil((-half_b - outer) / a), np.where(split, np.ceil((-half_b + inner) / a), 1)])
-    last = np.concatenate(
-        [
-            np.floor(np.where(split, -half_b - inner, -half_b + outer) / a),
-            np.where(split, np.floor((-half_b + outer) / a), 0),
-        ]
-    )
+    # where the inner sphere is missed, the lower interval is all, and the upper one (from 1 to 0) is empty
+    starts = np.concatenate([-half_b - outer, np.where(split, -half_b + inner, a)])
+    ends = np.concatenate([np.where(split, -half_b - inner, -half_b + outer), np.where(split, -half_b + outer, 0)])
+    first, last = np.ceil(starts / a), np.floor(ends / a)
     count = np.maximum(last - first + 1, 0).astype(int)
     indices = np.repeat(np.vstack([fixed, fixed]), count, axis=0)
     position = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)

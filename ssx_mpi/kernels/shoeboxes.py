@@ -1,8 +1,8 @@
 """Pixels of reflections: footprints, background and summation on frames in memory.
 
-The footprint of a reflection is the ellipse (x - m)ᵀ C⁻¹ (x - m) < q in the plane tangential to the Ewald sphere, with
-q the quantile of chi² with two degrees of freedom; a pixel is foreground when one of its corners lies inside. The rest of
-the box around it is background. Its level b is by default the robust Poisson mean: the root of
+The footprint of a reflection is the ellipse (x - m)ᵀ C⁻¹ (x - m) < q in the plane tangential to the Ewald sphere,
+with q the quantile of chi² with two degrees of freedom; a pixel is foreground when one of its corners lies inside.
+The rest of the box around it is background. Its level b is by default the robust Poisson mean: the root of
 
     sum_i [ psi_c((y_i - mu)/sqrt(mu)) - E psi_c ] sqrt(mu) = 0,    psi_c(r) = max(-c, min(c, r)),
 
@@ -24,7 +24,7 @@ from ssx_mpi.kernels._library import array, c_double, c_int, c_int64, declare
 from ssx_mpi.kernels.ellipsoid import OnEwaldSphere, tangential_frames
 from ssx_mpi.kernels.prediction import Panels, rays_to_pixels
 
-FAILED_BACKGROUND, FAILED_SUMMATION, FAILED_CENTROID = 1, 2, 4
+FAILED_BACKGROUND, FAILED_SUMMATION, FAILED_CENTROID, OVERLOADED = 1, 2, 4, 8
 
 _METHODS = {"glm": 0, "mean": 1}
 
@@ -81,33 +81,54 @@ class Measured:
 
     Attributes
     ----------
-    intensity, variance, background, background_variance : (n,) float64
-        Counts: above background and its variance, background under the peak and its variance.
+    intensity, variance : (n,) float64
+        Counts above background.
+    background, background_variance : (n,) float64
+        Counts of the background under the peak.
     level : (n,) float64
         Background counts per pixel.
     centroid, centroid_variance : (n, 2) float64
         Pixels along fast and slow, of the counts above background.
     n_valid, n_foreground, n_background, n_background_used : (n,) int32
+        Pixels of the box, all of them trusted.
     failed : (n,) int32
-        FAILED_BACKGROUND: too few pixels or no convergence. FAILED_SUMMATION: the peak has pixels that cannot be trusted.
-        FAILED_CENTROID: no counts above background.
+        Bits: FAILED_BACKGROUND (too few pixels, or no convergence), FAILED_SUMMATION (pixels of the peak cannot be
+        trusted), FAILED_CENTROID (no counts above background), OVERLOADED (pixels of the box are beyond the trusted
+        range).
     """
 
-    sums: np.ndarray
-    counts: np.ndarray
+    intensity: np.ndarray
+    variance: np.ndarray
+    background: np.ndarray
+    background_variance: np.ndarray
+    level: np.ndarray
+    centroid: np.ndarray
+    centroid_variance: np.ndarray
+    n_valid: np.ndarray
+    n_foreground: np.ndarray
+    n_background: np.ndarray
+    n_background_used: np.ndarray
     failed: np.ndarray
 
-    intensity = property(lambda self: self.sums[:, 0])
-    variance = property(lambda self: self.sums[:, 1])
-    background = property(lambda self: self.sums[:, 2])
-    background_variance = property(lambda self: self.sums[:, 3])
-    level = property(lambda self: self.sums[:, 4])
-    centroid = property(lambda self: self.sums[:, 5:7])
-    centroid_variance = property(lambda self: self.sums[:, 7:9])
-    n_valid = property(lambda self: self.counts[:, 0])
-    n_foreground = property(lambda self: self.counts[:, 1])
-    n_background = property(lambda self: self.counts[:, 2])
-    n_background_used = property(lambda self: self.counts[:, 3])
+    @classmethod
+    def _from_loops(cls, sums: np.ndarray, counts: np.ndarray, failed: np.ndarray) -> Measured:
+        intensity, variance, under, under_variance, level = sums[:, :5].T
+        valid, foreground, outside, used = counts.T
+        centroid, centroid_variance = sums[:, 5:7], sums[:, 7:9]
+        return cls(
+            intensity=intensity,
+            variance=variance,
+            background=under,
+            background_variance=under_variance,
+            level=level,
+            centroid=centroid,
+            centroid_variance=centroid_variance,
+            n_valid=valid,
+            n_foreground=foreground,
+            n_background=outside,
+            n_background_used=used,
+            failed=failed,
+        )
 
 
 @dataclass(frozen=True)
@@ -208,6 +229,7 @@ _OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED = (
     array(np.int32, 1, writeable=True),
 )
 _FRAME = [array(np.uint8, 2), c_int, c_int]
+_SCRATCH = array(np.float64, 1, writeable=True)
 
 
 def integrate_ellipses(
@@ -219,6 +241,7 @@ def integrate_ellipses(
     limit: float,
     radius: float,
     background: Background,
+    saturation: np.ndarray | None = None,
 ) -> Measured:
     """Background and summed intensity within elliptical footprints.
 
@@ -234,19 +257,15 @@ def integrate_ellipses(
     radius : float
         Of the Ewald sphere that pixels are projected on, 1/Å.
     background : Background
+    saturation : (n_panels,) float64, optional
+        Upper ends of the panels' trusted ranges.
     """
     integrate = declare(
         "ssx_integrate",
-        [c_int64, _BOXES, _FLOATS_2, _FLOATS_2, _FLOATS_2, c_double, c_double, c_void_p, c_int, *_FRAME, _FLOATS_1]
-        + [
-            c_int,
-            c_double,
-            c_int,
-            c_int64,
-            array(np.float64, 1, writeable=True),
-            _OUT_FLOATS,
-            _OUT_COUNTS,
-            _OUT_FAILED,
+        [
+            *(c_int64, _BOXES, _FLOATS_2, _FLOATS_2, _FLOATS_2, c_double, c_double),
+            *(c_void_p, c_int, *_FRAME, _FLOATS_1, c_double, c_int, c_double, c_int, c_int64, _SCRATCH),
+            *(_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED),
         ],
     )
     axes = seen.frames[:, :2].reshape(-1, 6)
@@ -268,6 +287,7 @@ def integrate_ellipses(
             radius,
             *frame.arguments(int(p)),
             panels.packed(int(p)),
+            np.inf if saturation is None else float(saturation[p]),
             _METHODS[background.method],
             background.tuning,
             background.min_pixels,
@@ -276,7 +296,7 @@ def integrate_ellipses(
             *part,
         )
         sums[on], counts[on], failed[on] = part
-    return Measured(sums, counts, failed)
+    return Measured._from_loops(sums, counts, failed)
 
 
 def angular_spread(panels: Panels, frame: Frame, strong: StrongPixels, s1: np.ndarray) -> float:
@@ -286,6 +306,11 @@ def angular_spread(panels: Panels, frame: Frame, strong: StrongPixels, s1: np.nd
     ----------
     panels, frame, strong
     s1 : (n, 3) float64
+
+    Raises
+    ------
+    ValueError
+        When no spot has counts.
 
     References
     ----------
@@ -316,6 +341,8 @@ def angular_spread(panels: Panels, frame: Frame, strong: StrongPixels, s1: np.nd
             variance,
         )
         variances.append(variance[counts > 1])
+    if not any(len(part) for part in variances):
+        raise ValueError("the strong spots have no counts")
     return float(np.sqrt(np.concatenate(variances).mean()))
 
 
@@ -352,9 +379,11 @@ def measure_strong_spots(
     """
     measure = declare(
         "ssx_strong_spots",
-        [c_int64, _BOXES, _FLOATS_2, c_double, _BOXES, array(np.int64, 1), array(np.uint8, 1), _FLOATS_1]
-        + [c_void_p, c_int, *_FRAME, _FLOATS_1, c_int, c_double, c_int, c_int64, array(np.float64, 1, writeable=True)]
-        + [_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED, _OUT_FLOATS, _OUT_FLOATS],
+        [
+            *(c_int64, _BOXES, _FLOATS_2, c_double, _BOXES, array(np.int64, 1), array(np.uint8, 1), _FLOATS_1),
+            *(c_void_p, c_int, *_FRAME, _FLOATS_1, c_int, c_double, c_int, c_int64, _SCRATCH),
+            *(_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED, _OUT_FLOATS, _OUT_FLOATS),
+        ],
     )
     axes = tangential_frames(directions, s0)[:, :2].reshape(-1, 6)
     largest, scratch = _scratch(boxes)
@@ -390,7 +419,7 @@ def measure_strong_spots(
             *part,
         )
         sums[on], counts[on], failed[on], centroids[on], moments[on] = part
-    return Measured(sums, counts, failed), centroids, moments
+    return Measured._from_loops(sums, counts, failed), centroids, moments
 
 
 def robust_poisson_mean(values: np.ndarray, tuning: float = 1.345, max_iterations: int = 100) -> float:

@@ -1,9 +1,10 @@
 """Integration of the lattices of one still with the ellipsoid model, by the compiled kernels.
 
-The same model, steps and limits as ``dials.ssx_integrate algorithm=ellipsoid`` of DIALS 3.30, whatever DIALS is installed.
-For every lattice, a few times over: index the strong spots with the present crystal, drop those far from where it predicts
-them, measure their shapes, refine the mosaicity, then orientation and cell. Then predict every reflection near the Ewald
-sphere, and sum the pixels within its ellipse.
+The same model, steps and limits as ``dials.ssx_integrate algorithm=ellipsoid`` of DIALS 3.30, whatever DIALS is
+installed. For every lattice, a few times over: index the strong spots with the present crystal, drop those far from
+where it predicts them, measure their shapes, refine the mosaicity, then orientation and cell. Then predict every
+reflection near the Ewald sphere, and sum the pixels within its ellipse. As in DIALS, a pixel that two reflections
+share counts for both.
 """
 
 from __future__ import annotations
@@ -361,26 +362,33 @@ def _strong_pixels(table: Any, panel: np.ndarray) -> shoeboxes.StrongPixels:
 
 
 def _refine(still: _Still, spots: _StrongSpots, lattice: Lattice) -> _Fitted:
-    settings, parameters = still.settings, None
-    limits = {"max_iterations": settings.max_iter, "tolerance": settings.LL_tolerance}
-    for _ in range(settings.n_macro_cycles):
+    settings, model, parameters = still.settings, still.model, np.empty(0)
+    for cycle in range(settings.n_macro_cycles):
         rows, indices = _index(still, spots, lattice.A)
         rows, indices = _without_outliers(still, spots, lattice.A, rows, indices)
         shapes, spread, rows, indices = _measure_shapes(still, spots, lattice.A, rows, indices)
-        if parameters is None:
-            parameters = still.model.start(spread)
+        if cycle == 0:
+            parameters = model.start(spread)
         for _ in range(settings.n_cycles):
             parameters = refine_mosaicity(
-                shapes, still.s0, lattice.A, still.model, parameters, settings.mosaicity_max_limit, **limits
+                shapes,
+                still.s0,
+                lattice.A,
+                model,
+                parameters,
+                settings.mosaicity_max_limit,
+                settings.max_iter,
+                settings.LL_tolerance,
             )
             lattice = refine_lattice(
                 shapes,
                 still.s0,
                 lattice,
-                still.model,
+                model,
                 parameters,
                 settings.max_cell_volume_change_fraction,
-                **limits,
+                settings.max_iter,
+                settings.LL_tolerance,
             )
     return _Fitted(lattice, parameters, rows, indices)
 
@@ -416,7 +424,10 @@ def _without_outliers(still: _Still, spots: _StrongSpots, A: np.ndarray, rows: n
 def _measure_shapes(still: _Still, spots: _StrongSpots, A: np.ndarray, rows: np.ndarray, indices: np.ndarray):
     """Shapes of the spots, their angular spread, and the rows and indices of those that have a shape."""
     pixels = spots.pixels.selected(rows)
-    spread = shoeboxes.angular_spread(still.panels, still.frame, pixels, still.s0 + indices @ A.T)
+    try:
+        spread = shoeboxes.angular_spread(still.panels, still.frame, pixels, still.s0 + indices @ A.T)
+    except ValueError as error:
+        raise EllipsoidError(str(error)) from None
     directions = spots.s1[rows] / still.radius
     boxes = shoeboxes.circle_boxes(still.panels, pixels.panel, still.s0, directions, _BOX_SPREADS * spread)
     _, directions, moments = shoeboxes.measure_strong_spots(
@@ -432,7 +443,7 @@ def _measure_shapes(still: _Still, spots: _StrongSpots, A: np.ndarray, rows: np.
     # a spot in a single row or column of pixels has no width (DIALS gives the crystal up)
     good = (moments[:, 0] > 0) & (moments[:, 3] > 0) & (moments[:, 5] > 0)
     if good.sum() < still.settings.min_n_reflections:
-        raise EllipsoidError(f"{good.sum()} strong spots have a shape, {still.settings.min_n_reflections} are needed")
+        raise EllipsoidError(f"{good.sum()} strong spots have a shape, {still.settings.min_n_reflections} needed")
     moments, rows, indices = moments[good], rows[good], indices[good]
     shapes = SpotShapes(indices, directions[good], _damped(moments[:, 0]), np.ascontiguousarray(moments[:, 1:]))
     return shapes, spread, rows, indices
@@ -503,7 +514,15 @@ def _predict_and_integrate(still: _Still, experiment: Experiment, fitted: _Fitte
     if not len(boxes):
         raise EllipsoidError("no reflection is predicted on the detector")
     measured = shoeboxes.integrate_ellipses(
-        still.panels, still.frame, predicted.panel, boxes, predicted.seen, limit, still.radius, still.background
+        still.panels,
+        still.frame,
+        predicted.panel,
+        boxes,
+        predicted.seen,
+        limit,
+        still.radius,
+        still.background,
+        np.array([panel.get_trusted_range()[1] for panel in experiment.detector]),
     )
     sigma = still.model.sigma(fitted.parameters)
     partiality, inverse_variance = partialities(predicted.seen, sigma, len(fitted.rows))
@@ -574,6 +593,7 @@ def _flags(measured: shoeboxes.Measured) -> np.ndarray:
     no_background = (measured.failed & shoeboxes.FAILED_BACKGROUND) != 0
     no_sum = (measured.failed & shoeboxes.FAILED_SUMMATION) != 0
     flags = np.where(no_sum, int(codes.failed_during_summation), int(codes.integrated_sum)).astype(np.uint64)
+    flags[(measured.failed & shoeboxes.OVERLOADED) != 0] |= int(codes.overloaded)
     flags[no_background] |= int(codes.failed_during_background_modelling) | int(codes.dont_integrate)
     return flags
 
@@ -590,7 +610,8 @@ def _add_corrections(table: Any, experiment: Experiment) -> None:
 def _mark_references(still: _Still, reflections: Any, fitted: _Fitted, spots: _StrongSpots) -> None:
     """Give predicted reflections that are strong spots of the refinement the flags of those."""
     codes = reflections.flags
-    row_of = {(*index, panel): k for k, (index, panel) in enumerate(_keys(reflections))}
+    keys = zip(reflections["miller_index"], reflections["panel"])
+    row_of = {(*index, panel): row for row, (index, panel) in enumerate(keys)}
     predicted, _ = rays_to_pixels(
         still.panels, spots.panel[fitted.rows], still.s0 + fitted.indices @ fitted.lattice.A.T
     )
@@ -605,10 +626,6 @@ def _mark_references(still: _Still, reflections: Any, fitted: _Fitted, spots: _S
         if np.hypot(*(xyz[k, :2] - xy)) < _MAX_MATCH_DISTANCE:
             flags[k] |= np.uint64(int(codes.reference_spot))
     reflections["flags"] = flumpy.from_numpy(flags)
-
-
-def _keys(reflections: Any):
-    return zip(reflections["miller_index"], reflections["panel"])
 
 
 def _refined_experiment(experiment: Experiment, fitted: _Fitted, model: str) -> Experiment:

@@ -8,7 +8,7 @@
 #include "common.h"
 
 enum { VALID = 1, BACKGROUND = 2, FOREGROUND = 4, BACKGROUND_USED = 16 };
-enum { FAILED_BACKGROUND = 1, FAILED_SUMMATION = 2, FAILED_CENTROID = 4 };
+enum { FAILED_BACKGROUND = 1, FAILED_SUMMATION = 2, FAILED_CENTROID = 4, OVERLOADED = 8 };
 enum { ROBUST_POISSON = 0, MEAN = 1 };
 enum { SMALL_COUNTS = 256 };
 
@@ -277,8 +277,8 @@ static void lay_out(double *scratch, int64_t largest, box_t *box, double **row, 
 
 void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const double *mean, const double *precision,
                    double limit, double radius, const void *frame, int is_float, const uint8_t *frame_mask, int height,
-                   int width, const double *panel, int method, double tuning, int min_pixels, int64_t largest,
-                   double *scratch, double *sums, int32_t *counts, int32_t *failed) {
+                   int width, const double *panel, double saturation, int method, double tuning, int min_pixels,
+                   int64_t largest, double *scratch, double *sums, int32_t *counts, int32_t *failed) {
     box_t box;
     double *row, *sample, level;
     lay_out(scratch, largest, &box, &row, &sample);
@@ -287,6 +287,8 @@ void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const dou
         mark_ellipse(panel, axes + 6 * r, mean + 2 * r, precision + 3 * r, limit, radius, &box, row);
         failed[r] = fit_background(&box, method, tuning, min_pixels, sample, &level) ? 0 : FAILED_BACKGROUND;
         failed[r] |= measure(&box, level, sums + 9 * r, counts + 4 * r);
+        for (int i = 0; i < box.nx * box.ny; i++)
+            if (box.value[i] > saturation) failed[r] |= OVERLOADED;
     }
 }
 
