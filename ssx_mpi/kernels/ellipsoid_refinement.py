@@ -141,7 +141,7 @@ def metric_basis(rotations: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     rotations : (n_operations, 3, 3)
-        Rotation parts of the operations, acting on fractional coordinates.
+        Rotation parts of all operations of the group, acting on fractional coordinates.
 
     Returns
     -------

@@ -292,21 +292,6 @@ void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const dou
     }
 }
 
-void ssx_mark_footprints(int64_t n, const int32_t *bbox, const double *axes, const double *mean, const double *precision,
-                         double limit, double radius, const double *panel, int64_t largest, double *scratch,
-                         const int64_t *offset, uint8_t *foreground) {
-    box_t box;
-    double *row, *sample;
-    lay_out(scratch, largest, &box, &row, &sample);
-    for (int64_t r = 0; r < n; r++) {
-        const int32_t *b = bbox + 4 * r;
-        box.x0 = b[0], box.nx = b[1] - b[0], box.y0 = b[2], box.ny = b[3] - b[2];
-        memset(box.code, 0, (size_t)box.nx * box.ny);
-        mark_ellipse(panel, axes + 6 * r, mean + 2 * r, precision + 3 * r, limit, radius, &box, row);
-        for (int i = 0; i < box.nx * box.ny; i++) foreground[offset[r] + i] = (box.code[i] & FOREGROUND) != 0;
-    }
-}
-
 /* Second moment about the predicted direction of the strong pixels of each spot, in radian^2; counts is their sum */
 void ssx_angular_variance(int64_t n, const int32_t *bbox, const int64_t *offset, const uint8_t *strong, const double *s1,
                           const void *frame, int is_float, int width, int height, const double *panel, double *counts,
