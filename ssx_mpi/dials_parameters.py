@@ -115,9 +115,14 @@ def _ours(p: Parameters) -> dict[str, dict[str, Any]]:
         from cctbx import uctbx
 
         indexing["indexing.known_symmetry.unit_cell"] = uctbx.unit_cell(p.unit_cell)
-    if p.engine == "dials" and p.integration.algorithm == "ellipsoid":
-        model = dials_compat.rlp_mosaicity(p.integration.rlp_mosaicity)
-        integration["profile.ellipsoid.rlp_mosaicity.model"] = model
+    if p.integration.algorithm == "ellipsoid":
+        try:
+            model = dials_compat.rlp_mosaicity(p.integration.rlp_mosaicity)
+        except dials_compat.DialsError as error:
+            if p.engine == "dials":
+                raise InputError(f"integration.ellipsoid.rlp_mosaicity: {error}") from None
+        else:
+            integration["profile.ellipsoid.rlp_mosaicity.model"] = model
     return {"spotfinding": spots, "indexing": indexing, "integration": integration}
 
 

@@ -28,7 +28,7 @@ from ssx_mpi.report.live import LiveReport
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
 from ssx_mpi.stages import crystals, geometry
-from ssx_mpi.stages.engines import build_engine
+from ssx_mpi.stages.engines import build_engine, left_to_dials
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
     ImageSources,
@@ -47,8 +47,8 @@ from ssx_mpi.tasks import Batches, BatchKeeping, FirstCrystals, survey
 logger = logging.getLogger("ssx_mpi")
 
 DONE, NOTHING_FOUND, STOPPED = 0, 3, 75
-# geometry and indexing feed each other; from the third round on nothing was ever gained
-_MOST_ROUNDS = 5
+# geometry and indexing feed each other; on the sets tried so far little was gained after the third round
+_MOST_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def import_images(comm: Communicator, parameters: Parameters, stopping: Callable
     if comm.rank == 0:
         for note in scopes.notes:
             logger.info(note)
+        for stage, reason in left_to_dials(parameters, scopes).items():
+            logger.info("The algorithm of DIALS does the %s: %s", stage, reason)
         logger.info("%d images from %d sources%s", len(images), len(images.sources), _going_on(continued))
         _write_import(run)
     return run
@@ -306,10 +308,11 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     refined: Any = None
     for round_ in range(1, _MOST_ROUNDS + 1):
         better = _refine_once(comm, run, task, round_)
-        gained = comm.bcast(_gained(refined, better) if comm.rank == 0 else None)
-        if not gained:
+        take, again = comm.bcast(_verdict(refined, better) if comm.rank == 0 else None)
+        if take:
+            refined = better if refined is None or better is None else better.since(refined)
+        if not again:
             break
-        refined = better
         geometry_ = comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None)
         task.processor = run.processor(geometry_)
         _index_again(run, task)
@@ -352,15 +355,23 @@ def _refine_once(comm: Communicator, run: Run, task: FirstCrystals, round_: int)
     return refined
 
 
-def _gained(before, after) -> bool:
-    """Whether a round of indexing and refinement made the geometry better: more crystals, or closer predictions."""
+def _verdict(before, after) -> tuple[bool, bool]:
+    """Whether to take the geometry `after` a round of indexing and refinement, and whether another round may gain.
+
+    It gains as long as it brings crystals, brings observed and predicted spots together, or moves the detector by more
+    than is uncertain.
+    """
     if after is None:
-        return False
+        return False, False
     if before is None:
-        return True
-    return after.n_crystals > 1.02 * before.n_crystals or (
-        after.n_crystals >= before.n_crystals and after.rmsd < 0.98 * before.rmsd
-    )
+        return True, True
+    if after.n_crystals < before.n_crystals:
+        return False, False
+    more = after.n_crystals > before.n_crystals
+    closer = after.rmsd < 0.99 * before.rmsd
+    sigma = after.uncertainty.sigma["distance"] if after.uncertainty else 0.0
+    moved = abs(after.after.distance - before.after.distance) > sigma > 0
+    return more or moved or after.rmsd <= before.rmsd, more or closer or moved
 
 
 def _index_again(run: Run, task: FirstCrystals) -> None:
@@ -376,6 +387,7 @@ def _conclude_refinement(run: Run, refined) -> None:
     warning = text.cell_warning(refined, given) if given else None
     if warning:
         logger.warning(warning)
+    logger.info("Detector and cell since import:\n%s", text.place_table(refined))
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
     write_json(folder / "geometry_refinement.json", text.refinement_json(refined))

@@ -35,7 +35,7 @@ class FirstCrystals:
         breathe()
         self.processor.index(result)
         # the pixels are not wanted again, and a blank keeps nothing at all
-        result.experiment = None
+        result.experiment = result.frame = None
         if not result.hit:
             result.strong = None
         return len(result.lattices), result

@@ -246,7 +246,9 @@ def refine_lattice(
     if len(spots) < 3 + len(strains):
         strains = strains[:0]
     h = h.astype(float)
-    rotations = np.array([[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]])
+    rotations = np.array(
+        [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]]
+    )
     weight = np.concatenate([spots.weight, np.full((len(spots), 1), delta_psi_weight)], axis=1)
     root = np.sqrt(weight)
 

@@ -90,6 +90,18 @@ def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
 def refinement_block(refined) -> str:
     """The steps of a joint geometry refinement, and what happened to distance and cell."""
     steps = [[i, s.n_reflections, s.rmsd_x, s.rmsd_y, s.rmsd_psi] for i, s in enumerate(refined.steps)]
+    headers = ["step", "reflections", "rmsd x (mm)", "rmsd y (mm)", "rmsd psi (°)"]
+    parts = [
+        f"Joint refinement of the detector with {refined.n_crystals} crystals (engine {refined.engine}):",
+        tabulate(steps, headers=headers, floatfmt=".5g"),
+        "",
+        place_table(refined),
+    ]
+    return "\n".join(parts)
+
+
+def place_table(refined) -> str:
+    """What happened to distance, beam centre and cell, and how they trade off."""
     before, after, unsure = refined.before, refined.after, refined.uncertainty
     rows = [
         ["distance (mm)", f"{before.distance:.3f}", f"{after.distance:.3f}", _sigma(unsure, "distance")],
@@ -97,19 +109,13 @@ def refinement_block(refined) -> str:
         ["beam centre, slow (mm)", f"{before.beam_y:.3f}", f"{after.beam_y:.3f}", _sigma(unsure, "shift_slow")],
         ["median cell", cell(refined.cell_before), cell(refined.cell_after), ""],
     ]
-    headers = ["step", "reflections", "rmsd x (mm)", "rmsd y (mm)", "rmsd psi (°)"]
-    parts = [
-        f"Joint refinement of the detector with {refined.n_crystals} crystals (engine {refined.engine}):",
-        tabulate(steps, headers=headers, floatfmt=".5g"),
-        "",
-        tabulate(rows, headers=["", "before", "refined", "uncertainty"], disable_numparse=True),
-    ]
+    lines = [tabulate(rows, headers=["", "before", "refined", "uncertainty"], disable_numparse=True)]
     if unsure is not None:
-        parts.append(
+        lines.append(
             f"Correlation of the distance to the cell lengths: {unsure.cell_correlation['distance']:.2f} "
             f"(the mean cell is known to {100 * unsure.relative_cell_sigma:.3f}%)"
         )
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
 def _sigma(uncertainty: Any, name: str) -> str:

@@ -414,9 +414,7 @@ def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Ce
     operations = space_group.build_derived_laue_group().all_ops()
     rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
     rotations = basis.T @ rotations[np.linalg.det(rotations) > 0] @ np.linalg.inv(basis.T)
-    to_primitive = np.array(
-        crystal.change_of_basis_op_to_primitive_setting().c().r().as_double()
-    ).reshape(3, 3)
+    to_primitive = np.array(crystal.change_of_basis_op_to_primitive_setting().c().r().as_double()).reshape(3, 3)
     # fractional coordinates transform by C, indices by its inverse, transposed
     primitive = np.linalg.inv(to_primitive).T
     return CellModel(basis, lattice_refinement.invariant_strains(rotations), primitive)
@@ -502,9 +500,7 @@ def _indexed_table(experiment: Experiment, experiments: ExperimentList, table: A
     number = np.concatenate([np.full(len(f.spots), k) for k, f in enumerate(found)])
     h = np.concatenate([f.h for f in found])
     arrays = spot_arrays(experiment, table)
-    predictions = [
-        lattice_refinement.predict(f.h, f.lattice, arrays.d_inverse[f.spots], arrays.s0) for f in found
-    ]
+    predictions = [lattice_refinement.predict(f.h, f.lattice, arrays.d_inverse[f.spots], arrays.s0) for f in found]
     xy = np.concatenate([p.xy for p in predictions])
     s1 = np.concatenate([p.s1 for p in predictions])
     delta_psi = np.concatenate([p.delta_psi for p in predictions])
