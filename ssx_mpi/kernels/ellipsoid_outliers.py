@@ -10,9 +10,9 @@ result depends on the points alone.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import chi2
 
 from ssx_mpi.kernels._library import array, c_int64, declare
+from ssx_mpi.kernels.ellipsoid import squared_radius
 
 # As in Rousseeuw & Van Driessen and in DIALS
 _N_STARTS = 500
@@ -94,8 +94,13 @@ def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: n
 
 
 def _consistency(fraction: float) -> float:
-    """Factor by which the covariance of the central `fraction` of a normal sample in the plane is too small."""
-    return fraction / chi2.cdf(chi2.ppf(fraction, 2), 4)
+    """Factor by which the covariance of the central `fraction` of a normal sample in the plane is too small.
+
+    That covariance is P(chi²_4 < q) / fraction times the true one, where q is the quantile of chi²_2; both have closed
+    forms.
+    """
+    q = squared_radius(fraction, 2)
+    return fraction / (1 - np.exp(-q / 2) * (1 + q / 2))
 
 
 def _small_sample(n: int) -> float:
@@ -121,4 +126,4 @@ def inliers(residuals: np.ndarray, probability: float, max_separation: float) ->
     location, scatter = robust_location_and_scatter(residuals)
     centred = residuals - location
     distance = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(scatter), centred)
-    return (distance < chi2.ppf(probability, 2)) & (np.linalg.norm(residuals, axis=1) < max_separation)
+    return (distance < squared_radius(probability, 2)) & (np.linalg.norm(residuals, axis=1) < max_separation)
