@@ -9,6 +9,9 @@ result depends on the points alone.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_int64, declare
@@ -80,16 +83,19 @@ def _starts(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return location, np.stack([(x * x).sum(axis=1), (x * y).sum(axis=1), (y * y).sum(axis=1)], axis=1) / 2
 
 
+@cache
+def _concentration() -> Any:
+    out, out_vectors = array(np.float64, 1, writeable=True), array(np.float64, 2, writeable=True)
+    points = array(np.float64, 2)
+    return declare("ssx_concentrate", [c_int64, points, c_int64, c_int64, out_vectors, out_vectors, out, out])
+
+
 def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: np.ndarray) -> np.ndarray:
     """Replace the estimates by those of the `half` points nearest to each; the determinants of the new scatters."""
-    concentrate = declare(
-        "ssx_concentrate",
-        [c_int64, array(np.float64, 2), c_int64, c_int64]
-        + [array(np.float64, 2, writeable=True)] * 2
-        + [array(np.float64, 1, writeable=True)] * 2,
-    )
     determinant = np.empty(len(location))
-    concentrate(len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points)))
+    _concentration()(
+        len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points))
+    )
     return determinant
 
 

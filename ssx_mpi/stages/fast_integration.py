@@ -361,10 +361,11 @@ def _strong_pixels(table: Any, panel: np.ndarray) -> shoeboxes.StrongPixels:
     masks, boxes = [], []
     for shoebox in table["shoebox"]:
         boxes.append(shoebox.bbox[:4])
-        masks.append((flumpy.to_numpy(shoebox.mask) & MaskCode.Foreground != 0).any(axis=0).ravel())
+        masks.append(flumpy.to_numpy(shoebox.mask)[0].ravel())
     sizes = np.array([len(mask) for mask in masks])
+    foreground = (np.concatenate(masks) & MaskCode.Foreground) != 0
     return shoeboxes.StrongPixels(
-        panel, np.array(boxes, dtype=np.int32), np.cumsum(sizes) - sizes, np.concatenate(masks).view(np.uint8)
+        panel, np.array(boxes, dtype=np.int32), np.cumsum(sizes) - sizes, foreground.view(np.uint8)
     )
 
 
@@ -616,22 +617,23 @@ def _add_corrections(table: Any, experiment: Experiment) -> None:
 
 def _mark_references(still: _Still, reflections: Any, fitted: _Fitted, spots: _StrongSpots) -> None:
     """Give predicted reflections that are strong spots of the refinement the flags of those."""
-    codes = reflections.flags
-    keys = zip(reflections["miller_index"], reflections["panel"])
-    row_of = {(*index, panel): row for row, (index, panel) in enumerate(keys)}
-    predicted, _ = rays_to_pixels(
-        still.panels, spots.panel[fitted.rows], still.s0 + fitted.indices @ fitted.lattice.A.T
-    )
-    xyz = flumpy.to_numpy(reflections["xyzcal.px"])
+    codes, rows = reflections.flags, fitted.rows
+    px, _ = rays_to_pixels(still.panels, spots.panel[rows], still.s0 + fitted.indices @ fitted.lattice.A.T)
+    predicted = np.column_stack([np.array(reflections["miller_index"]), flumpy.to_numpy(reflections["panel"])])
+    strong = np.column_stack([fitted.indices, spots.panel[rows]])
+    # rows of both in one numbering of what is in either
+    _, number = np.unique(np.vstack([predicted, strong]).astype(np.int64), axis=0, return_inverse=True)
+    row_of = np.full(number.max() + 1, -1)
+    row_of[number[: len(predicted)]] = np.arange(len(predicted))
+    at = row_of[number[len(predicted) :]]
+    found = at >= 0
+    at, rows, px = at[found], rows[found], px[found]
+
+    copied = np.uint64(int(codes.strong) | int(codes.indexed) | int(codes.used_in_refinement))
     flags = flumpy.to_numpy(reflections["flags"])
-    copied = int(codes.strong) | int(codes.indexed) | int(codes.used_in_refinement)
-    for index, row, xy in zip(fitted.indices.astype(int), fitted.rows, predicted):
-        k = row_of.get((*index, spots.panel[row]))
-        if k is None:
-            continue
-        flags[k] |= np.uint64((int(spots.flags[row]) | int(codes.indexed)) & copied)
-        if np.hypot(*(xyz[k, :2] - xy)) < _MAX_MATCH_DISTANCE:
-            flags[k] |= np.uint64(int(codes.reference_spot))
+    flags[at] |= (spots.flags[rows].astype(np.uint64) | np.uint64(int(codes.indexed))) & copied
+    near = np.linalg.norm(flumpy.to_numpy(reflections["xyzcal.px"])[at, :2] - px, axis=1) < _MAX_MATCH_DISTANCE
+    flags[at[near]] |= np.uint64(int(codes.reference_spot))
     reflections["flags"] = flumpy.from_numpy(flags)
 
 

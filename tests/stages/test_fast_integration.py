@@ -1,5 +1,6 @@
 """Integration of real stills, against what DIALS 3.30 gives on the same indexed crystals."""
 
+import bz2
 import copy
 import importlib.util
 
@@ -30,15 +31,23 @@ def loader(real_data):
 
 
 @pytest.fixture(scope="module")
-def indexed(loader, thaumatin_images):
-    """The indexed thin still: experiments, spots, data and mask."""
-    experiments, reflections = loader.load_indexed(thaumatin_images)
-    row = loader.crystals()["indexed"]["image"].index(IMAGE)
+def indexed(loader, real_data, tmp_path_factory):
+    """The indexed thin still: experiments, spots, data and mask. Its image alone is unpacked."""
+    name, folder = f"thau_3_2_{IMAGE:04d}.cbf", tmp_path_factory.mktemp("thin_still")
+    (folder / name).write_bytes(bz2.decompress((real_data / "thaumatin_grid" / f"{name}.bz2").read_bytes()))
+    stored = loader.crystals()["indexed"]
+    row = stored["image"].index(IMAGE)
+    one = {"indexed": {key: column[row : row + 1] for key, column in stored.items()}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "crystals", lambda: one)
+        experiments, reflections = loader.load_indexed(folder)
     table = reflections.select(reflections["id"] == row)
     table["id"] = flex.int(len(table), 0)
-    experiment = experiments[row]
-    data = [flumpy.to_numpy(panel).copy() for panel in experiment.imageset.get_raw_data(0)]
-    return ExperimentList([experiment]), table, data, [part >= 0 for part in data]
+    for key in list(table.experiment_identifiers().keys()):
+        del table.experiment_identifiers()[key]
+    table.experiment_identifiers()[0] = experiments[0].identifier
+    data = [flumpy.to_numpy(panel).copy() for panel in experiments[0].imageset.get_raw_data(0)]
+    return experiments, table, data, [part >= 0 for part in data]
 
 
 @pytest.fixture(scope="module")
