@@ -165,6 +165,7 @@ def test_same_seed_same_bytes_on_any_number_of_ranks(tmp_path, suffix):
         ("no_such_thing=3", "no_such_thing"),
         ("detektor.preset=eiger4m", "did you mean detector.preset?"),
         ("n_images=many", "n_images"),
+        ("images.h5", "images.h5"),
         ("output.file=x.tiff", "output.file=x.tiff"),
     ],
 )
