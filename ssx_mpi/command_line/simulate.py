@@ -64,10 +64,10 @@ crystal {
   domain_size = 2000
     .type = float
     .help = "Edge of the coherent domains, angstrom."
-  brightness = 800
+  brightness = 500
     .type = float
     .help = "Photons in a centred reflection of average intensity at zero angle, for the median crystal."
-  brightness_spread = 1.0
+  brightness_spread = 1.1
     .type = float
     .help = "Standard deviation of the logarithm of the brightness from crystal to crystal."
 }

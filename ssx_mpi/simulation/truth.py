@@ -247,7 +247,7 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
         parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
         first += int(ids.max()) + 1
-    if not parts:
+    if not any(len(part[0]) for part in parts):
         return None
     return Observations(*(np.concatenate(column) for column in zip(*parts)))
 
@@ -275,9 +275,10 @@ def merge(
 def crystal_scales(unique: np.ndarray, observations: Observations, d_star_sq: np.ndarray) -> np.ndarray:
     """One scale per crystal, from the observations alone.
 
-    First from Wilson's statistics: a crystal's hundreds of reflections have the mean intensity of their resolution; this
-    works for crystals that share no reflection too. Then merge and scale by turns, each scale being Σ I M p / Σ (M p)²
-    with the merged intensities M and the shares p: what crystals have in common refines the first answer.
+    First from Wilson's statistics: a crystal's hundreds of reflections have the mean intensity of their resolution, and
+    that works for crystals that share no reflection too. Then merge and scale by turns, each scale being
+    Σ I M p / Σ (M p)² with the merged intensities M and the shares p: what crystals have in common refines the first
+    answer.
 
     Parameters
     ----------
