@@ -115,9 +115,14 @@ def _ours(p: Parameters) -> dict[str, dict[str, Any]]:
         from cctbx import uctbx
 
         indexing["indexing.known_symmetry.unit_cell"] = uctbx.unit_cell(p.unit_cell)
-    if p.engine == "dials" and p.integration.algorithm == "ellipsoid":
-        model = dials_compat.rlp_mosaicity(p.integration.rlp_mosaicity)
-        integration["profile.ellipsoid.rlp_mosaicity.model"] = model
+    if p.integration.algorithm == "ellipsoid":
+        try:
+            model = dials_compat.rlp_mosaicity(p.integration.rlp_mosaicity)
+        except dials_compat.DialsError as error:
+            if p.engine == "dials":
+                raise InputError(f"integration.ellipsoid.rlp_mosaicity: {error}") from None
+        else:
+            integration["profile.ellipsoid.rlp_mosaicity.model"] = model
     return {"spotfinding": spots, "indexing": indexing, "integration": integration}
 
 
@@ -142,8 +147,8 @@ def _extract(stage: str, defaults: str | None, user_text: str | None):
 def _refinement_defaults(p: Parameters) -> str:
     text = _REFINEMENT_DEFAULTS.format(engine=dials_compat.refinement_engine())
     if p.restrain_cell and p.unit_cell is not None:
-        # a thousandth of a length and a hundredth of a degree hold the cell and keep the equations well conditioned
-        sigmas = [0.001 * length for length in p.unit_cell[:3]] + [0.01] * 3
+        # tight enough to outweigh thousands of spots; angles that the symmetry fixes are not refined anyway
+        sigmas = [1e-5 * length for length in p.unit_cell[:3]] + [1e-3] * 3
         text += _RESTRAINT.format(values=_numbers(p.unit_cell), sigmas=_numbers(sigmas))
     return text
 

@@ -414,3 +414,18 @@ class _MpiLoop(_Loop):
             self.no_more = True
         elif not self.stopped:
             self.queue.append(work)
+
+
+def summary(traffics: list[Traffic]) -> dict[str, Any]:
+    """What the dispatch cost over all ranks, rank 0 first, for the end of a run."""
+    items = max(1, sum(t.items for t in traffics))
+    seconds = max(1e-9, sum(t.seconds for t in traffics))
+    coordinator = traffics[0]
+    return {
+        "messages_per_image": sum(sum(t.messages.values()) for t in traffics) / items,
+        "bytes_per_image": sum(t.bytes for t in traffics) / items,
+        "coordinator_busy": coordinator.answering / max(1e-9, coordinator.seconds),
+        "waiting": sum(t.waiting for t in traffics) / seconds,
+        "images_of_rank": [t.items for t in traffics],
+        "messages": dict(sum((t.messages for t in traffics), Counter())),
+    }

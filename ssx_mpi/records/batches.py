@@ -14,6 +14,7 @@ from ssx_mpi.records.journal import Entry, Journal
 from ssx_mpi.records.tables import TablePart, write_joined
 
 SUMMARY = "batch.json"
+IMAGES = "images.json"
 _JOURNAL = "journal"
 # which files a step writes: experiments and reflections by their names in a record
 _OUTPUT = {
@@ -83,6 +84,11 @@ class BatchRecords:
         self._keep_intermediate = keep_intermediate
         self._journal = Journal(batch.folder / _JOURNAL, {"identity": identity, "steps": list(steps)})
 
+    @staticmethod
+    def begun(batch: Batch) -> bool:
+        """Whether there is a journal of `batch`."""
+        return (batch.folder / _JOURNAL).exists()
+
     @property
     def numbers(self) -> list[dict[str, Any]]:
         """The numbers of the finished images, in the order of the images."""
@@ -109,16 +115,15 @@ class BatchRecords:
         """Append the record of an image to the journal."""
         self._journal.append(record)
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write the final files of the complete batch, `summary` last, and remove the journal."""
+    def finish(self, statistics: dict[str, Any], steps_done: list[str]) -> None:
+        """Write the final files of the complete batch, its summary last, and remove the journal."""
         entries = [self._journal.entries[image] for image in sorted(self._journal.entries)]
         for step in self._steps:
             if self._keep_intermediate or step not in _INTERMEDIATE or step == self._steps[-1]:
                 self._write_step(entries, *_OUTPUT[step])
-        write_json(
-            self.batch.folder / SUMMARY,
-            {"identity": self._identity, "first": self.batch.first, "stop": self.batch.stop, **summary},
-        )
+        write_json(self.batch.folder / IMAGES, self.numbers)
+        summary = {"first": self.batch.first, "stop": self.batch.stop, "steps": steps_done, "statistics": statistics}
+        write_json(self.batch.folder / SUMMARY, {"identity": self._identity, **summary})
         self._journal.close()
         self._journal.path.unlink()
 

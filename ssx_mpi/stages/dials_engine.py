@@ -7,7 +7,8 @@ import copy
 import os
 from pathlib import Path
 
-from ssx_mpi.stages.results import Crystals, StageError, library_errors, short_reason
+from ssx_mpi.stages.frames import Frame
+from ssx_mpi.stages.results import Crystals, StageError, by_lattice, joined, library_errors, short_reason
 
 
 class DialsSpotFinder:
@@ -22,8 +23,11 @@ class DialsSpotFinder:
     def __init__(self, scope) -> None:
         self._scope = scope
 
-    def __call__(self, experiment):
-        """Reflection table of the strong spots of the one image of `experiment`; its ``id`` is 0 throughout."""
+    def __call__(self, experiment, frame: Frame):
+        """Reflection table of the strong spots of the one image of `experiment`; its ``id`` is 0 throughout.
+
+        The pixels come from the imageset, which has kept those of `frame`.
+        """
         from dials.array_family import flex
         from dxtbx.model import ExperimentList
 
@@ -90,21 +94,25 @@ class DialsIntegrator:
         self._scope = scope
         self._integrator = EllipsoidIntegrator if scope.algorithm == "ellipsoid" else StillsIntegrator
 
-    def __call__(self, experiment, indexed) -> Crystals:
-        """Integrate one lattice.
+    def __call__(self, crystals: Crystals, frame: Frame) -> tuple[Crystals | None, list[str]]:
+        """Integrate every lattice of one still; the pixels come from the imageset, which has kept those of `frame`.
 
-        Parameters
-        ----------
-        experiment
-            Its indexed experiment; a refined copy is returned.
-        indexed
-            Its indexed reflections with shoeboxes, ``id`` 0.
-
-        Raises
-        ------
-        StageError
-            When the crystal cannot be integrated.
+        Returns
+        -------
+        integrated
+            The lattices that could be integrated, None when none could.
+        reasons
+            Why the others could not.
         """
+        done, reasons = [], []
+        for experiment, indexed in by_lattice(crystals):
+            try:
+                done.append(self._integrate(experiment, indexed))
+            except StageError as error:
+                reasons.append(str(error))
+        return (joined(done) if done else None), reasons
+
+    def _integrate(self, experiment, indexed) -> Crystals:
         from dxtbx.model import Experiment, ExperimentList
 
         integrator = self._integrator(copy.deepcopy(self._scope), collect_data=False)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ssx_mpi.kernels.geometry import GeometryUncertainty, Spots, geometry_uncertainty, strain_basis
+from ssx_mpi.kernels.detector import GeometryUncertainty, Spots, geometry_uncertainty, strain_basis
 from ssx_mpi.stages.results import StageError, library_errors, short_reason
 
 
@@ -74,6 +74,10 @@ class RefinedGeometry:
     def rmsd(self) -> float:
         """Distance between observed and predicted spots in mm, root mean square, after the last step."""
         return float(np.hypot(self.steps[-1].rmsd_x, self.steps[-1].rmsd_y))
+
+    def since(self, earlier: RefinedGeometry) -> RefinedGeometry:
+        """The same outcome, seen from where the refinement before it began."""
+        return replace(self, before=earlier.before, cell_before=earlier.cell_before)
 
 
 def place(detector, beam) -> Place:

@@ -6,7 +6,9 @@ to be broadcast, and :class:`ExperimentMaker` makes the DIALS experiment of one 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import logging
 import os
 import re
 import uuid
@@ -16,7 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ssx_mpi import dials_compat
 from ssx_mpi.params import InputError, Source
+from ssx_mpi.stages.frames import BadImage, FrameReader
+
+logger = logging.getLogger(__name__)
 
 _HDF5_SUFFIXES = (".h5", ".nxs", ".hdf5", ".nx5", ".cxi")
 _IMAGE_SUFFIXES = (".cbf", ".img", ".mccd", ".tif", ".edf", ".smv", ".bz2", ".gz")
@@ -91,6 +97,44 @@ class ImageSources:
         path, index = self.locate(image)
         text = f"{path}#{'' if index is None else index}#{'' if lattice is None else lattice}"
         return str(uuid.uuid5(_IDENTIFIER_SPACE, text))
+
+    def firsts(self) -> list[int]:
+        """The first image of each source."""
+        return [0, *(int(end) for end in self._ends[:-1])] if self.sources else []
+
+    def as_json(self) -> list[dict]:
+        """The sources as plain data, for people."""
+        described = []
+        for source in self.sources:
+            if isinstance(source, StackSource):
+                described.append({"path": source.path, "first": source.offset + 1, "images": source.count})
+            else:
+                numbers = source.numbers.tolist()
+                names = f"{source.prefix}{'#' * source.width}{source.suffix}"
+                described.append({"template": names, "images": source.count, "numbers": _spans(numbers)})
+        return described
+
+    def summary(self) -> str:
+        """A short text that is another for other images: a digest of names and ranges, and their number."""
+        digest = hashlib.sha256()
+        for source in self.sources:
+            if isinstance(source, StackSource):
+                size = Path(source.path).stat().st_size
+                digest.update(f"{source.path}:{source.offset}:{source.count}:{size}\n".encode())
+            else:
+                digest.update(f"{source.prefix}:{source.width}:{source.suffix}\n".encode() + source.numbers.tobytes())
+        return f"{len(self)} images (digest {digest.hexdigest()[:12]})"
+
+
+def _spans(numbers: list[int]) -> list[list[int]]:
+    """Ascending numbers as inclusive spans."""
+    spans: list[list[int]] = []
+    for n in numbers:
+        if spans and n == spans[-1][1] + 1:
+            spans[-1][1] = n
+        else:
+            spans.append([n, n])
+    return spans
 
 
 def find_images(requested: tuple[Source, ...]) -> ImageSources:
@@ -298,6 +342,32 @@ def check_same_detector(images: ImageSources, reader: ExperimentMaker) -> None:
         start += source.count
 
 
+def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
+    """Make sure that the compression of HDF5 files can be undone, by reading the first image of the first one.
+
+    An image that cannot be read for another reason is left to the run, which counts it.
+
+    Raises
+    ------
+    InputError
+        When HDF5 lacks the plugin.
+    """
+    for image in images.firsts():
+        path, _ = images.locate(image)
+        if not path.lower().endswith(_HDF5_SUFFIXES):
+            continue
+        try:
+            FrameReader()(maker.experiment(image).imageset)
+        except BadImage as error:
+            if re.search(r"filter|plugin", error.details, re.IGNORECASE):
+                raise InputError(
+                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): pip install hdf5plugin"
+                ) from None
+        except Exception as error:  # whatever else is wrong with a damaged file, the run says of each image
+            logger.debug("the first image of %s cannot be checked: %s", path, error)
+        return
+
+
 class ExperimentMaker:
     """Makes the DIALS experiment of one image: imageset of that image alone, beam and detector.
 
@@ -320,17 +390,22 @@ class ExperimentMaker:
         self._overrides = overrides
         self._formats: dict[tuple[str, str], type] = {}
         self._stack: _Stack | None = None
+        self._trusts_like_header = False
 
     def with_geometry(self, geometry) -> ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
         return ExperimentMaker(self.images, geometry, self._mask, self._overrides)
+
+    def with_mask(self, mask: UserMask) -> ExperimentMaker:
+        """The same, with the user's mask on top of that of the detector."""
+        return ExperimentMaker(self.images, self.geometry, mask, self._overrides)
 
     def experiment(self, image: int):
         """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read."""
         from dxtbx.model import Experiment
 
         imageset = self._imageset(image)
-        detector, beam = self.geometry or self._header_models(imageset)
+        detector, beam = self._models(imageset)
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
         imageset.set_goniometer(None, 0)
@@ -340,6 +415,19 @@ class ExperimentMaker:
     def header_detector(self, image: int):
         """The detector as the header of `image` has it, or the one that replaces it."""
         return self.geometry[0] if self.geometry else self._header_models(self._imageset(image))[0]
+
+    def _models(self, imageset):
+        if self.geometry is None:
+            return self._header_models(imageset)
+        detector, beam = self.geometry
+        if not self._trusts_like_header:
+            # which counts are good is a matter of these images, not of where the geometry came from; versions of DIALS
+            # do not even agree on whether the ends of the range belong to it
+            header = imageset.get_detector(0)
+            for panel, own in zip(detector, header):
+                panel.set_trusted_range(own.get_trusted_range())
+            self._trusts_like_header = True
+        return detector, beam
 
     def _header_models(self, imageset):
         detector, beam = imageset.get_detector(0), imageset.get_beam(0)
@@ -355,6 +443,7 @@ class ExperimentMaker:
         if index is None or not path.lower().endswith(_HDF5_SUFFIXES):
             return self._masked(self._format(path).get_imageset([path], as_imageset=True, **self._options()))
         if self._stack is None or self._stack.path != path:
+            dials_compat.register_hdf5_filters()
             format_ = self._format(path)
             first = format_.get_imageset([path], single_file_indices=[index], as_imageset=True, **self._options())
             self._stack = _Stack(path, self._masked(first), format_.get_instance(path, **self._format_kwargs()))
@@ -388,6 +477,48 @@ class ExperimentMaker:
         lookup.data = ImageBool(panels)
         lookup.filename = str(self._mask.path)
         return imageset
+
+
+def read_geometry(path: Path, like=None):
+    """(detector, beam) of the experiment list `path`.
+
+    Parameters
+    ----------
+    path
+        An .expt file.
+    like : dxtbx Detector, optional
+        The detector of the images, whose panels it must have.
+
+    Raises
+    ------
+    InputError
+        When it is none, or its detector has other panels.
+    """
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    try:
+        experiments = ExperimentListFactory.from_json_file(str(path), check_format=False)
+        detector, beam = experiments[0].detector, experiments[0].beam
+    except Exception as error:  # whatever reading a file of another kind raises
+        raise InputError(f"{path} is not a DIALS experiment list ({_first_line(error)})") from None
+    if detector is None or beam is None:
+        raise InputError(f"{path} has no detector or no beam")
+    if like is not None and [p.get_image_size() for p in detector] != [p.get_image_size() for p in like]:
+        raise InputError(f"the detector in {path} has other panels than that of the images")
+    return detector, beam
+
+
+def read_import_overrides(scope):
+    """The part of a dials.import scope that applies here.
+
+    Raises
+    ------
+    InputError
+        When its geometry is at odds with itself; found at the first image otherwise.
+    """
+    if not hasattr(scope, "geometry") or not hasattr(scope, "format"):
+        raise InputError("dials_import.phil: this version of dials.import has no geometry parameters")
+    return scope
 
 
 @dataclass(frozen=True)

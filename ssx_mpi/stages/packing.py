@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ssx_mpi.records import journal, tables
-from ssx_mpi.records.experiments import COMMON
-from ssx_mpi.stages.stills import StillResult
+from ssx_mpi.records.experiments import COMMON, join
+from ssx_mpi.stages.results import StillResult
 
 
 def describe(result: StillResult, name: str) -> dict[str, Any]:
@@ -54,10 +54,41 @@ def encode(result: StillResult, name: str, steps: tuple[str, ...], common: dict[
     return journal.encode(result.image, content, packed)
 
 
-def _plain(experiments, common: dict[str, Any]) -> dict[str, Any]:
+def pack(experiments) -> dict[str, Any]:
+    """Experiments as plain data, in the form of an .expt file."""
     from dxtbx.model import ExperimentList
 
-    content = ExperimentList(list(experiments)).to_dict()
+    return ExperimentList(list(experiments)).to_dict()
+
+
+def unpack(packed: list[tuple[int, dict[str, Any], bytes]]):
+    """One experiment list and reflection table from those of many stills.
+
+    Parameters
+    ----------
+    packed
+        Image number, experiments as :func:`pack` returns them, and reflections as MessagePack, of each still.
+    """
+    from dials.array_family import flex
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    experiments = ExperimentListFactory.from_dict(join(p for _, p, _ in packed), check_format=False)
+    reflections, first = flex.reflection_table(), 0
+    identifiers = {i: e.identifier for i, e in enumerate(experiments)}
+    for _, own, data in packed:
+        table = flex.reflection_table.from_msgpack(data)
+        for key in list(table.experiment_identifiers().keys()):
+            del table.experiment_identifiers()[key]
+        table["id"] += first
+        first += len(own["experiment"])
+        reflections.extend(table)
+    for i, identifier in identifiers.items():
+        reflections.experiment_identifiers()[i] = identifier
+    return experiments, reflections
+
+
+def _plain(experiments, common: dict[str, Any]) -> dict[str, Any]:
+    content = pack(experiments)
     for model, shared in common.items():
         content[model] = [COMMON if item == shared else item for item in content[model]]
     return content

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from ssx_mpi.stages.frames import Frame
 
 
 @dataclass(frozen=True)
@@ -12,10 +14,6 @@ class Failure:
 
     stage: str
     reason: str
-
-
-class BadImage(Exception):
-    """An image that cannot be read or does not fit its detector; the message is the reason."""
 
 
 class StageError(Exception):
@@ -36,6 +34,79 @@ class Crystals:
 
     experiments: Any
     reflections: Any
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Numbers about one indexed lattice: rmsds in pixels, cell in angstrom and degrees, d_min in angstrom."""
+
+    n_indexed: int
+    rmsd_x: float
+    rmsd_y: float
+    cell: tuple[float, ...]
+    d_min: float
+
+
+@dataclass(frozen=True)
+class IntegratedCrystal:
+    """Numbers about one integrated crystal: mosaicity in degrees, None where its model has none."""
+
+    n_reflections: int
+    i_over_sigma: float
+    cell: tuple[float, ...]
+    mosaicity: float | None
+
+
+@dataclass
+class StillResult:
+    """What became of one still: numbers, the tables of the steps that were done and, while at work, its pixels."""
+
+    image: int
+    n_spots: int = 0
+    hit: bool = False
+    lattices: list[Lattice] = field(default_factory=list)
+    crystals: list[IntegratedCrystal] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    experiment: Any = None
+    frame: Frame | None = None
+    strong: Any = None
+    indexed: Crystals | None = None
+    integrated: Crystals | None = None
+
+
+def by_lattice(crystals: Crystals):
+    """Each experiment of `crystals` with its reflections alone, their ``id`` 0."""
+    from dials.array_family import flex
+
+    for lattice, experiment in enumerate(crystals.experiments):
+        own = crystals.reflections.select(crystals.reflections["id"] == lattice)
+        identifiers = own.experiment_identifiers()
+        for key in list(identifiers.keys()):
+            del identifiers[key]
+        own["id"] = flex.int(len(own), 0)
+        identifiers[0] = experiment.identifier
+        yield experiment, own
+
+
+def joined(parts: list[Crystals]) -> Crystals:
+    """Lattices of one still, each alone in its part, together again."""
+    from dials.array_family import flex
+    from dxtbx.model import ExperimentList
+
+    experiments, reflections = ExperimentList(), flex.reflection_table()
+    identifiers = {}
+    for lattice, part in enumerate(parts):
+        experiments.extend(part.experiments)
+        table = part.reflections
+        identifiers[lattice] = part.experiments[0].identifier
+        for key in list(table.experiment_identifiers().keys()):
+            del table.experiment_identifiers()[key]
+        table["id"] = flex.int(len(table), lattice)
+        reflections.extend(table)
+    for lattice, identifier in identifiers.items():
+        reflections.experiment_identifiers()[lattice] = identifier
+    return Crystals(experiments, reflections)
 
 
 def library_errors() -> tuple[type[BaseException], ...]:

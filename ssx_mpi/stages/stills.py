@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ssx_mpi.stages.frames import BadImage, Frame
 from ssx_mpi.stages.importing import ExperimentMaker
-from ssx_mpi.stages.results import BadImage, Crystals, Failure, StageError, library_errors, short_reason
+from ssx_mpi.stages.packing import describe, encode
+from ssx_mpi.stages.results import (
+    Crystals,
+    Failure,
+    IntegratedCrystal,
+    Lattice,
+    StageError,
+    StillResult,
+    by_lattice,
+    library_errors,
+    short_reason,
+)
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The algorithms of a run, one callable a stage, as in :mod:`ssx_mpi.stages.dials_engine`."""
+    """The algorithms of a run, one callable a stage.
 
-    find_spots: Callable[[Any], Any]
+    Attributes
+    ----------
+    read
+        Imageset of one image to its :class:`~ssx_mpi.stages.frames.Frame`; raises BadImage.
+    find_spots
+        Experiment and frame to a reflection table of strong spots.
+    index
+        Experiment and strong spots to :class:`Crystals`; raises StageError.
+    integrate
+        Indexed crystals and frame to integrated ones, and why others were not.
+    """
+
+    read: Callable[[Any], Frame]
+    find_spots: Callable[[Any, Frame], Any]
     index: Callable[[Any, Any], Crystals]
-    integrate: Callable[[Any, Any], Crystals]
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Numbers about one indexed lattice: rmsds in pixels, cell in angstrom and degrees, d_min in angstrom."""
-
-    n_indexed: int
-    rmsd_x: float
-    rmsd_y: float
-    cell: tuple[float, ...]
-    d_min: float
-
-
-@dataclass(frozen=True)
-class IntegratedCrystal:
-    """Numbers about one integrated crystal: mosaicity in degrees, None where its model has none."""
-
-    n_reflections: int
-    i_over_sigma: float
-    cell: tuple[float, ...]
-    mosaicity: float | None
-
-
-@dataclass
-class StillResult:
-    """What became of one still; the tables of the steps that were done."""
-
-    image: int
-    n_spots: int = 0
-    hit: bool = False
-    lattices: list[Lattice] = field(default_factory=list)
-    crystals: list[IntegratedCrystal] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    experiment: Any = None
-    strong: Any = None
-    indexed: Crystals | None = None
-    integrated: Crystals | None = None
+    integrate: Callable[[Crystals, Frame], tuple[Crystals | None, list[str]]]
 
 
 class StillProcessor:
@@ -84,12 +71,14 @@ class StillProcessor:
         began = time.process_time()
         try:
             result.experiment = self.maker.experiment(image)
-            _check_readable(result.experiment)
-            table = self._engine.find_spots(result.experiment)
+            result.frame = self._engine.read(result.experiment.imageset)
+            table = self._engine.find_spots(result.experiment, result.frame)
         except BadImage as error:
-            result.failures.append(Failure("read", str(error)))
+            result.failures.append(_unread(error))
         except library_errors() as error:
-            result.failures.append(Failure("find_spots", short_reason(error)))
+            # formats raise whatever comes up below them when they make the models of a damaged file
+            stage = "read" if result.frame is None else "find_spots"
+            result.failures.append(Failure(stage, short_reason(error)))
         else:
             result.strong = self._labelled(table, image)
             result.n_spots = len(table)
@@ -108,7 +97,7 @@ class StillProcessor:
             result.failures.append(Failure("index", str(error)))
         else:
             result.indexed = self._identified(crystals, result.image)
-            result.lattices = [_describe_lattice(*each) for each in _by_lattice(result.indexed)]
+            result.lattices = [_describe_lattice(*each) for each in by_lattice(result.indexed)]
         result.seconds["index"] = time.process_time() - began
 
     def integrate(self, result: StillResult) -> None:
@@ -116,16 +105,32 @@ class StillProcessor:
         if result.indexed is None:
             return
         began = time.process_time()
-        done = []
-        for experiment, reflections in _by_lattice(result.indexed):
-            try:
-                done.append(self._engine.integrate(experiment, reflections))
-            except StageError as error:
-                result.failures.append(Failure("integrate", str(error)))
-        if done:
-            result.integrated = _joined(done)
-            result.crystals = [_describe_crystal(*each) for each in _by_lattice(result.integrated)]
+        try:
+            frame = result.frame or self._engine.read(result.experiment.imageset)
+            result.integrated, reasons = self._engine.integrate(result.indexed, frame)
+        except BadImage as error:
+            result.failures.append(_unread(error))
+        else:
+            result.failures.extend(Failure("integrate", reason) for reason in reasons)
+            if result.integrated is not None:
+                result.crystals = [_describe_crystal(*each) for each in by_lattice(result.integrated)]
         result.seconds["integrate"] = time.process_time() - began
+
+    def index_again(self, result: StillResult) -> StillResult:
+        """The hit `result` indexed anew, from the spots it had, with the geometry of this processor."""
+        again = StillResult(result.image, result.n_spots, result.hit, seconds=dict(result.seconds))
+        again.experiment, again.strong = self.maker.experiment(result.image), result.strong
+        self.index(again)
+        again.experiment = None
+        return again
+
+    def describe(self, result: StillResult) -> dict[str, Any]:
+        """The numbers of `result` as plain data."""
+        return describe(result, self.maker.images.name(result.image))
+
+    def record(self, result: StillResult, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
+        """The record of `result` for the journal, with the tables of `steps`."""
+        return encode(result, self.maker.images.name(result.image), steps, common)
 
     def _labelled(self, table, image: int):
         """`table` with its identifier set, and 0 for the number of its experiment and imageset."""
@@ -150,59 +155,9 @@ class StillProcessor:
         return crystals
 
 
-def _check_readable(experiment) -> None:
-    """Decompress the image, once: its imageset keeps it for the stages that follow.
-
-    Raises
-    ------
-    BadImage
-        When the file is damaged or its image does not have the shape of the detector.
-    """
-    try:
-        panels = experiment.imageset.get_raw_data(0)
-    except Exception as error:  # formats raise whatever their reader does
-        raise BadImage(f"unreadable: {short_reason(error)}") from error
-    shapes = [tuple(panel.focus()) for panel in panels]
-    expected = [tuple(reversed(panel.get_image_size())) for panel in experiment.detector]
-    if shapes != expected:
-        raise BadImage(f"misshapen: {_shape(shapes)} pixels where the detector has {_shape(expected)}")
-
-
-def _shape(shapes: list[tuple[int, ...]]) -> str:
-    return ", ".join("x".join(map(str, reversed(s))) for s in shapes[:1]) + (" …" if len(shapes) > 1 else "")
-
-
-def _by_lattice(crystals: Crystals):
-    """Each experiment of `crystals` with its reflections alone, their ``id`` 0."""
-    from dials.array_family import flex
-
-    for lattice, experiment in enumerate(crystals.experiments):
-        own = crystals.reflections.select(crystals.reflections["id"] == lattice)
-        identifiers = own.experiment_identifiers()
-        for key in list(identifiers.keys()):
-            del identifiers[key]
-        own["id"] = flex.int(len(own), 0)
-        identifiers[0] = experiment.identifier
-        yield experiment, own
-
-
-def _joined(parts: list[Crystals]) -> Crystals:
-    from dials.array_family import flex
-    from dxtbx.model import ExperimentList
-
-    experiments, reflections = ExperimentList(), flex.reflection_table()
-    identifiers = {}
-    for lattice, part in enumerate(parts):
-        experiments.extend(part.experiments)
-        table = part.reflections
-        identifiers[lattice] = part.experiments[0].identifier
-        for key in list(table.experiment_identifiers().keys()):
-            del table.experiment_identifiers()[key]
-        table["id"] = flex.int(len(table), lattice)
-        reflections.extend(table)
-    for lattice, identifier in identifiers.items():
-        reflections.experiment_identifiers()[lattice] = identifier
-    return Crystals(experiments, reflections)
+def _unread(error: BadImage) -> Failure:
+    details = f" ({short_reason(RuntimeError(error.details))})" if error.details else ""
+    return Failure("read", error.reason + details)
 
 
 def _describe_lattice(experiment, reflections) -> Lattice:

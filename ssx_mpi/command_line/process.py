@@ -1,0 +1,144 @@
+"""ssx_mpi: serial-crystallography stills to integrated data, over any number of MPI ranks."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.parallel import launch
+from ssx_mpi.parallel.communicator import Communicator
+
+USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
+
+Processes serial-crystallography stills from images to integrated data. Start it plainly to use all cores of this
+machine, or under mpirun or srun to use the ranks of a job. Without space_group or unit_cell it assesses the crystals
+and stops. -c shows the parameters, -e 1 those for experts too."""
+
+logger = logging.getLogger("ssx_mpi")
+
+
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the program ``ssx_mpi``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        print(f"ssx_mpi {__version__}")
+        return
+    try:
+        dials_compat.prepare()
+        if launch.launcher_size() is None:
+            # the arguments are checked before ranks are started for them
+            parameters = _parse(arguments)[0]
+            n_ranks = parameters.nproc or launch.usable_cores()
+            launch.start_on_ranks("ssx_mpi", arguments, n_ranks)
+    except (dials_compat.DialsError, launch.LaunchError, _input_error()) as error:
+        sys.exit(_refuse(error))
+    launch.guarded(lambda comm: _main(comm, arguments))
+
+
+def _main(comm: Communicator, arguments: list[str]) -> int:
+    from ssx_mpi import pipeline
+    from ssx_mpi.params import InputError
+    from ssx_mpi.stages.geometry import quiet_dials
+
+    stop = _StopRequest()
+    try:
+        parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        to_file = _nothing
+        if comm.rank == 0:
+            to_file = _start_log(parameters.directory, verbosity)
+            logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, " ".join(arguments))
+        quiet_dials()
+        return pipeline.process(comm, parameters, stop.requested, to_file)
+    except (InputError, dials_compat.DialsError) as error:
+        # every rank comes here with the same error
+        if comm.rank == 0:
+            _refuse(error)
+        comm.barrier()
+        return 2
+
+
+def _input_error() -> type[Exception]:
+    from ssx_mpi.params import InputError
+
+    return InputError
+
+
+def _refuse(error: Exception) -> int:
+    sys.stdout.flush()
+    print(f"ssx_mpi: {error}", file=sys.stderr, flush=True)
+    return 2
+
+
+def _parse(arguments: list[str], quiet: bool = False):
+    """Parameters and verbosity from the command line, with the behaviour of DIALS programs.
+
+    Raises
+    ------
+    InputError
+        For an unknown parameter, or one with an impossible value.
+    """
+    from dials.util.options import ArgumentParser
+
+    from ssx_mpi import params
+
+    parser = ArgumentParser(usage=USAGE, phil=params.scope(), check_format=False)
+    if not arguments:
+        parser.print_help()
+        raise params.InputError("no images given: use image=, template= or directory=")
+    for argument in arguments:
+        # the parser of DIALS would take a missing phil file for an unknown parameter
+        if "=" not in argument and argument.endswith((".phil", ".params")) and not Path(argument).is_file():
+            raise params.InputError(f"{argument}: there is no such file")
+    try:
+        extract, options, unknown = parser.parse_args(arguments, return_unhandled=True)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise params.InputError(" ".join(str(error).split())) from None
+    if unknown:
+        raise params.InputError(params.unknown_parameter(unknown[0]))
+    return params.read(extract, Path.cwd()), options.verbose
+
+
+def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:
+    """Log to the terminal at once; what is returned writes it to ``ssx_mpi.log`` in `directory` too, from the start.
+
+    Until the input is known to be good, nothing is written.
+    """
+    ours = logging.getLogger("ssx_mpi")
+    ours.setLevel(logging.DEBUG if verbosity else logging.INFO)
+    terminal = logging.StreamHandler(sys.stdout)
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    held = logging.handlers.MemoryHandler(10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+    ours.handlers[:] = [terminal, held]
+
+    def to_file() -> None:
+        file = logging.FileHandler(directory / "ssx_mpi.log")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        held.setTarget(file)
+        held.flush()
+        ours.handlers[:] = [terminal, file]
+
+    return to_file
+
+
+def _nothing() -> None:
+    """The log is written by rank 0 alone."""
+
+
+class _StopRequest:
+    """Remembers that a signal asked for an orderly end."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame) -> None:
+        self._requested = True
+
+    def requested(self) -> bool:
+        return self._requested

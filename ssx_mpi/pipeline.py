@@ -1,0 +1,453 @@
+"""What the program does, from images to integrated data, as a story; the same on every rank.
+
+Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
+crystals unless it is given, and process all images in batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.dials_parameters import DialsParameters, dials_parameters, user_texts
+from ssx_mpi.parallel import dispatch
+from ssx_mpi.parallel.collective import on_root
+from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.params import CrystalSelection, InputError, Parameters
+from ssx_mpi.records import run as run_folder
+from ssx_mpi.records.batches import batches
+from ssx_mpi.records.files import write_json
+from ssx_mpi.report import assessment as assessment_report
+from ssx_mpi.report import text
+from ssx_mpi.report.live import LiveReport
+from ssx_mpi.report.progress import Progress
+from ssx_mpi.report.statistics import Statistics
+from ssx_mpi.stages import crystals, geometry
+from ssx_mpi.stages.engines import build_engine, left_to_dials
+from ssx_mpi.stages.importing import (
+    ExperimentMaker,
+    ImageSources,
+    check_compression,
+    check_same_detector,
+    find_images,
+    read_geometry,
+    read_import_overrides,
+    read_mask,
+)
+from ssx_mpi.stages.packing import pack, unpack
+from ssx_mpi.stages.results import StageError
+from ssx_mpi.stages.stills import StillProcessor
+from ssx_mpi.stages.stored import StoredSteps
+from ssx_mpi.tasks import Batches, BatchKeeping, FirstCrystals, survey
+
+logger = logging.getLogger("ssx_mpi")
+
+DONE, NOTHING_FOUND, STOPPED = 0, 3, 75
+# geometry and indexing feed each other; on the sets tried so far little was gained after the third round
+_MOST_ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all ranks know after import."""
+
+    parameters: Parameters
+    scopes: DialsParameters
+    images: ImageSources
+    maker: ExperimentMaker
+    identity: dict[str, Any]
+    stopping: Callable[[], bool]
+
+    @property
+    def directory(self) -> Path:
+        return self.parameters.directory
+
+    def processor(self, geometry_=None) -> StillProcessor:
+        """For stills with the geometry of their headers, or with (detector, beam) given."""
+        maker = self.maker.with_geometry(geometry_) if geometry_ else self.maker
+        return StillProcessor(maker, build_engine(self.parameters, self.scopes), self.parameters.min_spots)
+
+
+def process(
+    comm: Communicator, parameters: Parameters, stopping: Callable[[], bool], claimed: Callable[[], None]
+) -> int:
+    """Do all that `parameters` ask for; collective.
+
+    Parameters
+    ----------
+    comm
+        The ranks.
+    parameters
+        Of the run.
+    stopping
+        True once this rank was asked to stop.
+    claimed
+        Called on every rank when all input is found good and the output folder is ours.
+
+    Returns
+    -------
+    int
+        The exit code: 0 done, 3 done without a crystal, 75 stopped with work left.
+
+    Raises
+    ------
+    InputError
+        On every rank, for input that cannot be processed; nothing was written over.
+    """
+    began = time.monotonic()
+    run = import_images(comm, parameters, stopping)
+    claimed()
+    if not parameters.symmetry_known:
+        return assess_crystals(comm, run)
+    geometry_ = given_geometry(comm, run) or stored_geometry(comm, run)
+    if geometry_ is None:
+        geometry_, status = refine_geometry(comm, run)
+        if geometry_ is None:
+            return status
+    if not parameters.steps:
+        return DONE
+    return process_batches(comm, run, geometry_, began)
+
+
+def import_images(comm: Communicator, parameters: Parameters, stopping: Callable[[], bool]) -> Run:
+    """Find the images and check all input on rank 0, then tell every rank; the output folder is claimed last."""
+
+    def check():
+        texts = user_texts(parameters)
+        scopes = dials_parameters(parameters, texts)
+        images = find_images(parameters.sources)
+        maker = _maker(parameters, images, scopes)
+        check_same_detector(images, maker)
+        check_compression(images, maker)
+        read_mask_for(parameters, maker)
+        identity = {**parameters.identity(), "images": images.summary()}
+        continued = run_folder.claim(parameters.directory, identity, parameters.restart)
+        return texts, images, run_folder.fingerprint(identity), continued
+
+    texts, images, identity, continued = on_root(comm, check, InputError)
+    scopes = dials_parameters(parameters, texts)
+    maker = read_mask_for(parameters, _maker(parameters, images, scopes))
+    run = Run(parameters, scopes, images, maker, identity, stopping)
+    if comm.rank == 0:
+        for note in scopes.notes:
+            logger.info(note)
+        for stage, reason in left_to_dials(parameters, scopes).items():
+            logger.info("The algorithm of DIALS does the %s: %s", stage, reason)
+        logger.info("%d images from %d sources%s", len(images), len(images.sources), _going_on(continued))
+        _write_import(run)
+    return run
+
+
+def _going_on(continued: bool) -> str:
+    return "; going on with the run in this folder" if continued else ""
+
+
+def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> ExperimentMaker:
+    overrides = read_import_overrides(scopes.dials_import) if parameters.import_phil else None
+    start = read_geometry(parameters.starting_geometry) if parameters.starting_geometry else None
+    return ExperimentMaker(images, start, None, overrides)
+
+
+def read_mask_for(parameters: Parameters, maker: ExperimentMaker) -> ExperimentMaker:
+    """`maker` with the user's mask, if one is given."""
+    if parameters.mask is None:
+        return maker
+    return maker.with_mask(read_mask(parameters.mask, maker.experiment(0).detector))
+
+
+def _write_import(run: Run) -> None:
+    folder = run.directory / "import"
+    if not (folder / "sources.json").exists():
+        write_json(folder / "sources.json", run.images.as_json())
+    if not (folder / "imported.expt").exists():
+        first = [run.maker.experiment(i) for i in run.images.firsts()]
+        write_json(folder / "imported.expt", pack(first))
+
+
+def given_geometry(comm: Communicator, run: Run):
+    """(detector, beam) of ``reference_geometry``, None when none is given."""
+    path = run.parameters.reference_geometry
+    if path is None:
+        return None
+    return on_root(comm, lambda: read_geometry(path, like=run.maker.experiment(0).detector), InputError)
+
+
+def stored_geometry(comm: Communicator, run: Run):
+    """(detector, beam) that an earlier run in this folder refined, None when there is none."""
+    path = _refined_path(run)
+
+    def read():
+        return read_geometry(path) if path.exists() else None
+
+    found = on_root(comm, read, InputError)
+    if found and comm.rank == 0:
+        logger.info("Geometry as refined before, from %s", path)
+    return found
+
+
+def _refined_path(run: Run) -> Path:
+    return run.directory / "geometry_refinement" / "refined.expt"
+
+
+def first_crystals(
+    comm: Communicator, run: Run, selection: CrystalSelection, processor: StillProcessor, title: str
+) -> tuple[FirstCrystals, int, bool]:
+    """Index images in order until there are as many lattices as wanted; each rank keeps what it found.
+
+    Returns the task with its results, one past the last image that counts, and whether it was stopped on request.
+    """
+    first, stop = image_range(run, selection)
+    progress = Progress(title, stop - first, comm.rank == 0)
+    task = FirstCrystals(comm, processor, run.stopping, progress.show)
+    pending = [(first, stop)] if stop > first else []
+    end, stopped, _ = dispatch.run(comm, task, pending, wanted=selection.n_crystals, longest=4)
+    progress.close()
+    task.results = {image: result for image, result in task.results.items() if image < end}
+    return task, end, stopped
+
+
+def image_range(run: Run, selection: CrystalSelection) -> tuple[int, int]:
+    """The images that a selection allows, counted from zero, the end not included.
+
+    Raises
+    ------
+    InputError
+        For a range outside the data.
+    """
+    if selection.first is None or selection.last is None:
+        return 0, len(run.images)
+    if selection.first < 1 or selection.last > len(run.images):
+        raise InputError(
+            f"images_to_use={selection.first}:{selection.last}: images are numbered 1 to {len(run.images)}"
+        )
+    return selection.first - 1, selection.last
+
+
+def gather_crystals(comm: Communicator, task: FirstCrystals) -> list[tuple[int, dict[str, Any], bytes]] | None:
+    """On rank 0 the lattices of all ranks in the order of their images, packed; None elsewhere."""
+    own = [
+        (image, pack(result.indexed.experiments), result.indexed.reflections.as_msgpack())
+        for image, result in task.results.items()
+        if result.indexed is not None
+    ]
+    everyone = comm.gather(own)
+    return sorted((each for part in everyone for each in part), key=lambda x: x[0]) if everyone is not None else None
+
+
+def assess_crystals(comm: Communicator, run: Run) -> int:
+    """Cluster the cells of the first crystals, say what to run next, and stop."""
+    task, end, stopped = first_crystals(comm, run, run.parameters.assess, run.processor(), "assessing crystals")
+    statistics = _statistics(comm, task)
+    packed = gather_crystals(comm, task)
+    status = DONE
+    if comm.rank == 0:
+        assert packed is not None
+        experiments, _ = unpack(packed)
+        logger.info(
+            "Assessed %d images: %s hits, %d lattices on %d images",
+            end - image_range(run, run.parameters.assess)[0],
+            statistics.counts["hits"],
+            statistics.counts["lattices"],
+            statistics.counts["indexed"],
+        )
+        _log_failures(statistics)
+        if stopped:
+            status = STOPPED
+        elif len(experiments) == 0:
+            logger.warning("No crystal could be indexed. %s", _advice(statistics))
+            status = NOTHING_FOUND
+        else:
+            assessment = crystals.assess(experiments)
+            folder = run.directory / "assess_crystals"
+            folder.mkdir(exist_ok=True)
+            logger.info(assessment_report.table(assessment))
+            command = assessment_report.next_command(assessment, run.parameters)
+            write_json(folder / "assess_crystals.json", assessment_report.as_json(assessment, command))
+            assessment_report.plot(assessment, folder / "unit_cells.png")
+            logger.info("To process with the most populous cell, run:\n  %s", command)
+    return comm.bcast(status)
+
+
+def _statistics(comm: Communicator, task: FirstCrystals) -> Statistics:
+    """Of all first crystals, on rank 0; elsewhere of its own."""
+    own = Statistics()
+    for result in task.results.values():
+        own.add_image(task.processor.describe(result))
+    everyone = comm.gather(own)
+    return sum(everyone, Statistics()) if everyone is not None else own
+
+
+def _log_failures(statistics: Statistics) -> None:
+    for reason, count in statistics.failures.most_common(8):
+        logger.info("  %d x %s", count, reason)
+
+
+def _advice(statistics: Statistics) -> str:
+    if not statistics.counts["hits"]:
+        return "No image had enough spots: look at the images, at min_spots and at spotfinding.min_spot_size."
+    return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
+
+
+def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, int]:
+    """Index the first crystals and refine the detector with them, again and again while that gains.
+
+    Returns
+    -------
+    geometry
+        (detector, beam), None when there is none.
+    status
+        Exit code in that case.
+    """
+    selection = run.parameters.geometry
+    task, _, stopped = first_crystals(comm, run, selection, run.processor(), "first crystals")
+    if stopped:
+        return None, STOPPED
+    refined: Any = None
+    for round_ in range(1, _MOST_ROUNDS + 1):
+        better = _refine_once(comm, run, task, round_)
+        take, again = comm.bcast(_verdict(refined, better) if comm.rank == 0 else None)
+        if take:
+            refined = better if refined is None or better is None else better.since(refined)
+        if not again:
+            break
+        geometry_ = comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None)
+        task.processor = run.processor(geometry_)
+        _index_again(run, task)
+        if comm.bcast(run.stopping()):
+            return None, STOPPED
+    if comm.bcast(refined is None):
+        return None, NOTHING_FOUND
+    if comm.rank == 0:
+        _conclude_refinement(run, refined)
+    return comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None), DONE
+
+
+def _refine_once(comm: Communicator, run: Run, task: FirstCrystals, round_: int):
+    """Rank 0: refine the crystals of all ranks; None elsewhere, or when that is not possible."""
+    statistics = _statistics(comm, task)
+    packed = gather_crystals(comm, task)
+    if packed is None:
+        return None
+    counts = statistics.counts
+    logger.info(
+        "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%d wanted)",
+        *(round_, counts["images"], counts["hits"], counts["indexed"], counts["lattices"]),
+        run.parameters.geometry.n_crystals,
+    )
+    _log_failures(statistics)
+    if not packed:
+        logger.warning("No crystal to refine the geometry with. %s", _advice(statistics))
+        return None
+    try:
+        experiments, reflections = unpack(packed)
+        refined = geometry.refine(experiments, reflections, run.scopes.geometry_refinement)
+    except StageError as error:
+        logger.warning(
+            "The geometry could not be refined with %d crystals: %s. Try more images, a smaller d_min, "
+            "geometry_refinement.restrain_cell=True, or give reference_geometry=",
+            *(counts["lattices"], error),
+        )
+        return None
+    logger.info(text.refinement_block(refined))
+    return refined
+
+
+def _verdict(before, after) -> tuple[bool, bool]:
+    """Whether to take the geometry `after` a round of indexing and refinement, and whether another round may gain.
+
+    It gains as long as it brings crystals, brings observed and predicted spots together, or moves the detector by more
+    than is uncertain.
+    """
+    if after is None:
+        return False, False
+    if before is None:
+        return True, True
+    if after.n_crystals < before.n_crystals:
+        return False, False
+    more = after.n_crystals > before.n_crystals
+    closer = after.rmsd < 0.99 * before.rmsd
+    sigma = after.uncertainty.sigma["distance"] if after.uncertainty else 0.0
+    moved = abs(after.after.distance - before.after.distance) > sigma > 0
+    return more or moved or after.rmsd <= before.rmsd, more or closer or moved
+
+
+def _index_again(run: Run, task: FirstCrystals) -> None:
+    """Index the hits once more with the geometry of the task's processor, each rank its own."""
+    for image in sorted(task.results):
+        result = task.results[image]
+        if result.hit and not run.stopping():
+            task.results[image] = task.processor.index_again(result)
+
+
+def _conclude_refinement(run: Run, refined) -> None:
+    given = run.parameters.unit_cell
+    warning = text.cell_warning(refined, given) if given else None
+    if warning:
+        logger.warning(warning)
+    logger.info("Detector and cell since import:\n%s", text.place_table(refined))
+    folder = _refined_path(run).parent
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "geometry_refinement.json", text.refinement_json(refined))
+    refined.reflections.as_file(str(folder / "refined.refl"))
+    # last: its presence says that the refinement is done
+    write_json(_refined_path(run), pack(refined.experiments))
+    logger.info("Refined geometry: %s", _refined_path(run))
+
+
+def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> int:
+    """All images that are not finished yet, in batches over the ranks."""
+    parameters = run.parameters
+    detector, beam = geometry_
+    keeping = BatchKeeping(
+        batches=batches(run.directory, len(run.images), parameters.batch_size),
+        batch_size=parameters.batch_size,
+        identity=run.identity,
+        common={"detector": detector.to_dict(), "beam": beam.to_dict()},
+        keep_intermediate=parameters.keep_intermediate,
+        size=comm.size,
+    )
+    found = survey(comm, keeping, parameters.steps)
+    live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
+    if comm.rank == 0:
+        for news in found.finished:
+            live.add_finished(news.number, news.statistics)
+        live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
+    job = Batches(
+        comm=comm,
+        keeping=keeping,
+        survey=found,
+        processor=run.processor(geometry_),
+        stored=StoredSteps(run.maker.with_geometry(geometry_), run.directory, parameters.batch_size),
+        stopping=run.stopping,
+        hear=lambda news: live.hear(news.number, news.statistics, news.bad_images),
+        progress=live.show,
+    )
+    _, stopped, traffic = dispatch.run(comm, job, found.pending)
+    for left in found.records.values():
+        left.close()
+    traffics = comm.gather(traffic)
+    status = DONE
+    if traffics is not None:
+        if stopped:
+            status = STOPPED
+        elif not live.total.counts["crystals" if "integrate" in parameters.steps else "hits"]:
+            status = NOTHING_FOUND
+        state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}[status]
+        live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
+        if stopped:
+            logger.info("Stopped on request: the same command goes on from here")
+    return comm.bcast(status)
+
+
+def _facts(run: Run, keeping: BatchKeeping) -> dict[str, Any]:
+    return {
+        "program": f"ssx_mpi {__version__}",
+        "dials": ".".join(map(str, dials_compat.dials_version())),
+        "parameters": run.parameters.identity(),
+        "n_batches": len(keeping.batches),
+    }

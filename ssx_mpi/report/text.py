@@ -1,0 +1,152 @@
+"""Blocks of text for the log and the terminal, made from recorded numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from ssx_mpi.report.statistics import CELL_NAMES, Statistics
+
+_MOST_REASONS = 8
+
+
+def share(part: int, whole: int) -> str:
+    """A count with its percentage of `whole`."""
+    return f"{part} ({100 * part / whole:.1f}%)" if whole else f"{part}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, _ = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
+
+
+def cell(parameters: Sequence[float] | None) -> str:
+    """A unit cell on one line: lengths in angstrom, angles in degrees."""
+    if parameters is None:
+        return "-"
+    return ", ".join([f"{p:.2f}" for p in parameters[:3]] + [f"{p:.1f}" for p in parameters[3:]])
+
+
+def progress_block(title: str, batch: Statistics, total: Statistics, rate: float, left: float | None) -> str:
+    """One batch and all batches so far, side by side."""
+    rows = [[name, f(batch), f(total)] for name, f in _ROWS]
+    lines = [title, tabulate(rows, headers=["", "this batch", "so far"], tablefmt="simple"), _speed(rate, left)]
+    return "\n".join(line for line in lines if line)
+
+
+def _speed(rate: float, left: float | None) -> str:
+    text = f"{rate:.2f} images/s" if rate < 10 else f"{rate:.0f} images/s"
+    return text if left is None else f"{text}, about {duration(left)} left"
+
+
+def _median(name: str, digits: int):
+    def text(s: Statistics) -> str:
+        value, spread = s.values[name].median, s.values[name].spread
+        return "-" if value is None else f"{value:.{digits}f} ± {spread or 0:.{digits}f}"
+
+    return text
+
+
+_ROWS = [
+    ("images", lambda s: str(s.counts["images"])),
+    ("hits", lambda s: share(s.counts["hits"], s.counts["images"])),
+    ("indexed images, of hits", lambda s: share(s.counts["indexed"], s.counts["hits"])),
+    ("indexed images, of all", lambda s: share(s.counts["indexed"], s.counts["images"])),
+    ("lattices", lambda s: str(s.counts["lattices"])),
+    ("integrated crystals", lambda s: share(s.counts["crystals"], s.counts["lattices"])),
+    ("a, b, c (Å)", lambda s: "  ".join(_median(n, 2)(s) for n in CELL_NAMES[:3])),
+    ("alpha, beta, gamma (°)", lambda s: "  ".join(_median(n, 2)(s) for n in CELL_NAMES[3:])),
+    ("rmsd (px)", _median("rmsd", 2)),
+    ("d_min of spots (Å)", _median("d_min", 2)),
+    ("mosaicity (°)", _median("mosaicity", 3)),
+    ("mean I/sigma", _median("i_over_sigma", 2)),
+]
+
+
+def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
+    """What a run gave, what it left out and where the time went."""
+    rows = [[name, f(total)] for name, f in _ROWS]
+    parts = [tabulate(rows, tablefmt="plain")]
+    if total.failures:
+        reasons = [[n, reason] for reason, n in total.failures.most_common(_MOST_REASONS)]
+        hidden = len(total.failures) - len(reasons)
+        parts.append("Left out:\n" + tabulate(reasons, tablefmt="plain"))
+        if hidden > 0:
+            parts.append(f"  and {hidden} more reasons, in ssx_mpi.json")
+    if total.seconds:
+        stages = ", ".join(f"{stage} {s:.1f}" for stage, s in total.seconds.items())
+        parts.append(f"CPU-seconds: {stages}; slowest image {total.slowest[1]} with {total.slowest[0]:.1f}")
+    rate = total.counts["images"] / seconds if seconds else 0.0
+    parts.append(f"{total.counts['images']} images in {duration(seconds)} on {n_ranks} ranks, {_speed(rate, None)}")
+    return "\n".join(parts)
+
+
+def refinement_block(refined) -> str:
+    """The steps of a joint geometry refinement, and what happened to distance and cell."""
+    steps = [[i, s.n_reflections, s.rmsd_x, s.rmsd_y, s.rmsd_psi] for i, s in enumerate(refined.steps)]
+    headers = ["step", "reflections", "rmsd x (mm)", "rmsd y (mm)", "rmsd psi (°)"]
+    parts = [
+        f"Joint refinement of the detector with {refined.n_crystals} crystals (engine {refined.engine}):",
+        tabulate(steps, headers=headers, floatfmt=".5g"),
+        "",
+        place_table(refined),
+    ]
+    return "\n".join(parts)
+
+
+def place_table(refined) -> str:
+    """What happened to distance, beam centre and cell, and how they trade off."""
+    before, after, unsure = refined.before, refined.after, refined.uncertainty
+    rows = [
+        ["distance (mm)", f"{before.distance:.3f}", f"{after.distance:.3f}", _sigma(unsure, "distance")],
+        ["beam centre, fast (mm)", f"{before.beam_x:.3f}", f"{after.beam_x:.3f}", _sigma(unsure, "shift_fast")],
+        ["beam centre, slow (mm)", f"{before.beam_y:.3f}", f"{after.beam_y:.3f}", _sigma(unsure, "shift_slow")],
+        ["median cell", cell(refined.cell_before), cell(refined.cell_after), ""],
+    ]
+    lines = [tabulate(rows, headers=["", "before", "refined", "uncertainty"], disable_numparse=True)]
+    if unsure is not None:
+        lines.append(
+            f"Correlation of the distance to the cell lengths: {unsure.cell_correlation['distance']:.2f} "
+            f"(the mean cell is known to {100 * unsure.relative_cell_sigma:.3f}%)"
+        )
+    return "\n".join(lines)
+
+
+def _sigma(uncertainty: Any, name: str) -> str:
+    return "-" if uncertainty is None else f"{uncertainty.sigma[name]:.4f}"
+
+
+def cell_warning(refined, given_cell: Sequence[float]) -> str | None:
+    """A warning when the refined cell is not the one given; None when it is within 0.5%."""
+    ratios = [after / given for after, given in zip(refined.cell_after[:3], given_cell[:3])]
+    worst = max(ratios, key=lambda r: abs(r - 1))
+    if abs(worst - 1) <= 0.005:
+        return None
+    moved = refined.after.distance / refined.before.distance - 1
+    return (
+        f"The refined cell is {100 * (worst - 1):+.2f}% from the cell given, and the distance {100 * moved:+.2f}% from "
+        "the header's. Distance and cell lengths trade off: either the distance in the header is wrong and the refined "
+        "cell is right, or the cell given is right for another temperature or crystal form. If you are sure of the "
+        "cell, geometry_refinement.restrain_cell=True holds it."
+    )
+
+
+def refinement_json(refined) -> dict[str, Any]:
+    """The same as plain data."""
+    unsure = refined.uncertainty
+    return {
+        "n_crystals": refined.n_crystals,
+        "engine": refined.engine,
+        "steps": [vars(step) for step in refined.steps],
+        "before": vars(refined.before),
+        "after": vars(refined.after),
+        "cell_before": refined.cell_before,
+        "cell_after": refined.cell_after,
+        "uncertainty": None if unsure is None else vars(unsure),
+    }

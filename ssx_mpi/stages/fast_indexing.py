@@ -1,0 +1,541 @@
+"""Indexing of one still by the fast kernels: what ``dials.ssx_index`` does for an image, with the same parameters.
+
+A lattice is searched for in the spots that the lattices found so far leave, the best of a few candidates is taken, and
+all lattices are refined together: spots assigned to the nearest lattice, positional outliers rejected, then those whose
+delta psi lies outside the reflecting zone of the mosaic model, as in the stills indexer of DIALS.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from cctbx import sgtbx, uctbx
+from cctbx.crystal import symmetry
+from dials.array_family import flex
+from dxtbx import flumpy
+from dxtbx.imageset import ImageSequence, ImageSet
+from dxtbx.model import Crystal, Experiment, ExperimentList, MosaicCrystalSauter2014
+from libtbx import Auto
+
+from ssx_mpi.kernels import lattice_refinement, lattice_search, mosaicity
+from ssx_mpi.kernels.lattice_refinement import CellModel, Lattice, Spots
+
+logger = logging.getLogger(__name__)
+
+# candidates that are refined against the spots; the search has ranked them by what they explain
+_MAX_REFINED = 4
+_WORTH_REFINING = 0.7
+_WORTH_REPEATING = 0.93
+# what the Fourier search of DIALS asks for
+_MIN_SPOTS = 8
+# assigning indices and rejecting outliers depend on the lattice: repeated while the fit gets better
+_MAX_CYCLES = 3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Parameters of the indexing of one still, in the words of ``dials.ssx_index``."""
+
+    min_spots: int
+    max_lattices: int | None
+    minimum_angular_separation: float
+    recycle_cutoff: float
+    hkl_tolerance: float
+    d_min: float | None
+    length_tolerance: float
+    angle_tolerance: float
+    max_rmsd_px: float
+    proximity_d_min: float
+    max_proximal_volume: float
+    max_volume_change: float | None
+    reject_outliers: bool
+    delta_psi_weight: float
+    domain_size: float | None
+    half_mosaicity: float | None
+
+
+@dataclass(frozen=True)
+class FoundLattice:
+    """A refined lattice of a still.
+
+    Attributes
+    ----------
+    lattice : Lattice
+    spots : (n,) int64
+        Numbers of its spots.
+    h : (n, 3) int64
+        Their Miller indices in the setting of the cell model.
+    mosaic : Mosaicity
+    rmsd_px : float
+    """
+
+    lattice: Lattice
+    spots: np.ndarray
+    h: np.ndarray
+    mosaic: mosaicity.Mosaicity
+    rmsd_px: float
+
+
+class _NoFit(Exception):
+    """A candidate that cannot be refined or that the criteria reject."""
+
+
+class FastIndexer:
+    """Index stills with one set of parameters, which are read and prepared once.
+
+    Parameters
+    ----------
+    params : libtbx.phil.scope_extract
+        The extracted scope of ``dials.command_line.ssx_index``; it is not altered.
+
+    Raises
+    ------
+    ValueError
+        When :meth:`supports` says no.
+    """
+
+    def __init__(self, params: Any):
+        possible, reason = self.supports(params)
+        if not possible:
+            raise ValueError(reason)
+        self.settings = read_settings(params)
+        symmetry_params = params.indexing.known_symmetry
+        self._space_group = (
+            symmetry_params.space_group.group() if symmetry_params.space_group is not None else sgtbx.space_group("P 1")
+        )
+        self._model = cell_model(symmetry_params.unit_cell, self._space_group)
+        self._known = lattice_search.known_lattice(self._model.primitive @ self._model.basis)
+        # indices of the reduced basis, in which the search works, and of the cell's setting
+        self._to_reduced = self._known.basis @ np.linalg.inv(self._model.basis)
+        self._variants = _setting_variants(self._known, self._model)
+
+    @staticmethod
+    def supports(params: Any) -> tuple[bool, str]:
+        """Whether these parameters of ``dials.ssx_index`` are covered, and what is not."""
+        indexing, refinement = params.indexing, params.refinement
+        parameterisation = refinement.parameterisation
+        unsupported = {
+            "indexing.known_symmetry.unit_cell=None": indexing.known_symmetry.unit_cell is None,
+            "known_symmetry.A_matrix": getattr(indexing.known_symmetry, "A_matrix", None) is not None,
+            f"method={params.method}": not set(params.method) & {"fft1d", "real_space_grid_search"},
+            "index_assignment.method=local": indexing.index_assignment.method == "local",
+            "stills.indexer=sequences": indexing.stills.indexer == "sequences",
+            "stills.isoforms": any(isoform.name is not None for isoform in indexing.stills.isoforms),
+            "stills.refine_all_candidates=False": not indexing.stills.refine_all_candidates,
+            f"refinement_protocol.mode={indexing.refinement_protocol.mode}": indexing.refinement_protocol.mode
+            != "refine_shells",
+            "refinement of the beam": parameterisation.beam.fix is None or "all" not in parameterisation.beam.fix,
+            "refinement of the detector": parameterisation.detector.fix is None
+            or "all" not in parameterisation.detector.fix,
+            "a fixed crystal": parameterisation.crystal.fix is not None,
+            "restraints of the cell": bool(
+                [r for r in parameterisation.crystal.unit_cell.restraints.tie_to_target if r.values is not None]
+            ),
+            "spherical_relp_model": bool(parameterisation.spherical_relp_model),
+            "weighting_strategy": refinement.reflections.weighting_strategy.override not in ("stills", None, Auto),
+            "check_misindexing": indexing.check_misindexing.grid_search_scope != 0,
+        }
+        found = [name for name, present in unsupported.items() if present]
+        return not found, ", ".join(found)
+
+    def index(self, experiment: Experiment, strong: flex.reflection_table) -> tuple[ExperimentList, Any]:
+        """Lattices of one still and their spots.
+
+        Parameters
+        ----------
+        experiment : Experiment
+            Beam, detector and image set of the still.
+        strong : flex.reflection_table
+            Its strong spots, as found; the table is not altered.
+
+        Returns
+        -------
+        experiments : ExperimentList
+            One experiment for each lattice, best first; empty when there is none.
+        reflections : flex.reflection_table
+            The indexed spots, ``id`` being the number of the experiment.
+        """
+        table = _strong_spots(experiment, strong)
+        if len(table) < self.settings.min_spots:
+            return ExperimentList(), flex.reflection_table()
+        pixel_size = experiment.detector[0].get_pixel_size()[0]
+        found = self.find(spot_arrays(experiment, table), pixel_size)
+        return self._as_dials(experiment, table, found)
+
+    def find(self, spots: Spots, pixel_size: float) -> list[FoundLattice]:
+        """Lattices in the spots of one still, as arrays; `pixel_size` in mm."""
+        settings = self.settings
+        spacing = 1 / np.linalg.norm(spots.q, axis=1)
+        usable = np.ones(len(spots), dtype=bool) if settings.d_min is None else spacing > settings.d_min
+        found: list[FoundLattice] = []
+        owner = np.full(len(spots), -1)
+        while settings.max_lattices is None or len(found) < settings.max_lattices:
+            if found and not self._worth_another(found, owner, spacing):
+                break
+            free = np.nonzero((owner < 0) & usable)[0]
+            candidate = self._best_candidate(spots.select(free), pixel_size, found)
+            if candidate is None:
+                break
+            if not found:
+                found = [replace(candidate, spots=free[candidate.spots])]
+                owner, _ = self._assign(spots, usable, [candidate.lattice])
+                continue
+            lattices = [f.lattice for f in found] + [candidate.lattice]
+            owner, h = self._assign(spots, usable, lattices)
+            try:
+                found = self._refine_together(spots, owner, h, lattices, pixel_size)
+            except _NoFit as reason:
+                logger.debug("lattice %d dropped: %s", len(lattices), reason)
+                break
+        return found
+
+    def _worth_another(self, found: list[FoundLattice], owner: np.ndarray, spacing: np.ndarray) -> bool:
+        finest = spacing[np.concatenate([f.spots for f in found])].min()
+        inside = spacing > finest
+        return np.count_nonzero(owner[inside] < 0) >= self.settings.recycle_cutoff * np.count_nonzero(inside)
+
+    def _best_candidate(self, spots: Spots, pixel_size: float, found: list[FoundLattice]) -> FoundLattice | None:
+        settings = self.settings
+        if len(spots) < _MIN_SPOTS:
+            return None
+        bases, score = lattice_search.search_known(
+            spots.q, self._known, settings.length_tolerance, settings.angle_tolerance
+        )
+        fits: list[FoundLattice] = []
+        tried = 0
+        for basis, worth in zip(bases, score):
+            if tried >= _MAX_REFINED or worth < _WORTH_REFINING * score[0]:
+                break
+            for variant in self._variants:
+                start = lattice_refinement.nearest_lattice(
+                    np.linalg.inv(self._to_reduced) @ variant @ basis, self._model
+                )
+                if any(self._misorientation(start, f.lattice) < settings.minimum_angular_separation for f in found):
+                    continue
+                tried += 1
+                try:
+                    fits.append(self._refine_alone(spots, start, pixel_size))
+                except _NoFit as reason:
+                    logger.debug("candidate rejected: %s", reason)
+        if not fits:
+            return None
+        limit = _WORTH_REPEATING * max(map(self._quality, fits))
+        best = max(
+            (self._repeat(spots, fit, pixel_size) for fit in fits if self._quality(fit) >= limit), key=self._quality
+        )
+        if best.rmsd_px > settings.max_rmsd_px:
+            logger.debug("best candidate rejected: rmsd of %.2f px", best.rmsd_px)
+            return None
+        return best
+
+    def _repeat(self, spots: Spots, fit: FoundLattice, pixel_size: float) -> FoundLattice:
+        for _ in range(_MAX_CYCLES):
+            try:
+                again = self._refine_alone(spots, fit.lattice, pixel_size)
+            except _NoFit:
+                break
+            if self._quality(again) <= 1.001 * self._quality(fit):
+                break
+            fit = again
+        return fit
+
+    def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float) -> FoundLattice:
+        owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start])
+        return self._refine_together(spots, owner, h, [start], pixel_size)[0]
+
+    def _quality(self, found: FoundLattice) -> float:
+        """Number of spots, less for a worse fit: a third of them counts at the largest rmsd that is accepted."""
+        return len(found.spots) * (1 - 0.64 * (found.rmsd_px / self.settings.max_rmsd_px) ** 2)
+
+    def _assign(self, spots: Spots, usable: np.ndarray, lattices: list[Lattice]) -> tuple[np.ndarray, np.ndarray]:
+        direct = np.array([self._to_reduced @ lattice.direct for lattice in lattices])
+        owner, h = lattice_refinement.assign_indices(spots.q, direct, self.settings.hkl_tolerance)
+        owner[~usable] = -1
+        back = np.linalg.inv(self._to_reduced)
+        return owner, np.rint(h @ back.T).astype(np.int64)
+
+    def _refine_together(
+        self, spots: Spots, owner: np.ndarray, h: np.ndarray, lattices: list[Lattice], pixel_size: float
+    ) -> list[FoundLattice]:
+        """Refine, reject by position, refine, reject by position and by delta psi, refine."""
+        kept = np.nonzero(owner >= 0)[0]
+        fits = self._fit(spots, owner, h, kept, lattices)
+        if self.settings.reject_outliers:
+            kept = kept[~self._far(spots, owner, h, kept, fits)]
+            fits = self._fit(spots, owner, h, kept, fits)
+        outside = ~self._zone(spots, owner, h, kept, fits)[0]
+        if self.settings.reject_outliers:
+            outside |= self._far(spots, owner, h, kept, fits)
+        kept = kept[~outside]
+        fits = self._fit(spots, owner, h, kept, fits)
+        _, mosaics = self._zone(spots, owner, h, kept, fits)
+        found = []
+        for k, (fit, mosaic) in enumerate(zip(fits, mosaics)):
+            own = kept[owner[kept] == k]
+            self._check_volume(fit, lattices[k])
+            prediction = lattice_refinement.predict(h[own], fit, spots.d_inverse[own], spots.s0)
+            rmsd = np.sqrt(np.mean(((prediction.xy - spots.xy[own]) ** 2).sum(axis=1))) / pixel_size
+            found.append(FoundLattice(fit, own, h[own], mosaic, float(rmsd)))
+        return found
+
+    def _fit(
+        self, spots: Spots, owner: np.ndarray, h: np.ndarray, kept: np.ndarray, lattices: list[Lattice]
+    ) -> list[Lattice]:
+        fits = []
+        for k, lattice in enumerate(lattices):
+            own = kept[owner[kept] == k]
+            try:
+                fit = lattice_refinement.refine_lattice(
+                    spots.select(own), h[own], lattice, self._model.strains, self.settings.delta_psi_weight
+                )
+            except (ValueError, np.linalg.LinAlgError) as error:
+                raise _NoFit(str(error)) from error
+            fits.append(fit.lattice)
+        return fits
+
+    def _far(
+        self, spots: Spots, owner: np.ndarray, h: np.ndarray, kept: np.ndarray, lattices: list[Lattice]
+    ) -> np.ndarray:
+        distance = np.empty(len(kept))
+        for k, lattice in enumerate(lattices):
+            mine = owner[kept] == k
+            own = kept[mine]
+            prediction = lattice_refinement.predict(h[own], lattice, spots.d_inverse[own], spots.s0)
+            distance[mine] = np.linalg.norm(prediction.xy - spots.xy[own], axis=1)
+        return lattice_refinement.positional_outliers(distance)
+
+    def _zone(
+        self, spots: Spots, owner: np.ndarray, h: np.ndarray, kept: np.ndarray, lattices: list[Lattice]
+    ) -> tuple[np.ndarray, list[mosaicity.Mosaicity]]:
+        settings = self.settings
+        inside = np.zeros(len(kept), dtype=bool)
+        mosaics = []
+        for k, lattice in enumerate(lattices):
+            mine = owner[kept] == k
+            own = kept[mine]
+            prediction = lattice_refinement.predict(h[own], lattice, spots.d_inverse[own], spots.s0)
+            spacing = 1 / np.linalg.norm(h[own] @ lattice.setting.T, axis=1)
+            try:
+                mosaic = mosaicity.fit_mosaicity(spacing, prediction.delta_psi, abs(np.linalg.det(lattice.basis)))
+            except ValueError as error:
+                raise _NoFit(str(error)) from error
+            volume = mosaicity.ewald_proximal_volume(
+                1 / float(np.linalg.norm(spots.s0)), settings.proximity_d_min, mosaic
+            )
+            if volume > settings.max_proximal_volume:
+                raise _NoFit(f"Ewald proximal volume of {volume:.4f}")
+            inside[mine] = mosaic.accepted
+            mosaics.append(mosaic)
+        return inside, mosaics
+
+    def _check_volume(self, refined: Lattice, start: Lattice) -> None:
+        limit = self.settings.max_volume_change
+        change = abs(np.linalg.det(refined.basis) / np.linalg.det(start.basis) - 1)
+        if limit is not None and change > limit:
+            raise _NoFit(f"the volume of the cell changed by {100 * change:.0f}%")
+
+    def _misorientation(self, one: Lattice, other: Lattice) -> float:
+        """Smallest angle in degrees between two lattices, over the rotations of the lattice."""
+        difference = one.orientation.T @ other.orientation
+        trace = np.einsum("gij,ji->g", self._known.rotations, difference).max()
+        return float(np.degrees(np.arccos(np.clip(0.5 * (trace - 1), -1, 1))))
+
+    def _as_dials(self, experiment: Experiment, table: Any, found: list[FoundLattice]) -> tuple[ExperimentList, Any]:
+        experiments = ExperimentList()
+        if not found:
+            return experiments, flex.reflection_table()
+        imageset = _still_imageset(experiment)
+        for k, lattice in enumerate(found):
+            experiments.append(
+                Experiment(
+                    beam=experiment.beam,
+                    detector=experiment.detector,
+                    crystal=self._crystal(lattice),
+                    imageset=imageset,
+                    identifier=_identifier(experiment, imageset, k),
+                )
+            )
+        return experiments, _indexed_table(experiment, experiments, table, found)
+
+    def _crystal(self, found: FoundLattice) -> MosaicCrystalSauter2014:
+        settings = self.settings
+        a, b, c = (tuple(map(float, row)) for row in found.lattice.direct)
+        crystal = MosaicCrystalSauter2014(Crystal(a, b, c, space_group=self._space_group))
+        crystal.set_half_mosaicity_deg(
+            found.mosaic.half_mosaicity_deg if settings.half_mosaicity is None else settings.half_mosaicity
+        )
+        crystal.set_domain_size_ang(
+            found.mosaic.expanded_domain_size if settings.domain_size is None else settings.domain_size
+        )
+        return crystal
+
+
+def read_settings(params: Any) -> Settings:
+    """The parameters of ``dials.ssx_index`` that the fast engine uses."""
+    indexing, stills = params.indexing, params.indexing.stills
+    return Settings(
+        min_spots=params.min_spots,
+        max_lattices=indexing.multiple_lattice_search.max_lattices,
+        minimum_angular_separation=indexing.multiple_lattice_search.minimum_angular_separation,
+        recycle_cutoff=indexing.multiple_lattice_search.recycle_unindexed_reflections_cutoff,
+        hkl_tolerance=indexing.index_assignment.simple.hkl_tolerance,
+        d_min=indexing.refinement_protocol.d_min_start,
+        length_tolerance=indexing.known_symmetry.relative_length_tolerance,
+        angle_tolerance=indexing.known_symmetry.absolute_angle_tolerance,
+        max_rmsd_px=_rmsd_limit(indexing),
+        proximity_d_min=stills.ewald_proximity_resolution_cutoff,
+        max_proximal_volume=stills.ewald_proximal_volume_max,
+        # the sanity check of DIALS
+        max_volume_change=None if indexing.refinement_protocol.disable_unit_cell_volume_sanity_check else 0.5,
+        reject_outliers=stills.candidate_outlier_rejection,
+        delta_psi_weight=params.refinement.reflections.weighting_strategy.delpsi_constant,
+        domain_size=stills.set_domain_size_ang_value,
+        half_mosaicity=stills.set_mosaic_half_deg_value,
+    )
+
+
+def _rmsd_limit(indexing: Any) -> float:
+    # renamed in DIALS 3.27; Auto means 2 px for stills there
+    newer = getattr(indexing.basis_vector_combinations, "xy_rmsd_threshold", Auto)
+    if newer is not Auto and newer is not None:
+        return newer
+    older = getattr(indexing.stills, "rmsd_min_px", None)
+    return 2.0 if older is None or older is Auto else older
+
+
+def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> CellModel:
+    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis."""
+    crystal = symmetry(unit_cell=unit_cell, space_group=space_group)
+    basis = lattice_search.metric_basis(crystal.unit_cell().parameters())
+    operations = space_group.build_derived_laue_group().all_ops()
+    rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
+    rotations = basis.T @ rotations[np.linalg.det(rotations) > 0] @ np.linalg.inv(basis.T)
+    to_primitive = np.array(crystal.change_of_basis_op_to_primitive_setting().c().r().as_double()).reshape(3, 3)
+    # fractional coordinates transform by C, indices by its inverse, transposed
+    primitive = np.linalg.inv(to_primitive).T
+    return CellModel(basis, lattice_refinement.invariant_strains(rotations), primitive)
+
+
+def _setting_variants(known: lattice_search.KnownLattice, model: CellModel) -> list[np.ndarray]:
+    """Changes of the reduced basis that the search cannot tell from the identity, but the symmetry of the cell can.
+
+    The search takes bases for equal that a rotation relates which keeps the metric within a tolerance, such as the
+    exchange of a and b in an orthorhombic cell with nearly equal axes; all of these are refined.
+    """
+    inverse = np.linalg.inv(known.basis)
+    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ inverse)
+    exact: list[np.ndarray] = []
+    variants: list[np.ndarray] = []
+    for change in changes:
+        moved = change @ known.basis @ known.basis.T @ change.T
+        if np.allclose(moved, known.basis @ known.basis.T, rtol=1e-6, atol=1e-6 * np.trace(moved)):
+            exact.append(change)
+    for change in changes:
+        if not any((np.rint(e @ change) == v).all() for e in exact for v in variants):
+            variants.append(change)
+    return variants
+
+
+def _strong_spots(experiment: Experiment, strong: Any) -> Any:
+    """A copy of the spots flagged strong (all, when none is) with positions in mm and in reciprocal space."""
+    flagged = strong.get_flags(strong.flags.strong)
+    # select() copies
+    table = strong.select(flagged if flagged.count(True) else flex.bool(len(strong), True))
+    if not flagged.count(True):
+        table.set_flags(flex.bool(len(table), True), table.flags.strong)
+    for k in list(table.experiment_identifiers().keys()):
+        del table.experiment_identifiers()[k]
+    table["id"] = flex.int(len(table), 0)
+    table["imageset_id"] = flex.int(len(table), 0)
+    # a scan or a goniometer in the header of a still would turn the spots
+    one = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
+    table.centroid_px_to_mm(one)
+    table.map_centroids_to_reciprocal_space(one)
+    return table
+
+
+def spot_arrays(experiment: Experiment, table: Any) -> Spots:
+    """Spots of a table that has been mapped to reciprocal space, with their panels' geometry."""
+    matrices = np.array([panel.get_d_matrix() for panel in experiment.detector]).reshape(-1, 3, 3)
+    panel = flumpy.to_numpy(table["panel"]).astype(np.int64)
+    variance = flumpy.to_numpy(table["xyzobs.mm.variance"])[:, :2]
+    return Spots(
+        q=np.array(flumpy.to_numpy(table["rlp"])),
+        xy=np.array(flumpy.to_numpy(table["xyzobs.mm.value"])[:, :2]),
+        weight=1 / variance,
+        d_inverse=np.linalg.inv(matrices)[panel],
+        s0=np.array(experiment.beam.get_s0()),
+    )
+
+
+def _still_imageset(experiment: Experiment) -> Any:
+    """The one image of the experiment, without scan and goniometer, as the stills indexer of DIALS hands it on."""
+    imageset = experiment.imageset
+    if not isinstance(imageset, ImageSequence):
+        return imageset
+    number = 0
+    if experiment.scan is not None:
+        number = experiment.scan.get_array_range()[0] - imageset.get_array_range()[0]
+    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))
+    still.set_scan(None)
+    still.set_goniometer(None)
+    return still
+
+
+def _identifier(experiment: Experiment, imageset: Any, number: int) -> str:
+    """Identifier of a lattice that depends on the image and on nothing else."""
+    source = experiment.identifier
+    if imageset is not None:
+        source += f"|{imageset.get_path(0)}|{imageset.indices()[0]}"
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}|{number}"))
+
+
+def _indexed_table(experiment: Experiment, experiments: ExperimentList, table: Any, found: list[FoundLattice]) -> Any:
+    """The indexed spots in the order of the strong ones, with the columns that ``dials.ssx_index`` writes."""
+    spots = np.concatenate([f.spots for f in found])
+    number = np.concatenate([np.full(len(f.spots), k) for k, f in enumerate(found)])
+    h = np.concatenate([f.h for f in found])
+    arrays = spot_arrays(experiment, table)
+    predictions = [lattice_refinement.predict(f.h, f.lattice, arrays.d_inverse[f.spots], arrays.s0) for f in found]
+    xy = np.concatenate([p.xy for p in predictions])
+    s1 = np.concatenate([p.s1 for p in predictions])
+    delta_psi = np.concatenate([p.delta_psi for p in predictions])
+    order = np.argsort(spots, kind="stable")
+    spots, number, h, xy, s1, delta_psi = (x[order] for x in (spots, number, h, xy, s1, delta_psi))
+
+    indexed = table.select(flex.size_t(spots.tolist()))
+    zero = np.zeros((len(spots), 1))
+    indexed["id"] = flumpy.from_numpy(number.astype(np.int32))
+    indexed["miller_index"] = flex.miller_index([tuple(map(int, x)) for x in h])
+    indexed["s1"] = flumpy.vec_from_numpy(np.ascontiguousarray(s1))
+    indexed["delpsical.rad"] = flumpy.from_numpy(np.ascontiguousarray(delta_psi))
+    indexed["xyzcal.mm"] = flumpy.vec_from_numpy(np.concatenate([xy, zero], axis=1))
+    indexed["xyzcal.px"] = _in_pixels(experiment, indexed)
+    indexed["entering"] = flex.bool(len(indexed), False)
+    residual = xy - arrays.xy[spots]
+    for axis, name in enumerate("xy"):
+        indexed[f"{name}_resid"] = flumpy.from_numpy(np.ascontiguousarray(residual[:, axis]))
+        indexed[f"{name}_resid2"] = flumpy.from_numpy(residual[:, axis] ** 2)
+    indexed["delpsical2"] = flumpy.from_numpy(delta_psi**2)
+    flags = indexed.flags
+    every = flex.bool(len(indexed), True)
+    for flag in (flags.predicted, flags.indexed, flags.used_in_refinement):
+        indexed.set_flags(every, flag)
+    for k, found_experiment in enumerate(experiments):
+        indexed.experiment_identifiers()[k] = found_experiment.identifier
+    return indexed
+
+
+def _in_pixels(experiment: Experiment, table: Any) -> Any:
+    x, y, z = table["xyzcal.mm"].parts()
+    millimetres = flex.vec2_double(x, y)
+    pixels = flex.vec3_double(len(table))
+    for number in sorted(set(table["panel"])):
+        on_panel = table["panel"] == number
+        px, py = experiment.detector[number].millimeter_to_pixel(millimetres.select(on_panel)).parts()
+        pixels.set_selected(on_panel, flex.vec3_double(px, py, z.select(on_panel)))
+    return pixels
