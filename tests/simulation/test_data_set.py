@@ -200,6 +200,20 @@ def test_an_existing_data_set_is_not_written_over(tmp_path, capsys):
     assert digests(tmp_path) != before
 
 
+def test_a_missing_compression_filter_is_named_with_the_way_out(tmp_path, capsys, monkeypatch):
+    from ssx_mpi.command_line import simulate as program
+    from ssx_mpi.simulation import nexus
+
+    monkeypatch.setattr(nexus, "has_filter", lambda compression: compression == "gzip")
+    arguments = [*QUICK, "n_images=1", f"output.file={tmp_path / 'x.nxs'}"]
+    assert program.main(arguments, SerialCommunicator()) == 2
+    message = capsys.readouterr().err
+    assert "output.compression=bslz4" in message
+    assert "gzip" in message
+    assert list(tmp_path.iterdir()) == []
+    assert program.main([*arguments, "output.compression=gzip"], SerialCommunicator()) == 0
+
+
 def test_outputs_name_the_first_image_and_the_truth(small, tmp_path):
     names = [path.name for path in outputs(small(output={"file": tmp_path / "a_###.cbf", "format": "cbf"}))]
     assert names == ["a_001.cbf", "truth.expt", "truth.mtz", "truth.json"]
