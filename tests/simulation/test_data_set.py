@@ -214,6 +214,19 @@ def test_a_missing_compression_filter_is_named_with_the_way_out(tmp_path, capsys
     assert program.main([*arguments, "output.compression=gzip"], SerialCommunicator()) == 0
 
 
+def test_defaults_of_the_program_are_those_of_the_library():
+    from libtbx.phil import parse
+
+    from ssx_mpi.command_line.simulate import PHIL, parameters_from_phil
+
+    found = parameters_from_phil(parse(PHIL).extract())
+    expected = SimulationParameters()
+    for part in ("n_images", "seed", "hit_rate", "lattices", "crystal", "beam", "detector", "background", "header"):
+        assert getattr(found, part) == getattr(expected, part)
+    assert found.output.file == expected.output.file.absolute()
+    assert (found.output.compression, found.output.images_per_file) == ("bslz4", 25)
+
+
 def test_outputs_name_the_first_image_and_the_truth(small, tmp_path):
     names = [path.name for path in outputs(small(output={"file": tmp_path / "a_###.cbf", "format": "cbf"}))]
     assert names == ["a_001.cbf", "truth.expt", "truth.mtz", "truth.json"]
