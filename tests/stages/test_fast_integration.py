@@ -12,6 +12,7 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 
 from ssx_mpi.kernels.ellipsoid import MODELS
+from ssx_mpi.kernels.shoeboxes import Background
 from ssx_mpi.stages.fast_integration import (
     FastEllipsoidIntegrator,
     IntegrationSettings,
@@ -180,7 +181,14 @@ def test_parameters_come_from_the_scope_of_dials(params):
     scope.integration.background.glm.robust.tuning_constant = 2.0
     settings = IntegrationSettings.from_params(scope, model="simple1", n_macro_cycles=2)
     assert (settings.max_separation, settings.fix_unit_cell, settings.d_min) == (3.5, True, 2.5)
-    assert (settings.model, settings.n_macro_cycles, settings.background.tuning) == ("simple1", 2, 2.0)
+    assert (settings.model, settings.n_macro_cycles) == ("simple1", 2)
+    assert settings.counting_background.tuning == settings.other_background.tuning == 2.0
+    scope.integration.background.algorithm = "simple"
+    scope.integration.background.simple.min_pixels = 20
+    settings = IntegrationSettings.from_params(scope)
+    assert settings.counting_background == settings.other_background == Background("mean", min_pixels=20)
+    defaults = IntegrationSettings.from_params(params)
+    assert (defaults.counting_background.method, defaults.other_background.method) == ("glm", "mean")
     assert IntegrationSettings.from_params(params).mosaicity_max_limit == 0.004
     with pytest.raises(ValueError, match="unknown ellipsoid model angular2"):
         IntegrationSettings.from_params(params, model="angular2")
@@ -275,3 +283,11 @@ def test_panels_of_a_detector_are_integrated_as_one(indexed, params, result):
     for h, panel, (x, y, _) in zip(*(found.reflections[name] for name in ("miller_index", "panel", "xyzcal.px"))):
         if h in position:
             assert np.hypot(x - position[h][0], y + cut * panel - position[h][1]) < 0.2
+
+
+def test_a_model_that_dials_cannot_write_is_announced_once(params, caplog):
+    FastEllipsoidIntegrator(params)
+    assert caplog.text == ""
+    FastEllipsoidIntegrator(params, model="simple6angular1")
+    written = profile_model_for_dials("simple6angular1", np.full(7, 1e-4), 10).to_dict()["parameterisation"]
+    assert ("static part" in caplog.text) == (written != "simple6angular1")
