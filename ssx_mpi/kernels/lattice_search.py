@@ -75,7 +75,7 @@ class KnownLattice:
 
 
 def metric_basis(cell: tuple[float, ...] | np.ndarray) -> np.ndarray:
-    """Direct basis vectors (rows, angstrom) of a cell (a, b, c, alpha, beta, gamma in degrees), a along x, c* along z."""
+    """Direct basis vectors (rows, angstrom) of a cell (a, b, c, angles in degrees), a along x and c* along z."""
     a, b, c = cell[:3]
     ca, cb, cg = np.cos(np.radians(cell[3:6]))
     sg = np.sin(np.radians(cell[5]))
@@ -413,7 +413,7 @@ def _frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def explained(q: np.ndarray, bases: np.ndarray, tolerance: float = 0.3) -> np.ndarray:
-    """Weight of the spots near a lattice point, sum of 1 - (|h - nint(h)| / tolerance)^2, for each basis, (k,) float64."""
+    """Weight of the spots near a lattice point, sum of 1 - (|h - nint(h)| / tolerance)^2, for each basis, (k,)."""
     spots = _padded(q)
     score = np.empty(len(bases), dtype=np.float32)
     _loops()[1](
