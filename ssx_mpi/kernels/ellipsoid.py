@@ -240,7 +240,7 @@ def partialities(seen: OnEwaldSphere, sigma: np.ndarray, n_observed: int) -> tup
 
     Returns
     -------
-    partiality, inverse_variance : (n,) float64
+    partiality, variance_of_inverse : (n,) float64
     """
     least = least_eigenvalue(sigma)
     q = seen.epsilon**2 / seen.variance

@@ -299,6 +299,42 @@ def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:
     return replace(lattice, orientation=u @ vt, basis=lattice.basis @ np.linalg.inv(strain))
 
 
+def chance(
+    spots: Spots, h: np.ndarray, lattice: Lattice, n_searched: int, n_strains: int, n_rotations: int, volume: float
+) -> float:
+    """Decimal logarithm of the number of lattices that fit this well by chance in as many random spots.
+
+    A spot agrees by chance with probability p, the volume about a lattice point in which the observed ones lie (a disc
+    of sqrt(2) rmsd on the Ewald sphere times twice the rms delta psi to either side) over that of the reciprocal cell.
+    n of N agree with probability at most (N p e / n)^n, and the number of trials is that of orientations and cells
+    (10% of each free strain) that differ by more than the radius of the disc.
+
+    Parameters
+    ----------
+    spots, h : Spots and (n, 3) int
+        The spots of the lattice.
+    n_searched : int
+        Number of spots among which they were found.
+    n_strains, n_rotations : int
+        Free parameters of the cell, and rotations that make no difference to the lattice.
+    volume : float
+        Volume of the primitive cell, cubic angstrom.
+    """
+    n = len(spots)
+    prediction = predict(h, lattice, spots.d_inverse, spots.s0)
+    # millimetres on the panel times this are 1/angstrom on the Ewald sphere, but for the obliquity
+    scale = np.einsum("nj,nj->n", spots.d_inverse[:, 2], prediction.s1)
+    size = np.linalg.norm(spots.q, axis=1)
+    # the residuals that the parameters took up are missing from the rmsd
+    lost = np.sqrt(3 * n / max(3 * n - 3 - n_strains, 1))
+    radius = lost * np.sqrt(2 * np.mean(((prediction.xy - spots.xy) ** 2).sum(axis=1) * scale**2))
+    depth = lost * 2 * np.sqrt(np.mean((prediction.delta_psi * size) ** 2))
+    agreeing = n_searched * min(1.0, 2 * np.pi * radius**2 * depth * volume)
+    angle = radius / np.sqrt(np.mean(size**2))
+    trials = np.log10(8 * np.pi**2 / n_rotations / angle**3) + n_strains * np.log10(max(1.0, 0.1 / angle))
+    return float(n * np.log10(min(1.0, agreeing * np.e / n)) + trials)
+
+
 def assign_indices(q: np.ndarray, direct: np.ndarray, tolerance: float = 0.3) -> tuple[np.ndarray, np.ndarray]:
     """Nearest lattice and Miller index of each spot, as far as it lies within `tolerance` of a lattice point.
 
