@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +22,9 @@ machine, or under mpirun or srun to use the ranks of a job. Without space_group 
 and stops. -c shows the parameters, -e 1 those for experts too."""
 
 logger = logging.getLogger("ssx_mpi")
+
+# set by job scripts that start the same command once more: restart=True was meant for the first start
+_GO_ON = "SSX_MPI_GO_ON"
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -49,6 +54,8 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
 
     try:
         parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        if os.environ.get(_GO_ON):
+            parameters = replace(parameters, restart=False)
         folder = _Folder(comm, parameters)
         watch = Watch(parameters.time_limit, parameters.image_timeout)
         to_file = _nothing
