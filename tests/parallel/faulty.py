@@ -38,7 +38,11 @@ def main() -> None:
     from ssx_mpi import dials_compat
 
     dials_compat.prepare()
+    from ssx_mpi import tasks
     from ssx_mpi.stages.stills import StillProcessor
+
+    # there are few images
+    tasks._FEWEST_TO_JUDGE = 5
 
     fault, _, place = sys.argv[1].partition(":")
     sound = StillProcessor.find_spots

@@ -77,10 +77,10 @@ def test_a_full_disk_stops_with_the_reason_and_loses_nothing(stills, undisturbed
     directory = tmp_path / "run"
 
     def little_room():
-        # stands for a quota: no file may grow beyond this
+        # stands for a quota: no file may grow beyond this (more ranks than one have large files in shared memory)
         resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
 
-    assert stills.run(directory, preexec_fn=little_room) == 1
+    assert stills.run(directory, nproc=1, preexec_fn=little_room) == 1
     text = terminal(directory)
     assert "journal cannot be written: File too large" in text
     assert "Traceback" not in text
