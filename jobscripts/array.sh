@@ -1,4 +1,4 @@
-#!/bin/bash -l
+#!/bin/bash
 
 # One run for each chip or sample, as an array. Each line of a file gives the parameters that differ between the runs:
 #   image=chip_1_master.h5 output.directory=chip_1
@@ -27,7 +27,7 @@ RANKS_PER_NODE=${RANKS_PER_NODE:-}
 LAUNCHER=${LAUNCHER:-srun}
 SRUN_MPI=${SRUN_MPI:-}
 # how the program gets onto the PATH
-# module load ssx_mpi   or   source /path/to/ssx_mpi/.venv/bin/activate
+# type module >/dev/null 2>&1 || . /etc/profile; module load ssx_mpi
 # ==== end of site settings ====
 
 # one thread to a rank, and no locks on files that are only read, which some parallel file systems do not have

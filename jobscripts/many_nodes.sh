@@ -1,4 +1,4 @@
-#!/bin/bash -l
+#!/bin/bash
 
 # All cores of several nodes.
 #   sbatch --nodes=8 many_nodes.sh image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
@@ -24,7 +24,7 @@ RANKS_PER_NODE=${RANKS_PER_NODE:-}
 LAUNCHER=${LAUNCHER:-srun}
 SRUN_MPI=${SRUN_MPI:-}
 # how the program gets onto the PATH
-# module load ssx_mpi   or   source /path/to/ssx_mpi/.venv/bin/activate
+# type module >/dev/null 2>&1 || . /etc/profile; module load ssx_mpi
 # ==== end of site settings ====
 
 # one thread to a rank, and no locks on files that are only read, which some parallel file systems do not have

@@ -1,4 +1,4 @@
-#!/bin/bash -l
+#!/bin/bash
 
 # Reduction of finished runs to merged intensities, as a job that waits for them.
 #   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes reduce.sh directory=run1 directory=run2
@@ -24,7 +24,7 @@ RANKS_PER_NODE=${RANKS_PER_NODE:-}
 LAUNCHER=${LAUNCHER:-srun}
 SRUN_MPI=${SRUN_MPI:-}
 # how the program gets onto the PATH
-# module load ssx_mpi   or   source /path/to/ssx_mpi/.venv/bin/activate
+# type module >/dev/null 2>&1 || . /etc/profile; module load ssx_mpi
 # ==== end of site settings ====
 
 # one thread to a rank, and no locks on files that are only read, which some parallel file systems do not have

@@ -127,13 +127,18 @@ class Watch:
         """
         self._begin(image)
         try:
-            return work()
+            done = work()
+        except ImageAbandoned:
+            self._end()
+            raise
         except Exception as error:
+            # the note stays: it tells the next run what this one died of
             if self._image is not None and self._in_hand is not None:
                 self._in_hand.last_words(f"{type(error).__name__}: {error}\n")
+            self._image = None
             raise
-        finally:
-            self._end()
+        self._end()
+        return done
 
     def breathing(self, breathe: Callable[[], None]) -> None:
         """Call `breathe` undisturbed: an alarm that falls into it is raised afterwards."""

@@ -1,9 +1,10 @@
 """Handing out work over the ranks, and bringing the results to where they are kept: the one message loop.
 
-Rank 0 coordinates: it hands out ranges of items, in order, long at first and shrinking towards the end. A rank asks
-for its next range when it begins the last one that it has, so that the answer is there before it is needed. Results
-go straight to the rank that keeps them, never through the coordinator. Small numbers about finished items travel with
-the requests.
+Rank 0 coordinates: it hands out ranges of items, in order, long at first and shrinking towards the end. Every rank
+can work out which range is its first, and takes it without asking: thousands of requests at the start would wait for
+each other. A rank asks for its next range when it begins the last one that it has, so that the answer is there before
+it is needed. Results go straight to the rank that keeps them, never through the coordinator. Small numbers about
+finished items travel with the requests.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
@@ -24,6 +25,9 @@ from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator
 
 #: from this size on, rank 0 only coordinates: one rank in 64 costs less than the others would wait for it
 DEDICATED_FROM = 64
+#: so many workers for each item of the shortest range: with thousands of them, ranges of one item at the end would ask
+#: for more answers than the coordinator can give (benchmarks/scaling.py)
+WORKERS_PER_LEAST_ITEM = 4096
 # a waiting rank looks for messages this often, in seconds; MPI's own waiting would keep a core busy
 _POLL = 0.001
 # a rank that has sent nothing for so many seconds tells rank 0 that it is there, whenever it can
@@ -71,6 +75,7 @@ class Ranges:
         self._pending = deque((start, stop) for start, stop in pending if stop > start)
         self.remaining = sum(stop - start for start, stop in self._pending)
         self._workers = workers
+        self._least = 1 + int(workers // WORKERS_PER_LEAST_ITEM)
         self._longest = longest
 
     def next(self) -> Work | None:
@@ -79,7 +84,7 @@ class Ranges:
             return None
         start, stop = self._pending.popleft()
         # a rank holds a range and the one after it, so each gets a quarter of its share at the most
-        length = max(1, min(self._longest, self.remaining // (4 * self._workers), stop - start))
+        length = min(max(self._least, min(self._longest, self.remaining // (4 * self._workers))), stop - start)
         if start + length < stop:
             self._pending.appendleft((start + length, stop))
         self.remaining -= length
@@ -219,7 +224,7 @@ def run(
     job
         What to do; the same on every rank.
     pending : list of (start, stop)
-        Items to do in the order in which they are begun; only rank 0's counts.
+        Items to do in the order in which they are begun; the same on every rank.
     wanted : int, optional
         Stop as soon as the values of the first items, in order, add up to this.
     longest : int
@@ -305,9 +310,13 @@ class _MpiLoop(_Loop):
         self.sends: deque[tuple[Any, Any]] = deque()
         self.reported = self.leaving = False
         self.spoke = time.monotonic()
+        workers = self.size - 1 if self.dedicated else self.size
+        self.ranges = Ranges(pending, workers, longest)
+        first = [self.ranges.next() for _ in range(workers)]
+        own = None if self.no_more else first[self.rank - 1 if self.dedicated else self.rank]
+        if own is not None:
+            self.queue.append(own)
         if self.rank == 0:
-            workers = self.size - 1 if self.dedicated else self.size
-            self.ranges = Ranges(pending, workers, longest)
             self.prefix = Prefix(pending, wanted)
             self.released = 0
             self.workers = workers

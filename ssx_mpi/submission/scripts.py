@@ -56,6 +56,9 @@ class Site:
     tasks: int = 1
 
 
+# where the shell that submits has modules, the job has; elsewhere the system's profile brings them
+_MODULES = "type module >/dev/null 2>&1 || . /etc/profile"
+
 _TITLES = {
     "one_node": """\
 # All cores of one node.
@@ -80,7 +83,7 @@ _TITLES = {
 def render(kind: str, site: Site, arguments: list[str] | None = None) -> str:
     """The job script of `kind`, one of :data:`KINDS`; without `arguments` it takes them from its own command line."""
     blocks = [
-        "#!/bin/bash -l",
+        "#!/bin/bash",
         _TITLES[kind],
         _FIXED[kind],
         _settings(kind, site),
@@ -112,8 +115,9 @@ def _settings(kind: str, site: Site) -> str:
         f"LAUNCHER=${{LAUNCHER:-{site.launcher}}}",
         f"SRUN_MPI=${{SRUN_MPI:-{site.mpi or ''}}}",
         "# how the program gets onto the PATH",
+        *([_MODULES] if site.modules else []),
         *(f"module load {module}" for module in site.modules),
-        site.setup or "# module load ssx_mpi   or   source /path/to/ssx_mpi/.venv/bin/activate",
+        site.setup or f"# {_MODULES}; module load ssx_mpi",
     ]
     return "\n".join(["# ==== site settings: adapt these ====", *lines, "# ==== end of site settings ===="])
 

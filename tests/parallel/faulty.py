@@ -1,6 +1,7 @@
 """The program with a fault in its work on one image: ``python faulty.py FAULT:IMAGE arguments``, image from zero."""
 
 import ctypes
+import dataclasses
 import os
 import signal
 import sys
@@ -22,15 +23,17 @@ def slow():
 
 
 def hang():
-    # below Python, with its lock held, as a library does
-    ctypes.PyDLL(None).sleep(1000)
+    # below Python, with its lock held, as a library does: a mutex that is never let go
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 
 def error():
     raise TypeError("a fault in the program")
 
 
-def unreadable():
+def unreadable(imageset):
     raise RuntimeError("cannot be read")
 
 
@@ -48,7 +51,9 @@ def main() -> None:
     sound = StillProcessor.find_spots
 
     def find_spots(self, image):
-        if place == "all" or image == int(place):
+        if fault == "unreadable":
+            self._engine = dataclasses.replace(self._engine, read=unreadable)
+        elif image == int(place):
             globals()[fault]()
         return sound(self, image)
 

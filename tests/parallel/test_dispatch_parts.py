@@ -7,7 +7,7 @@ from ssx_mpi.parallel.dispatch import Listening, Prefix, Ranges
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(1, 300), st.integers(1, 64), st.booleans())
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.integers(1, 9000), st.integers(1, 64), st.booleans())
 def test_ranges_hand_out_everything_once_in_order_and_shrink(lengths, workers, longest, gaps):
     pending, start = [], 0
     for length in lengths:
@@ -18,7 +18,7 @@ def test_ranges_hand_out_everything_once_in_order_and_shrink(lengths, workers, l
     while (work := ranges.next()) is not None:
         # nobody holds more than a quarter of what would be its share of the rest
         left = sum(lengths) - len(items)
-        assert 1 <= work.stop - work.start <= max(1, min(longest, left // (4 * workers)))
+        assert 1 <= work.stop - work.start <= max(1 + workers // 4096, min(longest, left // (4 * workers)))
         items += range(work.start, work.stop)
     assert items == [i for start, stop in pending for i in range(start, stop)]
 
