@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -23,9 +24,6 @@ from ssx_mpi import dials_compat
 
 dials_compat.prepare()
 
-from dials.algorithms.indexing.compare_orientation_matrices import (  # noqa: E402
-    difference_rotation_matrix_axis_angle,
-)
 from dials.algorithms.indexing.ssx.processing import index_one  # noqa: E402
 from dials.array_family import flex  # noqa: E402
 from dials.command_line.ssx_index import phil_scope  # noqa: E402
@@ -33,6 +31,7 @@ from dxtbx.model import Experiment  # noqa: E402
 from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 from libtbx import phil  # noqa: E402
 
+from ssx_mpi.kernels import lattice_search  # noqa: E402
 from ssx_mpi.stages.fast_indexing import FastIndexer  # noqa: E402
 
 
@@ -64,7 +63,7 @@ def run_dials(experiment, strong, params) -> Outcome:
     table["imageset_id"] = flex.int(len(table), 0)
     still = Experiment(beam=experiment.beam, detector=experiment.detector, imageset=experiment.imageset)
     start = time.process_time()
-    with open(os.devnull, "w") as devnull, contextlib.redirect_stdout(devnull):
+    with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
         experiments, indexed = index_one(still, table, params, list(params.method), 0)[:2]
     return _outcome(time.process_time() - start, experiments, indexed)
 
@@ -74,6 +73,24 @@ def run_fast(indexer: FastIndexer, experiment, strong) -> Outcome:
     start = time.process_time()
     experiments, indexed = indexer.index(experiment, strong)
     return _outcome(time.process_time() - start, experiments, indexed)
+
+
+def misorientation(one, other) -> float:
+    """Angle in degrees between two crystals of nearly the same cell, up to the rotations of the lattice."""
+    bases = []
+    for crystal in (one, other):
+        to_primitive = crystal.get_space_group().info().change_of_basis_op_to_primitive_setting()
+        primitive = crystal.change_basis(to_primitive)
+        bases.append(np.linalg.inv(np.reshape(primitive.get_A(), (3, 3))))
+    reduced = lattice_search.reduce_basis(bases[0])
+    rotations = lattice_search.lattice_rotations(reduced)
+    best = 180.0
+    other_reduced = lattice_search.reduce_basis(bases[1])
+    for rotation in rotations:
+        u, _, vt = np.linalg.svd(np.linalg.inv(reduced @ rotation.T) @ other_reduced)
+        cosine = 0.5 * (np.trace(u @ vt) - 1)
+        best = min(best, float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+    return best
 
 
 def compare(arguments) -> None:
@@ -101,10 +118,7 @@ def compare(arguments) -> None:
         totals += theirs.seconds, mine.seconds
         spots += sum(theirs.n_spots), sum(mine.n_spots)
         lattices += len(theirs.crystals), len(mine.crystals)
-        angles = [
-            min((abs(difference_rotation_matrix_axis_angle(a, b)[2]) for b in mine.crystals), default=float("nan"))
-            for a in theirs.crystals
-        ]
+        angles = [min((misorientation(a, b) for b in mine.crystals), default=float("nan")) for a in theirs.crystals]
         matched += sum(angle < 1 for angle in angles)
         print(
             f"{number:5d} {len(own):5d} | {theirs.seconds:8.2f} {mine.seconds:7.3f} "

@@ -109,7 +109,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a lattice predicts for Miller indices: rays `s1` (n, 3) 1/angstrom, `xy` (n, 2) mm, `delta_psi` (n,) radian."""
+    """What a lattice predicts: rays `s1` (n, 3) 1/angstrom, `xy` (n, 2) mm, `delta_psi` (n,) radian."""
 
     s1: np.ndarray
     xy: np.ndarray
@@ -118,12 +118,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Fit:
-    """A refined lattice with the covariance of its parameters (three rotations, then strains) and the final target."""
+    """A refined lattice, and the weighted sum of squared residuals that is left."""
 
     lattice: Lattice
-    covariance: np.ndarray
     target: float
-    n_steps: int
 
 
 def invariant_strains(rotations: np.ndarray) -> np.ndarray:
@@ -263,13 +261,12 @@ def refine_lattice(
 
     residual, jacobian, target = evaluate(lattice)
     damping = 0.0
-    steps = 0
     normal = jacobian @ jacobian.T
-    for steps in range(1, max_steps + 1):
+    for _ in range(max_steps):
         scale = np.diag(np.diag(normal))
         step = -np.linalg.solve(normal + damping * scale + 1e-12 * scale, jacobian @ residual)
-        # a step of more than 3 degrees or 10% leaves the region where the indices mean anything
-        step *= min(1.0, 0.05 / max(np.abs(step[:3]).max(), 1e-300))
+        # a step of more than 3 degrees or 5% leaves the region where the indices mean anything
+        step *= min(1.0, 0.05 / max(np.abs(step).max(), 1e-300))
         trial = _moved(lattice, step, strains)
         new = evaluate(trial)
         if not new[2] <= target * (1 + 1e-12):
@@ -283,9 +280,7 @@ def refine_lattice(
         damping = damping / 10 if damping > 1e-6 else 0.0
         if gain <= 1e-7 * target:
             break
-    freedom = max(1, residual.size - len(normal))
-    covariance = np.linalg.pinv(normal) * target / freedom
-    return Fit(lattice, covariance, target, steps)
+    return Fit(lattice, target)
 
 
 def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:

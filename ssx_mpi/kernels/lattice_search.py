@@ -330,9 +330,9 @@ def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = _VECTO
     """
     size = np.linalg.norm(q, axis=1)
     low = q[:_SEARCH_SPOTS]
-    q_max = np.linalg.norm(low[-1])
+    q_max = float(np.linalg.norm(low[-1]))
     spacing = 2 * _GRID_PHASE / (q_max * length)
-    directions = hemisphere(_round_up(min(max(2 * np.pi / spacing**2, 500), _MAX_DIRECTIONS)))
+    directions = hemisphere(_round_up(float(np.clip(2 * np.pi / spacing**2, 500, _MAX_DIRECTIONS))))
     n_lengths = max(3, int(np.ceil(2 * tolerance * length * q_max / _LENGTH_STEP)))
     lengths = length * np.linspace(1 - tolerance, 1 + tolerance, n_lengths)
     value, best = period_amplitudes(low, directions, lengths)

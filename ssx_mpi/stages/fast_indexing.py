@@ -234,8 +234,7 @@ class FastIndexer:
         return Target.from_cell(smallest.get_unit_cell(), self._space_group)
 
     def _with_symmetry(self, lattice: Lattice) -> Crystal | None:
-        a, b, c = (tuple(map(float, row)) for row in lattice_search.reduce_basis(lattice.direct))
-        crystal = Crystal(a, b, c, space_group=sgtbx.space_group("P 1"))
+        crystal = _crystal(lattice_search.reduce_basis(lattice.direct), sgtbx.space_group("P 1"))
         if self._space_group.type().number() == 1:
             return crystal
         handler = SymmetryHandler(space_group=self._space_group, max_delta=self._max_delta)
@@ -467,7 +466,7 @@ class FastIndexer:
         imageset = _still_imageset(experiment)
         for k, lattice in enumerate(found):
             experiments.append(
-                Experiment(
+                Experiment(  # type: ignore[call-arg]  # the stubs of dxtbx know no defaults
                     beam=experiment.beam,
                     detector=experiment.detector,
                     crystal=self._crystal(lattice),
@@ -479,8 +478,7 @@ class FastIndexer:
 
     def _crystal(self, found: FoundLattice) -> MosaicCrystalSauter2014:
         settings = self.settings
-        a, b, c = (tuple(map(float, row)) for row in found.lattice.direct)
-        crystal = MosaicCrystalSauter2014(Crystal(a, b, c, space_group=self._space_group))
+        crystal = MosaicCrystalSauter2014(_crystal(found.lattice.direct, self._space_group))
         crystal.set_half_mosaicity_deg(
             found.mosaic.half_mosaicity_deg if settings.half_mosaicity is None else settings.half_mosaicity
         )
@@ -488,6 +486,11 @@ class FastIndexer:
             found.mosaic.expanded_domain_size if settings.domain_size is None else settings.domain_size
         )
         return crystal
+
+
+def _crystal(direct: np.ndarray, space_group: sgtbx.space_group) -> Any:
+    rows: Any = [tuple(map(float, row)) for row in direct]
+    return Crystal(*rows, space_group=space_group)
 
 
 def _misorientation(one: Lattice, other: Lattice, rotations: np.ndarray) -> float:
@@ -586,7 +589,8 @@ def _strong_spots(experiment: Experiment, strong: Any) -> Any:
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
     # a scan or a goniometer in the header of a still would turn the spots
-    one = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
+    still = Experiment(beam=experiment.beam, detector=experiment.detector)  # type: ignore[call-arg, misc]
+    one = ExperimentList([still])
     table.centroid_px_to_mm(one)
     table.map_centroids_to_reciprocal_space(one)
     return table
@@ -614,7 +618,7 @@ def _still_imageset(experiment: Experiment) -> Any:
     number = 0
     if experiment.scan is not None:
         number = experiment.scan.get_array_range()[0] - imageset.get_array_range()[0]
-    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))
+    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))  # type: ignore[call-arg, misc]
     still.set_scan(None)
     still.set_goniometer(None)
     return still
