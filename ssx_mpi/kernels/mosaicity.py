@@ -140,18 +140,25 @@ def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int 
 def _newton_step(
     x: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, held: np.ndarray, damping: float
 ) -> np.ndarray:
-    # in units that make the diagonal 1; where the curvature is negative its modulus gives a descent all the same
-    unit = 1 / np.sqrt(np.abs(np.diag(hessian)) + 1e-12)
-    scaled = np.where(held[:, None] | held, np.eye(2), hessian * np.outer(unit, unit))
-    values, vectors = np.linalg.eigh(scaled)
-    inverse = vectors / (np.maximum(np.abs(values), 1e-6) + damping)
-    step = np.where(held, 0.0, -unit * (inverse @ (vectors.T @ np.where(held, 0.0, unit * gradient))))
-    for one in (0, 1):
-        # a parameter that meets its bound stops there, and the other takes the step that is best then
-        if not held[one] and x[one] + step[one] < _LOWEST[one] and not held[1 - one]:
-            step[one] = _LOWEST[one] - x[one]
-            slope = gradient[1 - one] + hessian[0, 1] * step[one]
-            step[1 - one] = -slope * unit[1 - one] ** 2 / (1 + damping)
+    (h00, h01), (_, h11) = hessian.tolist()
+    g0, g1 = gradient.tolist()
+    d0, d1 = abs(h00) + 1e-12, abs(h11) + 1e-12
+    if held[0]:
+        step = [0.0, -g1 / (d1 * (1 + damping))]
+    elif held[1]:
+        step = [-g0 / (d0 * (1 + damping)), 0.0]
+    else:
+        # damped until the matrix is positive definite, for a descent
+        while (h00 + damping * d0) <= 0 or (h00 + damping * d0) * (h11 + damping * d1) <= 1.0001 * h01 * h01:
+            damping = max(2 * damping, 0.1)
+        m00, m11 = h00 + damping * d0, h11 + damping * d1
+        determinant = m00 * m11 - h01 * h01
+        step = [-(m11 * g0 - h01 * g1) / determinant, -(m00 * g1 - h01 * g0) / determinant]
+        for one, (other, slope, curvature) in enumerate(((1, g1, d1), (0, g0, d0))):
+            # a parameter that meets its bound stops there, and the other takes the step that is best then
+            if x[one] + step[one] < _LOWEST[one]:
+                step[one] = _LOWEST[one] - x[one]
+                step[other] = -(slope + h01 * step[one]) / (curvature * (1 + damping))
     # beyond the outermost spots the likelihood drops steeply: neither parameter changes by more than a factor of 3
     return np.clip(step, np.where(x > 10 * _LOWEST, -x * 2 / 3, _LOWEST - x), np.maximum(2 * x, 1e-3))
 
