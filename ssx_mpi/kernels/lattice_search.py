@@ -435,7 +435,6 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
     u, _, vt = np.linalg.svd((np.linalg.inv(lattice.basis) @ bases).transpose(0, 2, 1))
     rotations = u @ vt
     # trace(U1^T U2 R) > 1 + 2 cos(angle) for any symmetry R
-    variants = np.einsum("kij,gjl->kgil", rotations, lattice.rotations)
     flat = rotations.reshape(len(bases), 9)
     free = np.ones(len(bases), dtype=bool)
     chosen = []
@@ -443,7 +442,7 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
         if not free[k]:
             continue
         chosen.append(k)
-        trace = (flat @ variants[k].reshape(-1, 9).T).max(axis=1)
+        trace = (flat @ (rotations[k] @ lattice.rotations).reshape(-1, 9).T).max(axis=1)
         free &= trace < 1 + 2 * np.cos(np.radians(angle))
     return np.array(chosen, dtype=np.int64)
 
