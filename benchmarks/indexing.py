@@ -4,7 +4,8 @@
         --max-lattices 2
 
 Both engines get the same spots and the same parameters, one after the other, so that what else the machine does hurts
-both; the ratio is that of the CPU seconds. What is done once per process is left out for both. The table is printed, nothing is stored.
+both; the ratio is that of the CPU seconds. What is done once per process is left out for both. The table is printed,
+nothing is stored.
 """
 
 from __future__ import annotations

@@ -150,8 +150,9 @@ def _unimodular_matrices() -> np.ndarray:
 def known_lattice(basis: np.ndarray) -> KnownLattice:
     """The lattice of a primitive direct basis (rows, angstrom), prepared for the search.
 
-    The short vectors are those up to the third reduced one, and the diagonals of the first two where these are no
-    longer than that: a still shows the period of vectors along the beam badly, and then the others must do.
+    The short vectors are those up to the length of the diagonal of a square on the second reduced vector, and the third
+    reduced one unless it is much longer: a still shows the period of vectors along the beam badly, and then the others
+    must do; long vectors cost more to find and add little, since two vectors fix the orientation.
     """
     basis = reduce_basis(basis)
     rotations = lattice_rotations(basis)
@@ -481,7 +482,8 @@ def search_known(
         Scattering vectors, 1/angstrom.
     lattice : KnownLattice
     length_tolerance, angle_tolerance : float
-        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed.
+        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed. Vectors are
+        searched for within 5% of the known lengths; a cell may move beyond that when it is refined, but not begin there.
     n : int
         The most candidates that are returned.
 

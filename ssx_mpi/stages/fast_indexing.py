@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _MAX_REFINED = 4
 _WORTH_REFINING = 0.7
 _WORTH_REPEATING = 0.93
+_SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
 _MAX_CHANCE = -6.0
@@ -191,6 +192,8 @@ class FastIndexer:
         reflections : flex.reflection_table
             The indexed spots, ``id`` being the number of the experiment.
         """
+        if len(strong) < self.settings.min_spots:
+            return ExperimentList(), flex.reflection_table()
         table = _strong_spots(experiment, strong)
         if len(table) < self.settings.min_spots:
             return ExperimentList(), flex.reflection_table()
@@ -489,8 +492,8 @@ class FastIndexer:
 
 
 def _crystal(direct: np.ndarray, space_group: sgtbx.space_group) -> Any:
-    rows: Any = [tuple(map(float, row)) for row in direct]
-    return Crystal(*rows, space_group=space_group)
+    a, b, c = (tuple(map(float, row)) for row in direct)
+    return Crystal(a, b, c, space_group=space_group)  # type: ignore[call-overload]  # vectors are numbers in the stubs
 
 
 def _misorientation(one: Lattice, other: Lattice, rotations: np.ndarray) -> float:
@@ -545,8 +548,16 @@ def _rmsd_limit(indexing: Any) -> float:
 
 
 def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> CellModel:
-    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis."""
-    crystal = symmetry(unit_cell=unit_cell, space_group=space_group)
+    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis.
+
+    Raises
+    ------
+    ValueError
+        When the cell is not one of the space group.
+    """
+    crystal = symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
+    if not crystal.unit_cell().is_similar_to(unit_cell, relative_length_tolerance=0.02, absolute_angle_tolerance=2):
+        raise ValueError(f"the unit cell {unit_cell} is not one of space group {space_group.info()}")
     basis = lattice_search.metric_basis(crystal.unit_cell().parameters())
     operations = space_group.build_derived_laue_group().all_ops()
     rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
@@ -604,7 +615,8 @@ def spot_arrays(experiment: Experiment, table: Any) -> Spots:
     return Spots(
         q=np.array(flumpy.to_numpy(table["rlp"])),
         xy=np.array(flumpy.to_numpy(table["xyzobs.mm.value"])[:, :2]),
-        weight=1 / variance,
+        # a centroid of no variance is one of a single pixel
+        weight=1 / np.maximum(variance, _SMALLEST_VARIANCE),
         d_inverse=np.linalg.inv(matrices)[panel],
         s0=np.array(experiment.beam.get_s0()),
     )
