@@ -483,7 +483,7 @@ def search_known(
     lattice : KnownLattice
     length_tolerance, angle_tolerance : float
         Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed. Vectors are
-        searched for within 5% of the known lengths; a cell may move beyond that when it is refined, but not begin there.
+        searched for within 5% of the known lengths; a cell may move beyond that in refinement, but not begin there.
     n : int
         The most candidates that are returned.
 
