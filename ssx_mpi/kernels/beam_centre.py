@@ -154,7 +154,7 @@ def best_shift(grid: ShiftGrid, scores: np.ndarray) -> ShiftFound:
     noise = max(float(image[others].std()), 1e-6)
     middle = grid.n_side // 2
     significance = float((image[row, column] - image[others].mean()) / noise)
-    return ShiftFound((fast, slow), float(image[row, column]), float(image[middle, middle]), significance)
+    return ShiftFound((float(fast), float(slow)), float(image[row, column]), float(image[middle, middle]), significance)
 
 
 def _vertex(values: np.ndarray, at: int) -> float:

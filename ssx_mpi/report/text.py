@@ -104,7 +104,8 @@ def refinement_block(refined) -> str:
     steps = [[i, s.n_reflections, s.rmsd_x, s.rmsd_y, s.rmsd_psi] for i, s in enumerate(refined.steps)]
     headers = ["step", "reflections", "rmsd x (mm)", "rmsd y (mm)", "rmsd psi (°)"]
     parts = [
-        f"Joint refinement of the detector with {refined.n_crystals} crystals (engine {refined.engine}):",
+        f"Joint refinement of the detector with {refined.n_crystals} crystals "
+        f"(engine {refined.engine}, outliers by {refined.outliers}):",
         tabulate(steps, headers=headers, floatfmt=".5g"),
         "",
         place_table(refined),
