@@ -91,3 +91,54 @@ def dials_version() -> tuple[int, ...]:
     if not numbers:
         raise DialsError(f"cannot read the version of DIALS from {version!r}")
     return tuple(int(n) for n in numbers.groups() if n is not None)
+
+
+_PROGRAM_SCOPES = {
+    "dials_import": ("dials.command_line.dials_import", "phil_scope"),
+    "find_spots": ("dials.command_line.find_spots", "working_phil"),
+    "ssx_index": ("dials.command_line.ssx_index", "phil_scope"),
+    "refine": ("dials.command_line.refine", "working_phil"),
+    "ssx_integrate": ("dials.command_line.ssx_integrate", "working_phil"),
+}
+
+
+def program_phil(program: str):
+    """PHIL scope of a DIALS program with its own defaults, as the installed version has it."""
+    module, name = _PROGRAM_SCOPES[program]
+    return getattr(importlib.import_module(module), name)
+
+
+# the newest names of the ellipsoid models, and what DIALS before 3.16 calls them
+_OLD_RLP_MOSAICITY = {"simple1angular1": "angular2", "simple1angular3": "angular4"}
+
+
+def rlp_mosaicity(model: str) -> str:
+    """Name of an ellipsoid `model`, given by its newest name, in the installed DIALS.
+
+    Raises
+    ------
+    DialsError
+        When this version does not have the model.
+    """
+    words = program_phil("ssx_integrate").get("profile.ellipsoid.rlp_mosaicity.model").objects[0].words
+    known = {str(word).strip("*'\"") for word in words}
+    for name in (model, _OLD_RLP_MOSAICITY.get(model)):
+        if name in known:
+            return name
+    version = ".".join(map(str, dials_version()))
+    raise DialsError(f"DIALS {version} has no ellipsoid model {model}: it has {', '.join(sorted(known))}")
+
+
+@cache
+def has_sparse_engine() -> bool:
+    """Whether the sparse refinement engine works here: it needs cctbx built with Eigen."""
+    try:
+        lstbx = importlib.import_module("scitbx.examples.bevington")
+    except ImportError:
+        return False
+    return hasattr(lstbx, "non_linear_ls_eigen_wrapper")
+
+
+def refinement_engine() -> str:
+    """The refinement engine to use: the sparse one where this build has it, otherwise Levenberg-Marquardt."""
+    return "SparseLevMar" if has_sparse_engine() else "LevMar"

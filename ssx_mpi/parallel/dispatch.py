@@ -1,0 +1,416 @@
+"""Handing out work over the ranks, and bringing the results to where they are kept: the one message loop.
+
+Rank 0 coordinates: it hands out ranges of items, in order, long at first and shrinking towards the end. A rank asks
+for its next range when it begins the last one that it has, so that the answer is there before it is needed. Results
+go straight to the rank that keeps them, never through the coordinator. Small numbers about finished items travel with
+the requests.
+
+The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
+dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator
+
+#: from this size on, rank 0 only coordinates: one rank in 64 costs less than the others would wait for it
+DEDICATED_FROM = 64
+# a waiting rank looks for messages this often, in seconds; MPI's own waiting would keep a core busy
+_POLL = 0.001
+# results that may wait for their keeper before a rank waits for it too; each is a few megabytes
+_MOST_UNSENT = 16
+
+
+class Tag(IntEnum):
+    """What a message is."""
+
+    REQUEST = 1
+    WORK = 2
+    RESULT = 3
+    NEWS = 4
+    REPORT = 5
+    STOP = 6
+
+
+@dataclass(frozen=True)
+class Work:
+    """Answer of the coordinator: items `start` to `stop` - 1, or none any more when they are equal."""
+
+    start: int
+    stop: int
+
+
+class Ranges:
+    """Pending items, handed out in order in ranges that shrink towards the end (guided self-scheduling).
+
+    Parameters
+    ----------
+    pending : iterable of (start, stop)
+        Items to do, in ascending ranges that do not overlap.
+    workers : int
+        Ranks that ask.
+    longest : int
+        Most items in one range.
+    """
+
+    def __init__(self, pending: Iterable[tuple[int, int]], workers: int, longest: int) -> None:
+        self._pending = deque((start, stop) for start, stop in pending if stop > start)
+        self.remaining = sum(stop - start for start, stop in self._pending)
+        self._workers = workers
+        self._longest = longest
+
+    def next(self) -> Work | None:
+        """The next range, None when all are handed out."""
+        if not self._pending:
+            return None
+        start, stop = self._pending.popleft()
+        # a rank holds a range and the one after it, so each gets a quarter of its share at the most
+        length = max(1, min(self._longest, self.remaining // (4 * self._workers), stop - start))
+        if start + length < stop:
+            self._pending.appendleft((start + length, stop))
+        self.remaining -= length
+        return Work(start, start + length)
+
+    def clear(self) -> None:
+        """Hand out nothing more."""
+        self._pending.clear()
+        self.remaining = 0
+
+
+class Prefix:
+    """How far, in order, items are finished, and when their values add up to what was wanted.
+
+    `wanted` None wants everything. The answer depends on the order of the items alone, not on who finished first.
+    """
+
+    def __init__(self, pending: list[tuple[int, int]], wanted: int | None) -> None:
+        self._order = itertools.chain.from_iterable(itertools.starmap(range, pending))
+        self._next = next(self._order, None)
+        self._end = pending[-1][1] if pending else 0
+        self._wanted = wanted
+        self._total = 0
+        self._values: dict[int, int] = {}
+        #: items before this one make up what was wanted; None while that is open
+        self.cutoff: int | None = None
+
+    def add(self, item: int, value: int) -> bool:
+        """Note that `item` is finished with `value`; True when this settles the cutoff."""
+        if self._wanted is None or self.cutoff is not None:
+            return False
+        self._values[item] = value
+        while self._next in self._values:
+            self._total += self._values.pop(self._next)
+            if self._total >= self._wanted:
+                self.cutoff = self._next + 1
+                return True
+            self._next = next(self._order, None)
+        return False
+
+    @property
+    def end(self) -> int:
+        """One past the last item that counts."""
+        return self._end if self.cutoff is None else self.cutoff
+
+
+@dataclass
+class Traffic:
+    """What the dispatch itself cost on one rank."""
+
+    messages: Counter = field(default_factory=Counter)
+    bytes: int = 0
+    waiting: float = 0.0
+    answering: float = 0.0
+    items: int = 0
+    seconds: float = 0.0
+
+
+class Job(Protocol):
+    """What is dispatched; the dispatch never looks into it."""
+
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, Any]:
+        """Do `item`; return its value for the coordinator (a small number) and its result.
+
+        Long work calls `breathe` now and then, so that other ranks need not wait for answers from this one.
+        """
+
+    def keeper(self, item: int) -> int:
+        """The rank that keeps the result of `item`."""
+
+    def keep(self, item: int, result: Any) -> Any:
+        """Keep a result on its keeper; what is returned, unless None, is news for rank 0."""
+
+    def news(self, content: Any) -> None:
+        """Rank 0: something was kept."""
+
+    def progress(self, done: int) -> None:
+        """Rank 0, every now and then: items finished so far."""
+
+    def stopping(self) -> bool:
+        """True once this rank wants the whole job to stop: items in hand are finished, no others begun."""
+
+
+def run(
+    comm: Communicator,
+    job: Job,
+    pending: list[tuple[int, int]],
+    wanted: int | None = None,
+    longest: int = 64,
+) -> tuple[int, bool, Traffic]:
+    """Do the `pending` items of `job` over all ranks; collective.
+
+    Parameters
+    ----------
+    comm
+        The ranks.
+    job
+        What to do; the same on every rank.
+    pending : list of (start, stop)
+        Items to do in ascending order; only rank 0's counts.
+    wanted : int, optional
+        Stop as soon as the values of the first items, in order, add up to this.
+    longest : int
+        Most items handed out at once.
+
+    Returns
+    -------
+    end : int
+        Items before this one count; the same on every rank.
+    stopped : bool
+        Whether a rank asked to stop and items were left undone.
+    traffic : Traffic
+        What the dispatch cost on this rank.
+    """
+    began = time.monotonic()
+    if isinstance(comm, MpiCommunicator):
+        loop: _Loop = _MpiLoop(comm, job, pending, wanted, longest)
+    else:
+        loop = _SerialLoop(job, pending, wanted)
+    loop.run()
+    loop.traffic.seconds = time.monotonic() - began
+    end, stopped = comm.bcast((loop.prefix.end, loop.stopped))
+    return end, stopped, loop.traffic
+
+
+class _Loop:
+    prefix: Prefix
+    stopped = False
+    traffic: Traffic
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+class _SerialLoop(_Loop):
+    """One process: the items in order."""
+
+    def __init__(self, job: Job, pending: list[tuple[int, int]], wanted: int | None) -> None:
+        self.job, self.pending = job, pending
+        self.prefix = Prefix(pending, wanted)
+        self.traffic = Traffic()
+
+    def run(self) -> None:
+        for start, stop in self.pending:
+            for item in range(start, stop):
+                if self.prefix.cutoff is not None:
+                    return
+                if self.job.stopping():
+                    self.stopped = True
+                    return
+                value, result = self.job.work(item, _no_one_waits)
+                self.traffic.items += 1
+                news = self.job.keep(item, result)
+                if news is not None:
+                    self.job.news(news)
+                self.prefix.add(item, value)
+                self.job.progress(self.traffic.items)
+
+
+def _no_one_waits() -> None:
+    """One process alone has nobody to answer."""
+
+
+class _MpiLoop(_Loop):
+    """Every rank of an MPI communicator; rank 0 coordinates and, in a small job, works as well."""
+
+    def __init__(self, comm: MpiCommunicator, job: Job, pending, wanted: int | None, longest: int) -> None:
+        self.comm = comm.comm.Dup()
+        self.rank, self.size = comm.rank, comm.size
+        self.job = job
+        self.traffic = Traffic()
+        self.dedicated = self.size >= DEDICATED_FROM
+        self.queue: deque[Work] = deque()
+        self.finished: list[tuple[int, int]] = []
+        self.asked = False
+        self.no_more = self.dedicated and self.rank == 0
+        self.sends: deque[tuple[Any, Any]] = deque()
+        if self.rank == 0:
+            workers = self.size - 1 if self.dedicated else self.size
+            self.ranges = Ranges(pending, workers, longest)
+            self.prefix = Prefix(pending, wanted)
+            self.released = 0
+            self.workers = workers
+            self.done = 0
+        else:
+            self.prefix = Prefix([], wanted)
+
+    def run(self) -> None:
+        barrier = None
+        while True:
+            self.pump()
+            if self.rank == 0:
+                self.job.progress(self.done)
+            if self.job.stopping():
+                self._stop()
+            item = self._next_item()
+            if item is not None:
+                self._do(item)
+            elif barrier is None and self._ready_to_leave():
+                barrier = self.comm.Ibarrier()
+            elif barrier is not None and barrier.Test():
+                break
+            else:
+                self._wait()
+        self.comm.Free()
+
+    def _ready_to_leave(self) -> bool:
+        if self.queue or not self.no_more:
+            return False
+        if self.finished:
+            self._report()
+        return not self.sends and (self.rank != 0 or self.released == self.workers)
+
+    def _report(self) -> None:
+        """Tell the coordinator what was finished since the last request."""
+        finished, self.finished = self.finished, []
+        if self.rank == 0:
+            self._note(finished)
+        else:
+            self._send(finished, 0, Tag.REPORT)
+
+    def _stop(self) -> None:
+        """Begin nothing more here, and see to it that no rank does."""
+        if self.stopped:
+            return
+        self.stopped = True
+        self.queue.clear()
+        if self.rank == 0:
+            self.ranges.clear()
+            for rank in range(1, self.size):
+                self._send(None, rank, Tag.STOP)
+        else:
+            self._send(None, 0, Tag.STOP)
+
+    def _wait(self) -> None:
+        time.sleep(_POLL)
+        self.traffic.waiting += _POLL
+
+    def _next_item(self) -> int | None:
+        """The item to do now; asks for more work when what is in hand comes to its end."""
+        if len(self.queue) <= 1 and not self.asked and not self.no_more:
+            self._ask()
+        if not self.queue:
+            return None
+        work = self.queue.popleft()
+        if work.start + 1 < work.stop:
+            self.queue.appendleft(Work(work.start + 1, work.stop))
+        return work.start
+
+    def _ask(self) -> None:
+        self.asked = True
+        finished, self.finished = self.finished, []
+        if self.rank == 0:
+            self._answer(0, finished)
+        else:
+            self._send(finished, 0, Tag.REQUEST)
+
+    def _do(self, item: int) -> None:
+        value, result = self.job.work(item, self.pump)
+        self.traffic.items += 1
+        self.finished.append((item, value))
+        keeper = self.job.keeper(item)
+        if keeper == self.rank:
+            self._keep(item, result)
+        else:
+            self._send((item, result), keeper, Tag.RESULT)
+            while len(self.sends) > _MOST_UNSENT:
+                self.pump()
+                self._wait()
+
+    def _keep(self, item: int, result: Any) -> None:
+        news = self.job.keep(item, result)
+        if news is None:
+            return
+        if self.rank == 0:
+            self.job.news(news)
+        else:
+            self._send(news, 0, Tag.NEWS)
+
+    def _send(self, content: Any, to: int, tag: Tag) -> None:
+        from mpi4py import MPI
+
+        # synchronous: the request completes when the message is being received, which the consensus needs
+        buffer = MPI.pickle.dumps(content)
+        self.sends.append((self.comm.Issend([buffer, MPI.BYTE], to, tag), buffer))
+        self.traffic.messages[tag.name] += 1
+        self.traffic.bytes += len(buffer)
+
+    def pump(self) -> None:
+        """Receive what has come, and let go of sends that are through; never waits."""
+        from mpi4py import MPI
+
+        began = time.perf_counter()
+        status = MPI.Status()
+        while (message := self.comm.Improbe(MPI.ANY_SOURCE, MPI.ANY_TAG, status)) is not None:
+            buffer = bytearray(status.Get_count(MPI.BYTE))
+            message.Recv([buffer, MPI.BYTE])
+            self._receive(Tag(status.Get_tag()), status.Get_source(), MPI.pickle.loads(buffer))
+        while self.sends and self.sends[0][0].Test():
+            self.sends.popleft()
+        self.traffic.answering += time.perf_counter() - began
+
+    def _receive(self, tag: Tag, source: int, content: Any) -> None:
+        if tag is Tag.REQUEST:
+            self._answer(source, content)
+        elif tag is Tag.WORK:
+            self._take(content)
+        elif tag is Tag.RESULT:
+            self._keep(*content)
+        elif tag is Tag.NEWS:
+            self.job.news(content)
+        elif tag is Tag.REPORT:
+            self._note(content)
+        else:
+            self._stop()
+
+    def _note(self, finished: list[tuple[int, int]]) -> None:
+        self.done += len(finished)
+        settled = [self.prefix.add(item, value) for item, value in finished]
+        if any(settled):
+            self.ranges.clear()
+
+    def _answer(self, rank: int, finished: list[tuple[int, int]]) -> None:
+        self._note(finished)
+        work = self.ranges.next()
+        if work is None:
+            work = Work(0, 0)
+            self.released += 1
+        if rank == 0:
+            self._take(work)
+        else:
+            self._send(work, rank, Tag.WORK)
+
+    def _take(self, work: Work) -> None:
+        self.asked = False
+        if work.start == work.stop:
+            self.no_more = True
+        elif not self.stopped:
+            self.queue.append(work)

@@ -1,0 +1,43 @@
+"""Writing files so that a reader, or the next run, sees either the old one whole or the new one whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write, which takes the place of `path` when the block ends without an error."""
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """`content` as JSON in `path`, at once."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=indent).encode())
+
+
+def link(path: Path, target: Path) -> None:
+    """A relative symbolic link at `path` to `target`; an older one is replaced."""
+    relative = os.path.relpath(target, path.parent)
+    if path.is_symlink() and str(path.readlink()) == relative:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(relative)
+    beside.replace(path)

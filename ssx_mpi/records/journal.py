@@ -1,0 +1,144 @@
+"""The journal of a batch: what is finished, appended image by image, intact after a kill at any moment.
+
+A journal is one file. It begins with a line of JSON that says what it belongs to; then come the records of images in
+the order in which they were finished. A record is a frame (magic, two lengths, checksum), a MessagePack header with
+the numbers of the image and the layout of its tables, and the bytes of their columns. A record that was cut short by a
+kill is the last one, is recognised by its length or checksum, and is cut off when the journal is opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from ssx_mpi.records.tables import Column, TableLayout
+
+_FRAME = struct.Struct("<4sQQII")
+_MAGIC = b"SSXR"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record in a journal: `image` number, `content` as given, `tables` by name, their bytes from `start` on."""
+
+    image: int
+    content: dict[str, Any]
+    tables: dict[str, TableLayout]
+    start: int
+
+
+def encode(image: int, content: dict[str, Any], tables: dict[str, tuple[TableLayout, list[bytes]]]) -> bytes:
+    """The record of one image: MessagePack-able `content`, and reflection tables taken apart."""
+    layouts, blob = {}, bytearray()
+    for name, (layout, data) in tables.items():
+        layouts[name] = {**layout.as_dict(), "at": len(blob)}
+        for items in data:
+            blob += items
+    header = msgpack.packb({"image": image, "content": content, "tables": layouts})
+    return _FRAME.pack(_MAGIC, len(header), len(blob), zlib.crc32(header), zlib.crc32(blob)) + header + bytes(blob)
+
+
+def decode(record: bytes) -> Entry:
+    """The entry that :func:`encode` made `record` from, its tables lying in `record` itself."""
+    _, n_header, _, _, _ = _FRAME.unpack_from(record)
+    return _entry(record[_FRAME.size : _FRAME.size + n_header], _FRAME.size + n_header)
+
+
+def _entry(header: bytes, start: int) -> Entry:
+    content = msgpack.unpackb(header, strict_map_key=False)
+    tables = {}
+    for name, layout in content["tables"].items():
+        at = layout["at"]
+        layout["columns"] = {c: [t, n, offset + at] for c, (t, n, offset) in layout["columns"].items()}
+        tables[name] = TableLayout.from_dict(layout)
+    return Entry(content["image"], content["content"], tables, start)
+
+
+class Journal:
+    """An append-only file of records, open for writing and for reading back.
+
+    Parameters
+    ----------
+    path
+        Created with its folder when missing; otherwise read, and cut after its last whole record.
+    identity
+        What the records depend on, as a JSON-able dict; a journal of another identity is not touched.
+
+    Raises
+    ------
+    ValueError
+        When the file belongs to another run or is no journal.
+    """
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.entries: dict[int, Entry] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+        first_line = json.dumps(identity, sort_keys=True).encode() + b"\n"
+        self._end = self._first_line_end(first_line)
+        for entry, end in self._whole_records():
+            self.entries[entry.image] = entry
+            self._end = end
+        self._file.truncate(self._end)
+        self._file.seek(self._end)
+
+    def _first_line_end(self, first_line: bytes) -> int:
+        head = self._file.read(len(first_line))
+        if len(head) < len(first_line) and first_line.startswith(head):
+            # new, or killed while its first line was being written
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(first_line)
+        elif head != first_line:
+            raise ValueError(f"{self.path} belongs to a run with other parameters or images")
+        return len(first_line)
+
+    def _whole_records(self) -> Iterator[tuple[Entry, int]]:
+        size = os.fstat(self._file.fileno()).st_size
+        at = self._end
+        while at + _FRAME.size <= size:
+            magic, n_header, n_blob, header_crc, blob_crc = _FRAME.unpack(self._read(at, _FRAME.size))
+            start = at + _FRAME.size + n_header
+            if magic != _MAGIC or start + n_blob > size:
+                return
+            header = self._read(at + _FRAME.size, n_header)
+            if zlib.crc32(header) != header_crc or zlib.crc32(self._read(start, n_blob)) != blob_crc:
+                return
+            at = start + n_blob
+            yield _entry(header, start), at
+
+    def _read(self, at: int, n_bytes: int) -> bytes:
+        return os.pread(self._file.fileno(), n_bytes, at)
+
+    def append(self, record: bytes) -> Entry:
+        """Add a record made by :func:`encode`; an image that is there already keeps its first record."""
+        entry = decode(record)
+        if entry.image in self.entries:
+            return self.entries[entry.image]
+        view = memoryview(record)
+        while view:
+            view = view[self._file.write(view) :]
+        moved = Entry(entry.image, entry.content, entry.tables, self._end + entry.start)
+        self._end += len(record)
+        self.entries[entry.image] = moved
+        return moved
+
+    def column(self, entry: Entry, column: Column) -> bytes:
+        """The bytes of one column of a table of `entry`."""
+        return self._read(entry.start + column.offset, column.n_bytes)
+
+    def sync(self) -> None:
+        """Make sure that what was appended survives the loss of the machine."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,442 @@
+"""Images as a compact list of sources, and the experiment of any one of them when it is wanted.
+
+No experiment list of the whole data set exists anywhere: :class:`ImageSources` is a few bytes an image, small enough
+to be broadcast, and :class:`ExperimentMaker` makes the DIALS experiment of one image on the rank that processes it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import uuid
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ssx_mpi.params import InputError, Source
+
+_HDF5_SUFFIXES = (".h5", ".nxs", ".hdf5", ".nx5", ".cxi")
+_IMAGE_SUFFIXES = (".cbf", ".img", ".mccd", ".tif", ".edf", ".smv", ".bz2", ".gz")
+# what tells one detector from another in an NXmx file; timestamps and exposures may differ
+_DETECTOR_FIELDS = (
+    "beam_center_x",
+    "beam_center_y",
+    "detector_distance",
+    "distance",
+    "x_pixel_size",
+    "y_pixel_size",
+    "sensor_thickness",
+)
+_IDENTIFIER_SPACE = uuid.UUID("a4b8f0a6-5f5b-5c0e-9d52-0f5d5f0c7a11")
+
+
+@dataclass(frozen=True)
+class StackSource:
+    """Consecutive images of one file that holds many: images `offset` to `offset` + `count` - 1, counted from zero."""
+
+    path: str
+    offset: int
+    count: int
+
+    def locate(self, i: int) -> tuple[str, int | None]:
+        return self.path, self.offset + i
+
+
+@dataclass(frozen=True)
+class NumberedSource:
+    """Files of one image each, whose names differ by a number: `prefix` number `suffix`, zero-filled to `width`."""
+
+    prefix: str
+    suffix: str
+    width: int
+    numbers: np.ndarray
+
+    @property
+    def count(self) -> int:
+        return len(self.numbers)
+
+    def locate(self, i: int) -> tuple[str, int | None]:
+        return f"{self.prefix}{int(self.numbers[i]):0{self.width}d}{self.suffix}", None
+
+
+@dataclass(frozen=True)
+class ImageSources:
+    """All images of a run, numbered from zero in the order in which the user named them."""
+
+    sources: tuple[StackSource | NumberedSource, ...]
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum([s.count for s in self.sources], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self.sources else 0
+
+    def locate(self, image: int) -> tuple[str, int | None]:
+        """Absolute path of the file that holds `image`, and its number in that file (None: the only one)."""
+        k = int(np.searchsorted(self._ends, image, side="right"))
+        start = int(self._ends[k]) - self.sources[k].count
+        return self.sources[k].locate(image - start)
+
+    def name(self, image: int) -> str:
+        """How the log names `image`: the file and, counted from one, the number in it."""
+        path, index = self.locate(image)
+        return Path(path).name if index is None else f"{Path(path).name}:{index + 1}"
+
+    def identifier(self, image: int, lattice: int | None = None) -> str:
+        """Experiment identifier of `image`, or of a lattice on it: the same in every run on the same files."""
+        path, index = self.locate(image)
+        text = f"{path}#{'' if index is None else index}#{'' if lattice is None else lattice}"
+        return str(uuid.uuid5(_IDENTIFIER_SPACE, text))
+
+
+def find_images(requested: tuple[Source, ...]) -> ImageSources:
+    """The images that the user asked for, found by listing folders and reading sizes, not pixels.
+
+    Raises
+    ------
+    InputError
+        For no source at all, one that is not there, a template without matches, or a range outside the data.
+    """
+    if not requested:
+        raise InputError("no images given: use image=, template= or directory=")
+    # a generator for each kind keeps memory at the size of the result
+    finders = {"image": _find_image, "template": _find_template, "directory": _find_directory}
+    return ImageSources(tuple(itertools.chain.from_iterable(finders[s.kind](s) for s in requested)))
+
+
+def _find_image(source: Source):
+    path = Path(source.name)
+    if not path.is_file():
+        raise InputError(f"image={source.name}: there is no such file")
+    if path.suffix.lower() in _HDF5_SUFFIXES:
+        total = _images_in_hdf5(path)
+        first, last = _checked_range(source, 1, total)
+        yield StackSource(str(path), first - 1, last - first + 1)
+    else:
+        if source.first is not None and (source.first, source.last) != (1, 1):
+            raise InputError(f"image={source.name}:{source.first}:{source.last}: the file holds one image")
+        yield from _numbered([str(path)])
+
+
+def _checked_range(source: Source, lowest: int, highest: int) -> tuple[int, int]:
+    if source.first is None or source.last is None:
+        return lowest, highest
+    if source.first < lowest or source.last > highest:
+        raise InputError(
+            f"{source.kind}={source.name}:{source.first}:{source.last}: images are numbered {lowest} to {highest}"
+        )
+    return source.first, source.last
+
+
+def _find_template(source: Source):
+    path = Path(source.name)
+    match = re.fullmatch(r"(.*?)(#+)(.*)", path.name)
+    if not match:
+        raise InputError(f"template={source.name}: a template has # for the digits of the image number")
+    before, hashes, after = match.groups()
+    pattern = re.compile(re.escape(before) + rf"(\d{{{len(hashes)},}})" + re.escape(after))
+    found = (pattern.fullmatch(name) for name in _names(path.parent, f"template={source.name}"))
+    # a number longer than the # may not begin with 0: it would be another file than the one that it formats to
+    digits = (m[1] for m in found if m)
+    numbers = np.sort(np.fromiter((int(d) for d in digits if len(d) == len(hashes) or d[0] != "0"), np.int64))
+    if not len(numbers):
+        raise InputError(f"template={source.name}: no file matches")
+    first, last = _checked_range(source, int(numbers[0]), int(numbers[-1]))
+    chosen = numbers[(numbers >= first) & (numbers <= last)]
+    if not len(chosen):
+        raise InputError(f"template={source.name}:{first}:{last}: no file has a number in this range")
+    yield NumberedSource(str(path.parent / before), after, len(hashes), _small(chosen))
+
+
+def _names(folder: Path, where: str):
+    if not folder.is_dir():
+        raise InputError(f"{where}: there is no folder {folder}")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
+
+
+def _find_directory(source: Source):
+    folder = Path(source.name)
+    names = [n for n in _names(folder, f"directory={source.name}") if not n.startswith(".")]
+    images = [n for n in names if n.lower().endswith(_IMAGE_SUFFIXES)]
+    if images:
+        yield from _numbered([str(folder / n) for n in sorted(images)])
+        return
+    stacks = [n for n in names if n.lower().endswith(_HDF5_SUFFIXES)]
+    # data files beside a master or .nxs file are read through it
+    leading = [n for n in stacks if n.endswith("_master.h5")] or [n for n in stacks if n.endswith((".nxs", ".nx5"))]
+    for name in sorted(leading or stacks):
+        yield from _find_image(Source("image", str(folder / name)))
+    if not stacks:
+        raise InputError(f"directory={source.name}: it holds no image files")
+
+
+def _numbered(paths: list[str]):
+    """Sources for single-image files: runs of names that differ by their last number become one source."""
+
+    def parts(path: str):
+        match = re.fullmatch(r"(.*?)(\d{1,15})(\D*(?:\.bz2)?)", path)
+        return (match[1], match[3], len(match[2]), int(match[2])) if match else (path, "", 0, 0)
+
+    for key, run in itertools.groupby((parts(p) for p in paths), key=lambda p: p[:3]):
+        prefix, suffix, width = key
+        numbers = _small(np.fromiter((p[3] for p in run), np.int64))
+        if width:
+            yield NumberedSource(prefix, suffix, width, numbers)
+        else:
+            yield StackSource(prefix, 0, 1)
+
+
+def _small(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(np.int32) if numbers[-1] < 2**31 else numbers
+
+
+def _images_in_hdf5(path: Path) -> int:
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            shape = _stack_shape(file)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise InputError(f"image={path}: not a readable HDF5 file ({_first_line(error)})") from None
+    return shape[0] if shape else _images_by_dxtbx(path)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _stack_shape(file) -> tuple[int, ...] | None:
+    """Shape of the images in an NXmx file, (images, [panels,] slow, fast), or None where its layout is another."""
+    for entry in file.values():
+        data = entry.get("data") if hasattr(entry, "get") else None
+        if data is None or not hasattr(data, "keys"):
+            continue
+        if "data" in data and data["data"].ndim >= 3:
+            return data["data"].shape
+        linked = [k for k in sorted(data.keys()) if re.fullmatch(r"data_\d+", k)]
+        # the links of a master file may run past the data files that were written
+        shapes = [data[k].shape for k in linked if data.get(k) is not None]
+        if shapes:
+            return (sum(s[0] for s in shapes), *shapes[0][1:])
+    return None
+
+
+def _images_by_dxtbx(path: Path) -> int:
+    return len(format_class(str(path)).get_imageset([str(path)], as_imageset=True))
+
+
+def format_class(path: str):
+    """The dxtbx format class that reads `path`.
+
+    Raises
+    ------
+    InputError
+        When dxtbx knows no format for the file.
+    """
+    from dxtbx.format.Registry import get_format_class_for_file
+
+    found = get_format_class_for_file(path)
+    if found is None:
+        raise InputError(f"image={path}: dxtbx knows no format for this file")
+    return found
+
+
+def detector_fingerprint(path: str) -> tuple | None:
+    """What tells the detector of an HDF5 file from another, cheaply; None where only dxtbx can tell."""
+    import h5py
+
+    if not path.lower().endswith(_HDF5_SUFFIXES):
+        return None
+    with h5py.File(path, "r") as file:
+        shape = _stack_shape(file)
+        detectors = [
+            group
+            for entry in file.values()
+            if hasattr(entry, "get") and (instrument := entry.get("instrument")) is not None
+            for group in instrument.values()
+            if hasattr(group, "get") and any(name in group for name in _DETECTOR_FIELDS)
+        ]
+        if shape is None or not detectors:
+            return None
+        values = tuple(
+            tuple(np.round(np.ravel(group[name][()]).astype(float), 9))
+            for group in detectors
+            for name in _DETECTOR_FIELDS
+            if name in group and group[name].size <= 64
+        )
+    return (*shape[1:], values)
+
+
+def check_same_detector(images: ImageSources, reader: ExperimentMaker) -> None:
+    """Make sure that all sources come from the same detector at the same place.
+
+    Raises
+    ------
+    InputError
+        Naming the two sources that differ.
+    """
+    reference = reader.experiment(0).detector
+    seen: set[tuple] = set()
+    start = 0
+    for source in images.sources:
+        path, _ = source.locate(0)
+        fingerprint = detector_fingerprint(path)
+        if fingerprint is None or fingerprint not in seen:
+            if not reader.header_detector(start).is_similar_to(reference, ignore_trusted_range=True):
+                raise InputError(
+                    f"the detector of {path} differs from that of {images.locate(0)[0]}: process them separately, "
+                    "or give one geometry for both as starting_geometry= or reference_geometry="
+                )
+            if fingerprint is not None:
+                seen.add(fingerprint)
+        start += source.count
+
+
+class ExperimentMaker:
+    """Makes the DIALS experiment of one image: imageset of that image alone, beam and detector.
+
+    Parameters
+    ----------
+    images
+        The images of the run.
+    geometry : (detector, beam), optional
+        Models that replace those of the image headers.
+    mask : UserMask, optional
+        Mask of the user, on top of that of the detector.
+    overrides
+        Extracted scope of dials.import, whose geometry and format parameters apply; None for none.
+    """
+
+    def __init__(self, images: ImageSources, geometry=None, mask: UserMask | None = None, overrides=None):
+        self.images = images
+        self.geometry = geometry
+        self._mask = mask
+        self._overrides = overrides
+        self._formats: dict[tuple[str, str], type] = {}
+        self._stack: _Stack | None = None
+
+    def with_geometry(self, geometry) -> ExperimentMaker:
+        """The same, with (detector, beam) in place of the models used so far."""
+        return ExperimentMaker(self.images, geometry, self._mask, self._overrides)
+
+    def experiment(self, image: int):
+        """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read."""
+        from dxtbx.model import Experiment
+
+        imageset = self._imageset(image)
+        detector, beam = self.geometry or self._header_models(imageset)
+        imageset.set_detector(detector, 0)
+        imageset.set_beam(beam, 0)
+        imageset.set_goniometer(None, 0)
+        imageset.set_scan(None, 0)
+        return Experiment(imageset=imageset, beam=beam, detector=detector, identifier=self.images.identifier(image))
+
+    def header_detector(self, image: int):
+        """The detector as the header of `image` has it, or the one that replaces it."""
+        return self.geometry[0] if self.geometry else self._header_models(self._imageset(image))[0]
+
+    def _header_models(self, imageset):
+        detector, beam = imageset.get_detector(0), imageset.get_beam(0)
+        if self._overrides is not None:
+            from dxtbx.model import BeamFactory, DetectorFactory
+
+            beam = BeamFactory.from_phil(self._overrides.geometry, beam)
+            detector = DetectorFactory.from_phil(self._overrides.geometry, detector, beam)
+        return detector, beam
+
+    def _imageset(self, image: int):
+        path, index = self.images.locate(image)
+        if index is None or not path.lower().endswith(_HDF5_SUFFIXES):
+            return self._masked(self._format(path).get_imageset([path], as_imageset=True, **self._options()))
+        if self._stack is None or self._stack.path != path:
+            format_ = self._format(path)
+            first = format_.get_imageset([path], single_file_indices=[index], as_imageset=True, **self._options())
+            self._stack = _Stack(path, self._masked(first), format_.get_instance(path, **self._format_kwargs()))
+        return self._stack.imageset(index)
+
+    def _format(self, path: str):
+        # asking the registry costs a tenth of a second or more: files of one kind in one folder have one format
+        key = (str(Path(path).parent), Path(path).suffix)
+        if key not in self._formats:
+            self._formats[key] = format_class(path)
+        return self._formats[key]
+
+    def _format_kwargs(self) -> dict:
+        if self._overrides is None:
+            return {}
+        return {k: v for k, v in vars(self._overrides.format).items() if not k.startswith("_")}
+
+    def _options(self) -> dict:
+        kwargs = self._format_kwargs()
+        return {"format_kwargs": kwargs} if kwargs else {}
+
+    def _masked(self, imageset):
+        if self._mask is None:
+            return imageset
+        from dxtbx.format.image import ImageBool
+
+        lookup = imageset.external_lookup.mask
+        panels = self._mask.panels
+        if not lookup.data.empty():
+            panels = tuple(user & lookup.data.tile(k).data() for k, user in enumerate(panels))
+        lookup.data = ImageBool(panels)
+        lookup.filename = str(self._mask.path)
+        return imageset
+
+
+@dataclass(frozen=True)
+class UserMask:
+    """Mask given by the user: one flex.bool a panel, True where a pixel may be used."""
+
+    path: Path
+    panels: tuple
+
+
+def read_mask(path: Path, detector) -> UserMask:
+    """The DIALS mask file `path`, checked against the panels of `detector`.
+
+    Raises
+    ------
+    InputError
+        When the file is no mask or belongs to another detector.
+    """
+    import pickle
+
+    from dials.array_family import flex
+
+    try:
+        with path.open("rb") as file:
+            loaded = pickle.load(file, encoding="bytes")
+    except Exception as error:  # unpickling what is no pickle raises nearly anything
+        raise InputError(f"mask={path}: not a DIALS mask file ({_first_line(error)})") from None
+    panels = (loaded,) if isinstance(loaded, flex.bool) else tuple(loaded)
+    expected = [tuple(reversed(p.get_image_size())) for p in detector]
+    if not all(isinstance(p, flex.bool) for p in panels) or [tuple(p.all()) for p in panels] != expected:
+        raise InputError(f"mask={path}: its panels do not have the shape of the detector, {expected}")
+    return UserMask(path, panels)
+
+
+class _Stack:
+    """One open file of many images: format, reader and masks are made once for all of them."""
+
+    def __init__(self, path: str, first, instance):
+        self.path = path
+        self._data = first.data()
+        self._detector = first.get_detector(0)
+        self._instance = instance
+
+    def imageset(self, index: int):
+        from dxtbx.imageset import ImageSet
+        from scitbx.array_family import flex
+
+        imageset = ImageSet(self._data, flex.size_t([index]))
+        imageset.set_detector(self._detector, 0)
+        # XFEL files have the wavelength of each shot
+        imageset.set_beam(self._instance.get_beam(index), 0)
+        return imageset
