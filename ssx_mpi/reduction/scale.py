@@ -176,6 +176,37 @@ def scale(
     return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), rounds)
 
 
+def join_scales(
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    radial: Scales,
+    earlier: Scales,
+    known: np.ndarray,
+    noise: Noise,
+    merged: Merged,
+    unique: UniqueReflections,
+) -> Scales:
+    """Scales to continue from when crystals are added: the earlier ones, and new ones fitted to what was merged.
+
+    Parameters
+    ----------
+    radial
+        Of all crystals, from :func:`radial_means`; for new crystals the start of the fit.
+    earlier, known
+        Scales of an earlier reduction, and the crystals (n_crystals,) bool that have them.
+    merged
+        Of the earlier reduction.
+    """
+    new = include & ~known
+    scales = Scales(np.where(known, earlier.log_k, radial.log_k), np.where(known, earlier.b_factor, radial.b_factor))
+    for _ in range(5):
+        scales, _, _ = scaling.fit_scales(
+            observations, indexed, new, scales, noise, merged, unique.d_star_sq, 0.0
+        )
+    return scales
+
+
 def _centred(comm: Communicator, scales: Scales, include: np.ndarray) -> Scales:
     # The merged intensities can absorb a common scale and B: the mean crystal keeps 1 and 0. A crystal far out (one
     # that does not fit at all) must not drag the others along, hence the clipping.

@@ -1,0 +1,108 @@
+"""ssx_mpi.reduce: integrated crystals to merged intensities, over any number of MPI ranks.
+
+Examples::
+
+  mpirun -n 64 ssx_mpi.reduce run1/batch_*/integrated* run2/DataFiles/integrated_*.{expt,refl}
+
+  mpirun -n 64 ssx_mpi.reduce directory=run1 directory=run2 reference=model.pdb d_min=1.8
+
+  ssx_mpi.reduce directory=run1 dose_series_repeat=5 filtering.method=deltacchalf
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from ssx_mpi import dials_compat
+from ssx_mpi.parallel.communicator import Communicator
+
+PHIL = """
+input {
+  directory = None
+    .type = path
+    .multiple = True
+    .help = "Output folder of an earlier run, whose integrated crystals are taken; may be given more than once."
+}
+output {
+  folder = .
+    .type = path
+    .help = "Where DataFiles, LogFiles and data_reduction go."
+  log = ssx_mpi.reduce.log
+    .type = str
+}
+"""
+
+logger = logging.getLogger("ssx_mpi")
+
+BAD_INPUT = 2
+NO_CRYSTALS = 3
+
+
+def main(comm: Communicator, args: list[str]) -> int:
+    """Parse, reduce, and turn what went wrong into an exit code; the same on all ranks."""
+    from ssx_mpi.reduction import loading, parameters, pipeline
+    from ssx_mpi.reduction.errors import InputError, NothingLeftError
+
+    params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
+    folder = Path(params.output.folder).absolute()
+    if comm.rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _log_to(folder / params.output.log)
+    try:
+        sources = loading.find_sources(
+            [Path(name) for name in files], [Path(name).absolute() for name in params.input.directory if name]
+        )
+        summary = pipeline.reduce(comm, sources, parameters.from_phil(params), folder)
+    except InputError as error:
+        return _refuse(comm, error, BAD_INPUT)
+    except NothingLeftError as error:
+        return _refuse(comm, error, NO_CRYSTALS)
+    if comm.rank == 0:
+        for what, number in summary.fates.items():
+            logger.info("%7d crystals %s", number, what)
+        logger.info("merged intensities: %s", folder / "DataFiles" / "merged.mtz")
+    return 0
+
+
+def run(args: list[str] | None = None) -> None:
+    """Entry point of the program."""
+    dials_compat.prepare()
+    from ssx_mpi.parallel.launch import guarded
+
+    arguments = sys.argv[1:] if args is None else args
+    guarded(lambda comm: main(comm, arguments))
+
+
+def _parse(args: list[str], phil: str):
+    from dials.util.options import ArgumentParser
+    from iotbx.phil import parse
+
+    parser = ArgumentParser(
+        usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
+        phil=parse(phil),
+        epilog=__doc__,
+        check_format=False,
+    )
+    params, _, files = parser.parse_args(args=args, show_diff_phil=False, return_unhandled=True)
+    return params, files
+
+
+def _log_to(path: Path) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(path, mode="w")]
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+def _refuse(comm: Communicator, error: Exception, code: int) -> int:
+    if comm.rank == 0:
+        logger.error("%s", error)
+        print(error, file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    run()
