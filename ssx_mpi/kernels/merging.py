@@ -27,6 +27,8 @@ from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
 
 _MIN_FOR_CORRELATION = 3
+# a correlation of 10 numbers has a standard error of 0.3 where there is none
+_MIN_PAIRS = 10
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class HalfSets:
     cc_half: np.ndarray
     r_split: np.ndarray
     cc_anom: np.ndarray
+    pairs: np.ndarray
 
 
 def half_set(crystal_number: np.ndarray, repeat: int) -> np.ndarray:
@@ -155,7 +158,8 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
 
     Returns
     -------
-    cc_half, r_split, cc_anom : (n_shells + 1,) float64 each, the last for all shells together.
+    cc_half, r_split, cc_anom, pairs : (n_shells + 1,) float64 each, the last for all shells together
+        `pairs` is the number of reflections that both half-sets have.
     """
     one, two = Merged.from_sums(first), Merged.from_sums(second)
     both = (one.weight > 0) & (two.weight > 0)
@@ -170,7 +174,7 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
         paired &= np.all(weight > 0, axis=1)
         mates = np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0)
         anomalous.append(mates[:, 0] - mates[:, 1])
-    return cc_half, r_split, shell_correlation(*anomalous, paired, shells)
+    return cc_half, r_split, shell_correlation(*anomalous, paired, shells), with_total(shells.sum(both.astype(float)))
 
 
 def shell_correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray, shells: Shells) -> np.ndarray:
@@ -324,11 +328,15 @@ def delta_cc_half(
     return 100 * (whole - _sigma_tau((sums + changes).T))
 
 
-def resolution_estimate(shell_s_sq: np.ndarray, cc_half: np.ndarray, cutoff: float = 0.3) -> float | None:
+def resolution_estimate(
+    shell_s_sq: np.ndarray, cc_half: np.ndarray, pairs: np.ndarray, cutoff: float = 0.3
+) -> float | None:
     """Resolution where a smooth curve through CC1/2 falls to a cutoff.
 
     The curve is :math:`\\frac12 (1 - \\tanh((s^2 - s_0^2) / r))`, fitted by least squares over a grid of both parameters and
-    refined around the best; it uses every shell, so that one noisy shell does not decide.
+    refined around the best; it uses every shell, so that one noisy shell does not decide. A shell counts by the number
+    of reflections that both half-sets have, the inverse variance of a correlation; where these are too few for a
+    correlation to mean anything, there is no estimate.
 
     Parameters
     ----------
@@ -336,23 +344,25 @@ def resolution_estimate(shell_s_sq: np.ndarray, cc_half: np.ndarray, cutoff: flo
         (n,) mean d*^2 of the shells.
     cc_half
         (n,); nan where unknown.
+    pairs
+        (n,) reflections from which each CC1/2 was computed.
 
     Returns
     -------
     d_min : float or None
-        None where the curve stays above the cutoff within the data.
+        None where the curve stays above the cutoff within the data, or nothing can be said.
     """
-    known = np.isfinite(cc_half)
+    known = np.isfinite(cc_half) & (pairs >= _MIN_PAIRS)
     if np.count_nonzero(known) < _MIN_FOR_CORRELATION:
         return None
-    s_sq, cc = shell_s_sq[known], cc_half[known]
+    s_sq, cc, weight = shell_s_sq[known], cc_half[known], pairs[known]
     low, high = s_sq.min(), s_sq.max()
     extent = max(high - low, 1e-9)
     centre, width = (low - extent, high + 2 * extent), (0.02 * extent, 5 * extent)
     for _ in range(6):
         s0, r = np.meshgrid(np.linspace(*centre, 41), np.geomspace(*width, 41), indexing="ij")
         curve = 0.5 * (1 - np.tanh((s_sq - s0[..., None]) / r[..., None]))
-        best = np.unravel_index(np.argmin(np.sum((curve - cc) ** 2, axis=-1)), s0.shape)
+        best = np.unravel_index(np.argmin(np.sum(weight * (curve - cc) ** 2, axis=-1)), s0.shape)
         step = (centre[1] - centre[0]) / 20
         factor = (width[1] / width[0]) ** (1 / 20)
         centre = (s0[best] - step, s0[best] + step)

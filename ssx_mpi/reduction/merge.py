@@ -131,7 +131,8 @@ def merge(
     estimated = None
     if d_min is None and settings.cc_half_cutoff is not None:
         centres = 0.5 * (full_shells.edges[1:] + full_shells.edges[:-1])
-        estimated = merging.resolution_estimate(centres, full.cc_half[:-1], settings.cc_half_cutoff)
+        pairs = np.mean([comparison[3] for comparison in full_comparisons], axis=0)
+        estimated = merging.resolution_estimate(centres, full.cc_half[:-1], pairs[:-1], settings.cc_half_cutoff)
     limit = d_min if d_min is not None else estimated
     cut = full
     if limit is not None:
