@@ -90,8 +90,10 @@ def _parse(args: list[str], phil: str):
 
 
 def _log_to(path: Path) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout), logging.FileHandler(path, mode="w")]
-    for handler in handlers:
+    to_terminal, to_file = logging.StreamHandler(sys.stdout), logging.FileHandler(path, mode="w")
+    # errors go to stderr, once
+    to_terminal.addFilter(lambda record: record.levelno < logging.ERROR)
+    for handler in (to_terminal, to_file):
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -187,6 +187,14 @@ def composition_table(settings: np.ndarray, rotations: np.ndarray) -> np.ndarray
     return table
 
 
+def find_setting(matrix: np.ndarray, settings: np.ndarray, rotations: np.ndarray) -> int:
+    """The setting in whose coset a (3, 3) matrix lies; -1 for none."""
+    for number, setting in enumerate(settings):
+        if _contains(setting @ rotations, matrix):
+            return number
+    return -1
+
+
 def relative_agreement(first: np.ndarray, second: np.ndarray, table: np.ndarray) -> np.ndarray:
     """How many crystals two solutions set alike, for each common setting t between them: (n_settings,) int64.
 

@@ -16,7 +16,10 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystals import Crystals, Fate
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.loading import Source
+from ssx_mpi.report import crystfel
+from ssx_mpi.report.crystfel import CellType
 from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.reduction import ScaledCrystal, Selection
 
 INDEX_NAME = "scales.json"
 
@@ -112,42 +115,68 @@ def collect_by_file(
     return {source: _joined(parts) for source, parts in sorted(pieces.items())}
 
 
-def write_scaled(
-    source: Source,
-    results: FileResults,
-    stem: Path,
-    settings: np.ndarray,
-    unique: UniqueReflections,
-    merged: Merged,
-    noise: Noise,
-    partiality_threshold: float,
-    d_min: float | None,
-    d_max: float | None,
-) -> bool:
-    """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file; False when it has none."""
-    kept = np.flatnonzero(results.fate == Fate.KEPT)
-    if not len(kept):
-        return False
-    crystals = [
-        stage.ScaledCrystal(
+def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrystal]:
+    """The crystals of a file that are merged."""
+    return [
+        ScaledCrystal(
             results.identifier[row],
             int(results.position[row]),
             settings[results.setting[row]],
             float(results.log_k[row]),
             float(results.b_factor[row]),
         )
-        for row in kept
+        for row in np.flatnonzero(results.fate == Fate.KEPT)
     ]
+
+
+def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path) -> None:
+    """Write the experiments of some crystals of a file, in the common setting."""
     content = json.loads(source.experiments.read_bytes())
     selected = select_experiments(content, [c.position for c in crystals], [c.setting for c in crystals])
+    write_atomically(path, lambda beside: beside.write_text(json.dumps(selected, indent=1)))
+
+
+def write_scaled(
+    source: Source,
+    crystals: list[ScaledCrystal],
+    stem: Path,
+    selection: Selection,
+    unique: UniqueReflections,
+    merged: Merged,
+    noise: Noise,
+) -> None:
+    """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file and their scaled intensities."""
     write_atomically(
         stem.with_suffix(".refl"),
         lambda path: stage.write_scaled_reflections(
-            str(source.reflections), str(path), crystals, unique, merged, noise, partiality_threshold, d_min, d_max
+            str(source.reflections), str(path), crystals, selection, unique, merged, noise
         ),
     )
-    write_atomically(stem.with_suffix(".expt"), lambda path: path.write_text(json.dumps(selected, indent=1)))
-    return True
+    write_experiments(source, crystals, stem.with_suffix(".expt"))
+
+
+def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, selection: Selection) -> None:
+    """Write ``stem.expt`` and ``stem.refl`` with some crystals as integrated, in the common setting."""
+    write_atomically(
+        stem.with_suffix(".refl"),
+        lambda path: stage.write_selected_reflections(str(source.reflections), str(path), crystals, selection),
+    )
+    write_experiments(source, crystals, stem.with_suffix(".expt"))
+
+
+def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell_type: CellType) -> None:
+    """Write crystals of a file as a CrystFEL stream, in the common setting."""
+    content = json.loads(source.experiments.read_bytes())
+    chosen = [int(c.position) for c in crystals]
+    selected = select_experiments(content, chosen, [c.setting for c in crystals])
+    write_atomically(
+        path,
+        lambda beside: beside.write_text(
+            crystfel.stream(
+                selected, stage.read_integrated(str(source.reflections), crystals), cell_type
+            )
+        ),
+    )
 
 
 def select_experiments(content: dict, positions: list[int], settings: list[np.ndarray]) -> dict:

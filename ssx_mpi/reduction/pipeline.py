@@ -16,17 +16,21 @@ from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction import cells, filters, groups, loading, output, references, resolve, scale
 from ssx_mpi.reduction.crystals import FATE_TEXT, Crystals, Fate
-from ssx_mpi.reduction.errors import InputError, NothingLeftError
+from ssx_mpi.reduction.errors import InputError, NothingLeftError, raise_together
 from ssx_mpi.reduction.loading import Source
 from ssx_mpi.reduction.merge import MergedData, merge
 from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.scale import Scaled
 from ssx_mpi.report import merging as report
+from ssx_mpi.report.crystfel import CellType
+from ssx_mpi.stages import dials_reduction
 from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.reduction import Selection
 
 logger = logging.getLogger(__name__)
 
 _RADIAL_SHELLS = 20
+_COSYM_CRYSTALS = 500
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,12 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     )  # fmt: skip
     _require_some(comm, fate)
 
+    if parameters.check_with_cosym and len(frame.settings) > 1:
+        _compare_with_cosym(comm, crystals, setting, fate, loaded, sources, frame, parameters, folder)
+    if parameters.engine == "dials":
+        _dials_engine(comm, crystals, setting, fate, loaded, sources, frame, parameters, folder)
+        return _summary(comm, crystals, fate, frame, Noise(), float("nan"), {})
+
     indexed = resolve.index_in_settings(observations, frame.unique, frame.settings, setting)
     if earlier is not None and current is not None:
         start = scale.join_scales(
@@ -145,19 +155,30 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     )  # fmt: skip
 
     merged = _merge_all(comm, observations, indexed, crystals, fate, scaled, frame, reference, grouping, parameters)
-    wavelength = float(cells.median(comm, crystals.wavelength[:, None])[0])
+    summary = _summary(comm, crystals, fate, frame, scaled.noise, scaled.deviations.overall, merged)
+    _write(comm, summary, scaled, setting, fate, crystals, loaded, sources, frame, parameters, folder)
+    return summary
+
+
+def _summary(
+    comm: Communicator,
+    crystals: Crystals,
+    fate: np.ndarray,
+    frame: _Frame,
+    noise: Noise,
+    deviations_rms: float,
+    merged: dict[str, MergedData],
+) -> Summary:
     fates = comm.sum(np.bincount(fate, minlength=len(Fate)))
-    summary = Summary(
+    return Summary(
         {FATE_TEXT[f]: int(fates[f]) for f in Fate if fates[f]},
         frame.cell,
         stage.space_group_symbol(frame.space_group),
-        wavelength,
-        scaled.noise,
-        scaled.deviations.overall,
+        float(cells.median(comm, crystals.wavelength[:, None])[0]),
+        noise,
+        deviations_rms,
         merged,
     )
-    _write(comm, summary, scaled, setting, fate, crystals, loaded, sources, frame, parameters, folder)
-    return summary
 
 
 def _filter_cells(
@@ -244,6 +265,57 @@ def _resolve(
     return setting, fate
 
 
+def _compare_with_cosym(
+    comm: Communicator,
+    crystals: Crystals,
+    setting: np.ndarray,
+    fate: np.ndarray,
+    loaded: loading.Loaded,
+    sources: list[Source],
+    frame: _Frame,
+    parameters: ReductionParameters,
+    folder: Path,
+) -> None:
+    """Let dials.cosym set up to 500 crystals, as they were indexed, and say how many it sets alike. Collective."""
+    every = max(1, -(-loaded.n_total // _COSYM_CRYSTALS))
+    sampled = np.where((fate == Fate.KEPT) & (crystals.number % every == 0), Fate.KEPT, Fate.CELL)
+    ours = output.CrystalResults(Scales.unit(len(crystals)), np.zeros(len(crystals), dtype=np.int64), sampled)
+    selection = Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max)
+    written = []
+    for number, of_file in output.collect_by_file(comm, crystals, ours, loaded.first_number, loaded.n_total).items():
+        kept = output.kept_crystals(of_file, frame.settings)
+        if kept:
+            output.write_selected(
+                sources[number], kept, folder / "data_reduction" / f"cosym_{number + 1}", selection
+            )
+            written.append(number)
+    chosen = {crystals.identifier[row]: int(setting[row]) for row in np.flatnonzero(sampled == Fate.KEPT)}
+    written = sorted(number for part in comm.allgather(written) for number in part)
+    gathered = comm.gather(chosen)
+    if gathered is None:
+        return
+    expected = {name: row for part in gathered for name, row in part.items()}
+    stems = [folder / "data_reduction" / f"cosym_{number + 1}" for number in written]
+    try:
+        matrices = dials_reduction.cosym_settings(
+            dials_reduction.read(stems), frame.space_group, parameters.lattice_symmetry_max_delta,
+            parameters.partiality_threshold, parameters.ambiguity.seed,
+        )  # fmt: skip
+    except dials_reduction.DialsReductionError as error:
+        logger.warning("comparison with dials.cosym failed: %s", error)
+        return
+    finally:
+        _remove(folder, "cosym", written)
+    table = ambiguity.composition_table(frame.settings, frame.unique.rotations)
+    names = [name for name in expected if name in matrices]
+    theirs = np.array(
+        [ambiguity.find_setting(matrices[name], frame.settings, frame.unique.rotations) for name in names]
+    )
+    known = theirs >= 0
+    alike = ambiguity.relative_agreement(np.array([expected[name] for name in names])[known], theirs[known], table)
+    logger.info("dials.cosym sets %d of %d crystals alike", alike.max(initial=0), len(expected))
+
+
 def _merge_all(
     comm: Communicator,
     observations: Observations,
@@ -303,20 +375,93 @@ def _write(
 ) -> None:
     results = output.CrystalResults(scaled.scales, setting, fate)
     files = output.collect_by_file(comm, crystals, results, loaded.first_number, loaded.n_total)
-    state = folder / "data_reduction"
-    data_files = folder / "DataFiles"
+    state, data_files = folder / "data_reduction", folder / "DataFiles"
+    selection = Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max)
+    export, written = parameters.export, []
     for number, of_file in files.items():
         output.write_scales(state, number, of_file)
-        if parameters.export.scaled:
-            output.write_scaled(
-                sources[number], of_file, data_files / f"scaled_{number + 1}", frame.settings, frame.unique,
-                scaled.merged, scaled.noise, parameters.partiality_threshold, parameters.d_min, parameters.d_max,
-            )  # fmt: skip
+        kept = output.kept_crystals(of_file, frame.settings)
+        if not kept:
+            continue
+        source = sources[number]
+        if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
+            stem = data_files / f"scaled_{number + 1}"
+            output.write_scaled(source, kept, stem, selection, frame.unique, scaled.merged, scaled.noise)
+            written.append(number)
+        if export.stream:
+            cell_type = CellType(*stage.lattice_type(frame.space_group))
+            output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
     if comm.rank == 0:
         output.write_index(state, sources, scaled.noise, frame.settings, frame.unique, scaled.merged)
         for name, data in summary.merged.items():
             _write_merged(name, data, summary, frame, parameters, folder)
+    written = sorted(number for part in comm.allgather(written) for number in part)
+    if comm.rank == 0 and (export.unmerged_mtz or export.unmerged_mmcif):
+        dials_reduction.export_unmerged(
+            dials_reduction.read([data_files / f"scaled_{number + 1}" for number in written]),
+            parameters.partiality_threshold,
+            data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
+            data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
+        )
     comm.barrier()
+
+
+def _dials_engine(
+    comm: Communicator,
+    crystals: Crystals,
+    setting: np.ndarray,
+    fate: np.ndarray,
+    loaded: loading.Loaded,
+    sources: list[Source],
+    frame: _Frame,
+    parameters: ReductionParameters,
+    folder: Path,
+) -> None:
+    """Scale and merge with DIALS on rank 0 what passed the cell filter, in the settings that were found. Collective."""
+    results = output.CrystalResults(Scales.unit(len(crystals)), setting, fate)
+    selection = Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max)
+    written = []
+    for number, of_file in output.collect_by_file(
+        comm, crystals, results, loaded.first_number, loaded.n_total
+    ).items():
+        kept = output.kept_crystals(of_file, frame.settings)
+        if kept:
+            stem = folder / "data_reduction" / f"selected_{number + 1}"
+            output.write_selected(sources[number], kept, stem, selection)
+            written.append(number)
+    written = sorted(number for part in comm.allgather(written) for number in part)
+    message = None
+    if comm.rank == 0:
+        try:
+            _scale_and_merge_by_dials(
+                [folder / "data_reduction" / f"selected_{number + 1}" for number in written], parameters, folder
+            )
+        except dials_reduction.DialsReductionError as error:
+            message = str(error)
+    raise_together(comm, message)
+    _remove(folder, "selected", written)
+
+
+def _scale_and_merge_by_dials(stems: list[Path], parameters: ReductionParameters, folder: Path) -> None:
+    data_files = folder / "DataFiles"
+    data_files.mkdir(parents=True, exist_ok=True)
+    scaled = dials_reduction.scale(
+        dials_reduction.read(stems), parameters.partiality_threshold, parameters.anomalous, parameters.scaling_phil
+    )
+    scaled.experiments.as_file(str(data_files / "scaled.expt"))
+    scaled.reflections.as_file(str(data_files / "scaled.refl"))
+    content: dict = {}
+    threshold, anomalous = parameters.partiality_threshold, parameters.anomalous
+
+    def merged(path: Path) -> None:
+        content.update(
+            dials_reduction.merge(scaled, str(path), threshold, anomalous, parameters.d_min, parameters.merging_phil)
+        )
+
+    output.write_atomically(data_files / "merged.mtz", merged)
+    output.write_atomically(
+        folder / "LogFiles" / "dials.merge.json", lambda path: path.write_text(json.dumps(content, indent=2))
+    )
 
 
 def _write_merged(
@@ -341,6 +486,12 @@ def _write_merged(
     output.write_atomically(
         folder / "LogFiles" / f"dials.merge{suffix}.json", lambda path: path.write_text(json.dumps(content, indent=2))
     )
+
+
+def _remove(folder: Path, name: str, numbers: list[int]) -> None:
+    for number in numbers:
+        for suffix in (".expt", ".refl"):
+            (folder / "data_reduction" / f"{name}_{number + 1}{suffix}").unlink(missing_ok=True)
 
 
 def _require_some(comm: Communicator, fate: np.ndarray) -> None:

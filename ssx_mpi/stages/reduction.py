@@ -156,56 +156,140 @@ class ScaledCrystal:
     b_factor: float
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which observations of a file are used: the limits under which they were read."""
+
+    partiality_threshold: float
+    d_min: float | None = None
+    d_max: float | None = None
+
+
+def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
+    """Write the usable reflections of some crystals as they were integrated, in the common setting."""
+    table, _, _, _ = _selected(source, crystals, selection)
+    table.as_file(target)
+
+
 def write_scaled_reflections(
     source: str,
     target: str,
     crystals: list[ScaledCrystal],
+    selection: Selection,
     unique: UniqueReflections,
     merged: Merged,
     noise: Noise,
-    partiality_threshold: float,
-    d_min: float | None = None,
-    d_max: float | None = None,
 ) -> None:
     """Write the reflections that were merged, with the columns that scaled data have in DIALS.
 
     ``intensity.scale.value`` is the full intensity before scaling, ``intensity.scale.variance`` its variance by the
     error model, ``inverse_scale_factor`` what both are to be divided by (once and squared).
     """
+    table, hkl, crystal, correction = _selected(source, crystals, selection)
+    row, _ = unique.locate(hkl)
+    present = row >= 0
+    table = table.select(flumpy.from_numpy(np.flatnonzero(present).astype(np.uint64)))
+    _name_crystals(table, crystals)
+    crystal, correction, row = crystal[present], correction[present], row[present]
+    d_star_sq = unique.d_star_sq[row]
+    log_k, b_factor = np.array([c.log_k for c in crystals]), np.array([c.b_factor for c in crystals])
+    g = np.exp(log_k[crystal] - 0.5 * b_factor[crystal] * d_star_sq)
+    variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
+    expected = g * np.maximum(merged.intensity[row], 0.0)
+    table["intensity.scale.value"] = flumpy.from_numpy(flumpy.to_numpy(table["intensity.sum.value"]) * correction)
+    table["intensity.scale.variance"] = flumpy.from_numpy(noise.a**2 * (variance + (noise.b * expected) ** 2))
+    table["inverse_scale_factor"] = flumpy.from_numpy(g)
+    # not propagated: the error model, estimated with the scales as they are, contains it
+    table["inverse_scale_factor_variance"] = flex.double(len(table), 0.0)
+    table["d"] = flumpy.from_numpy(d_star_sq**-0.5)
+    table.set_flags(flex.bool(len(table), True), table.flags.scaled)
+    table.as_file(target)
+
+
+@dataclass(frozen=True)
+class IntegratedSpots:
+    """Reflections of one crystal as they were integrated, without any correction.
+
+    Parameters
+    ----------
+    hkl
+        (n, 3) int32, in the common setting.
+    intensity, sigma
+        (n,) counts.
+    background
+        (n,) mean counts per pixel; 0 where it was not recorded.
+    position
+        (n, 2) fast and slow coordinates in pixels.
+    panel
+        (n,) int64.
+    """
+
+    hkl: np.ndarray
+    intensity: np.ndarray
+    sigma: np.ndarray
+    background: np.ndarray
+    position: np.ndarray
+    panel: np.ndarray
+
+
+def read_integrated(source: str, crystals: list[ScaledCrystal]) -> list[IntegratedSpots]:
+    """All integrated reflections of some crystals, however partial, in the common setting."""
+    table, hkl, crystal, _ = _selected(source, crystals, Selection(0.0))
+    n = len(table)
+    positions = "xyzobs.px.value" if "xyzobs.px.value" in table else "xyzcal.px"
+    xyz = flumpy.to_numpy(table[positions]).reshape(-1, 3)
+    panel = flumpy.to_numpy(table["panel"]).astype(np.int64) if "panel" in table else np.zeros(n, dtype=np.int64)
+    background = flumpy.to_numpy(table["background.mean"]) if "background.mean" in table else np.zeros(n)
+    intensity = flumpy.to_numpy(table["intensity.sum.value"])
+    sigma = np.sqrt(flumpy.to_numpy(table["intensity.sum.variance"]))
+    spots = []
+    for number in range(len(crystals)):
+        rows = crystal == number
+        spots.append(
+            IntegratedSpots(hkl[rows], intensity[rows], sigma[rows], background[rows], xyz[rows, :2], panel[rows])
+        )
+    return spots
+
+
+def lattice_type(space_group: str) -> tuple[str, str, str]:
+    """Crystal system as CrystFEL names it, lattice centring, and unique axis (``*`` where there is none)."""
+    group = _group(space_group)
+    system = group.crystal_system().lower()
+    centring = group.conventional_centring_type_symbol()
+    # CrystFEL has no trigonal lattices, and calls R in the hexagonal setting H
+    name = "hexagonal" if system == "trigonal" else system
+    if system == "trigonal" and centring == "R":
+        centring = "H"
+    return name, centring, {"tetragonal": "c", "hexagonal": "c", "monoclinic": "b"}.get(name, "*")
+
+
+def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
+    # table of the usable reflections, reindexed, with its indices, crystals and corrections as arrays
     table = _read_table(source)
     rows, crystal, correction = _usable(
         table,
         source,
         tuple(c.identifier for c in crystals),
         np.array([c.position for c in crystals], dtype=np.int64),
-        partiality_threshold,
-        d_min,
-        d_max,
+        selection.partiality_threshold,
+        selection.d_min,
+        selection.d_max,
     )
     settings = np.array([c.setting for c in crystals]).reshape(-1, 3, 3)
     hkl = np.rint(np.einsum("ni,nij->nj", _miller_indices(table)[rows], settings[crystal])).astype(np.int32)
-    row, _ = unique.locate(hkl)
-    present = row >= 0
-    rows, crystal, correction, hkl, row = (x[present] for x in (rows, crystal, correction, hkl, row))
-    d_star_sq = unique.d_star_sq[row]
-    log_k, b_factor = np.array([c.log_k for c in crystals]), np.array([c.b_factor for c in crystals])
-    g = np.exp(log_k[crystal] - 0.5 * b_factor[crystal] * d_star_sq)
     table = table.select(flumpy.from_numpy(rows.astype(np.uint64)))
-    variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
-    expected = g * np.maximum(merged.intensity[row], 0.0)
-    table["intensity.scale.value"] = flumpy.from_numpy(flumpy.to_numpy(table["intensity.sum.value"]) * correction)
-    table["intensity.scale.variance"] = flumpy.from_numpy(noise.a**2 * (variance + (noise.b * expected) ** 2))
-    table["inverse_scale_factor"] = flumpy.from_numpy(g)
     table["miller_index"] = _to_miller_index(hkl)
-    table["d"] = flumpy.from_numpy(d_star_sq**-0.5)
     table["id"] = flumpy.from_numpy(crystal.astype(np.int32))
-    table.set_flags(flex.bool(len(table), True), table.flags.scaled)
+    _name_crystals(table, crystals)
+    return table, hkl, crystal, correction
+
+
+def _name_crystals(table, crystals: list[ScaledCrystal]) -> None:
     names = table.experiment_identifiers()
     for number in list(names.keys()):
         del names[number]
     for number, scaled in enumerate(crystals):
         names[number] = scaled.identifier
-    table.as_file(target)
 
 
 def point_group_rotations(space_group: str) -> np.ndarray:
