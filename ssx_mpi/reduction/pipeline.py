@@ -397,12 +397,15 @@ def _write(
             _write_merged(name, data, summary, frame, parameters, folder)
     written = sorted(number for part in comm.allgather(written) for number in part)
     if comm.rank == 0 and (export.unmerged_mtz or export.unmerged_mmcif):
-        dials_reduction.export_unmerged(
-            dials_reduction.read([data_files / f"scaled_{number + 1}" for number in written]),
-            parameters.partiality_threshold,
-            data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
-            data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
-        )
+        try:
+            dials_reduction.export_unmerged(
+                dials_reduction.read([data_files / f"scaled_{number + 1}" for number in written]),
+                parameters.partiality_threshold,
+                data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
+                data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
+            )
+        except dials_reduction.DialsReductionError as error:
+            logger.warning("%s", error)
     comm.barrier()
 
 

@@ -157,11 +157,15 @@ def export_unmerged(data: DialsData, partiality_threshold: float, mtz: Path | No
             params.mmcif.partiality_threshold = partiality_threshold
         if hasattr(params, "partiality_threshold"):
             params.partiality_threshold = partiality_threshold
+        # the export edits its table in place
+        table = data.reflections.select(flex.bool(len(data.reflections), True))
+        # DIALS 3.12 takes into mmCIF only what has profile-fitted intensities, too; scaled ones are all it reads here
+        table.set_flags(flex.bool(len(table), True), table.flags.integrated)
         try:
-            # the export edits its table in place
-            export(params, data.experiments, [data.reflections.copy()])
-        except (ValueError, RuntimeError) as error:
-            raise DialsReductionError(f"dials.export to {form}: {error}") from error
+            export(params, data.experiments, [table])
+        except (ValueError, RuntimeError, AssertionError, AttributeError) as error:
+            # DIALS 3.12 writes mmCIF only for images that have a scan
+            raise DialsReductionError(f"this version of DIALS cannot export these data to {form}: {error}") from error
 
 
 def _parameters(scope, phil_file: Path | None, overrides: tuple[str, ...], ours: dict[str, str]):

@@ -73,7 +73,7 @@ def read_observations(
 
 def _read_table(path: str):
     try:
-        return flex.reflection_table.from_file(path)
+        return flex.reflection_table.from_msgpack_file(path)
     except (RuntimeError, OSError, ValueError) as error:
         raise ReflectionFileError(f"{path} cannot be read as a reflection table: {error}") from None
 

@@ -102,11 +102,17 @@ def simulate(
 
 
 def write_files(
-    folder: Path, observations: Observations, lattice: Lattice, seed: int = 1, per_file: int = 500
+    folder: Path,
+    observations: Observations,
+    lattice: Lattice,
+    seed: int = 1,
+    per_file: int = 500,
+    stretched: tuple[int, ...] = (),
 ) -> list[Path]:
     """Observations as pairs of ``integrated_N.expt`` and ``.refl`` that DIALS reads; returns the ``.expt`` paths.
 
-    Orientations are random and the images do not exist; cells scatter by 0.05%.
+    Orientations are random and the images do not exist; cells scatter by 0.05%, those of the crystals named in
+    `stretched` are 5% longer.
     """
     from dials.array_family import flex
     from dxtbx import flumpy
@@ -123,7 +129,7 @@ def write_files(
         for number in range(first, last):
             rng = np.random.default_rng([seed, 4, number])
             axes = (Rotation.random(random_state=rng.integers(2**31)).as_matrix() @ orthogonal).T
-            axes = axes * (1 + rng.normal(0, 5e-4))
+            axes = axes * (1 + rng.normal(0, 5e-4)) * (1.05 if number in stretched else 1.0)
             crystals.append(
                 {
                     "__id__": "crystal",
