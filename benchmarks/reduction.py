@@ -44,14 +44,18 @@ LATTICES = {"lysozyme": synthetic.LYSOZYME, "ambiguous": synthetic.AMBIGUOUS}
 def cpu_against_crystals(numbers: list[int], per_crystal: int) -> None:
     """Print CPU seconds of each step for each number of crystals, and the power of the number that they follow."""
     print("P213, every crystal in one of two settings;", per_crystal, "reflections a crystal; CPU seconds")
-    print("crystals  located  radial  ambiguity  scaling  merging   total  ms/crystal  settings right  CC to truth  rms z")
+    print(
+        "crystals  located  radial  ambiguity  scaling  merging   total  ms/crystal  settings right  CC to truth  rms z"
+    )
     totals = []
     for n in numbers:
         observations, truth = synthetic.simulate(synthetic.AMBIGUOUS, n, per_crystal=per_crystal, ambiguous=True)
         times, right, cc, rms = _reduce(observations, truth)
         totals.append(times.sum())
         steps = "".join(f"{t:9.2f}" for t in times)
-        print(f"{n:8d}{steps}{times.sum():9.2f}{1e3 * times.sum() / n:11.2f}{right:14.4f}{cc:14.5f}{rms:9.3f}", flush=True)
+        print(
+            f"{n:8d}{steps}{times.sum():9.2f}{1e3 * times.sum() / n:11.2f}{right:14.4f}{cc:14.5f}{rms:9.3f}", flush=True
+        )
     if len(numbers) > 1:
         power = np.polyfit(np.log(numbers), np.log(totals), 1)[0]
         print(f"total CPU grows with the number of crystals to the power {power:.2f}")
@@ -132,8 +136,8 @@ def against_dials(lattice: str, n: int, per_crystal: int) -> None:
         _report("ssx_mpi.reduce", ours, folder / "DataFiles" / "merged_full.mtz", lattice, n, per_crystal)
         theirs = 0.0
         if lattice == "ambiguous":
-            cosym = _cpu(["dials.cosym", *inputs, "space_group=P213", "partiality_threshold=0.25",
-                          "unit_cell_clustering.threshold=None", "output.html=None", "output.json=None"], folder)  # fmt: skip
+            settings = ["space_group=P213", "partiality_threshold=0.25", "unit_cell_clustering.threshold=None"]
+            cosym = _cpu(["dials.cosym", *inputs, *settings, "output.html=None", "output.json=None"], folder)
             print(f"  dials.cosym {cosym:9.1f} s")
             theirs += cosym
             inputs = [str(folder / "symmetrized.expt"), str(folder / "symmetrized.refl")]
@@ -141,8 +145,8 @@ def against_dials(lattice: str, n: int, per_crystal: int) -> None:
         scaling = _cpu(["dials.scale", *inputs, "model=KB", "full_matrix=False", "cut_data.partiality_cutoff=0.25",
                         "intensity_choice=sum", "output.html=None"], folder)  # fmt: skip
         print(f"  dials.scale {scaling:9.1f} s")
-        merging_cpu = _cpu(["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"],
-                           folder)  # fmt: skip
+        merge_command = ["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"]
+        merging_cpu = _cpu(merge_command, folder)
         theirs += scaling + merging_cpu
         _report("DIALS", theirs, folder / "merged.mtz", lattice, n, per_crystal)
         print(f"ratio, all of DIALS to ssx_mpi.reduce: {theirs / ours:.1f}; dials.scale alone: {scaling / ours:.1f}")
@@ -162,11 +166,15 @@ def _report(name: str, cpu: float, path: Path, lattice: str, n: int, per_crystal
         factor = np.sum(x * y / sigma**2) / np.sum((y / sigma) ** 2)
         z = float(np.median(np.abs(x - factor * y) / sigma)) / 0.6745
         best = max(best, (float(np.corrcoef(x, y)[0, 1]), z))
-    print(f"{name:15s}{cpu:9.1f} s  CC to truth {best[0]:.5f}  robust rms deviation over sigma {best[1]:.2f}", flush=True)
+    print(
+        f"{name:15s}{cpu:9.1f} s  CC to truth {best[0]:.5f}  robust rms deviation over sigma {best[1]:.2f}", flush=True
+    )
 
 
 def _write(folder: Path, lattice: str, n: int, per_crystal: int, per_file: int) -> list[Path]:
-    observations, _ = synthetic.simulate(LATTICES[lattice], n, per_crystal=per_crystal, ambiguous=lattice == "ambiguous")
+    observations, _ = synthetic.simulate(
+        LATTICES[lattice], n, per_crystal=per_crystal, ambiguous=lattice == "ambiguous"
+    )
     return synthetic.write_files(folder, observations, LATTICES[lattice], per_file=per_file)
 
 

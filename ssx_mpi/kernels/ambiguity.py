@@ -3,10 +3,10 @@ r"""Indexing ambiguity at linear cost: every crystal against the current merged 
 The lattice can have rotations that the space group lacks. Each coset of the space group's rotations among those of the
 lattice is a setting, and an indexing program picks one at random for every crystal. Comparing crystals in pairs
 (Brehm & Diederichs, 2014) costs the square of their number. Here the crystals are spread over the settings at
-random, merged, and compared with the merged intensities, each without its own contribution; then spread again by how well each
-setting fits, and so on. The imbalance that chance made grows from round to round, as in a power iteration on the
-matrix of pairwise agreement, until all crystals agree. Spreading by probability, with a temperature that falls to
-1, keeps early rounds from freezing a mixture.
+random, merged, and compared with the merged intensities, each without its own contribution; then spread again by how
+well each setting fits, and so on. The imbalance that chance made grows from round to round, as in a power iteration
+on the matrix of pairwise agreement, until all crystals agree. Spreading by probability, with a temperature that falls
+to 1, keeps early rounds from freezing a mixture.
 
 Intensities are normalised (divided by the crystal's scale and the mean of their resolution shell), so that Wilson's
 distribution gives them variance 1, and weighted by :math:`1 / (1 + \sigma^2)`. For a crystal with weighted correlation
@@ -95,7 +95,9 @@ def normalise(
     return np.clip(intensity / expected, 1.0 - spread, 1.0 + spread), 1.0 / (1.0 + sigma_sq)
 
 
-def agreement(data: Normalised, probability: np.ndarray, merged_sum: np.ndarray, merged_weight: np.ndarray) -> Agreement:
+def agreement(
+    data: Normalised, probability: np.ndarray, merged_sum: np.ndarray, merged_weight: np.ndarray
+) -> Agreement:
     """Correlation and likelihood of every crystal in every setting.
 
     Parameters
@@ -134,7 +136,7 @@ def agreement(data: Normalised, probability: np.ndarray, merged_sum: np.ndarray,
 
 
 def spread(data: Normalised, probability: np.ndarray, n_unique: int) -> tuple[np.ndarray, np.ndarray]:
-    """Merged sum and weight, (n_unique,) each, of crystals spread over settings by probability; sums of ranks add up."""
+    """Merged sum and weight, (n_unique,) each, of crystals spread over settings by probability; ranks add up."""
     merged_sum, merged_weight = np.zeros(n_unique), np.zeros(n_unique)
     _accumulate(
         data.n_crystals,
@@ -213,13 +215,12 @@ def _contains(matrices: np.ndarray, wanted: np.ndarray) -> bool:
 
 
 _floats = array(np.float64, 1)
+_crystals = [c_int64, array(np.int64, 1), c_int64, c_int64, array(np.int32, 2), _floats, _floats, array(np.float64, 2)]
 _moments = declare(
     "ssx_setting_moments",
-    [c_int64, array(np.int64, 1), c_int64, c_int64, array(np.int32, 2), _floats, _floats, array(np.float64, 2)]
-    + [_floats, _floats, c_double, array(np.float64, 3, writeable=True)],
+    [*_crystals, _floats, _floats, c_double, array(np.float64, 3, writeable=True)],
 )
 _accumulate = declare(
     "ssx_setting_accumulate",
-    [c_int64, array(np.int64, 1), c_int64, c_int64, array(np.int32, 2), _floats, _floats, array(np.float64, 2)]
-    + [array(np.float64, 1, writeable=True)] * 2,
+    [*_crystals, array(np.float64, 1, writeable=True), array(np.float64, 1, writeable=True)],
 )

@@ -1,8 +1,8 @@
 r"""Unit cells: which lie together, and which are strangers.
 
 Cells of one space group in one setting are compared as points in G6, the metric tensor written as
-:math:`(a^2, b^2, c^2, 2bc\cos\alpha, 2ac\cos\beta, 2ab\cos\gamma)`, in square angstrom. All crystals were indexed in the
-same setting, so no walk over the boundaries of reduced cells is needed.
+:math:`(a^2, b^2, c^2, 2bc\cos\alpha, 2ac\cos\beta, 2ab\cos\gamma)`, in square angstrom. All crystals were indexed
+in the same setting, so no walk over the boundaries of reduced cells is needed.
 
 References
 ----------

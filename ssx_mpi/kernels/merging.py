@@ -167,18 +167,13 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
     difference = np.where(both, np.abs(one.intensity - two.intensity), 0.0)
     mean = np.where(both, 0.5 * (one.intensity + two.intensity), 0.0)
     r_split = _ratio(with_total(shells.sum(difference)), np.sqrt(2.0) * with_total(shells.sum(mean)))
-    anomalous = []
-    paired = np.ones(len(both), dtype=bool)
-    for sums in (first, second):
-        numerator, weight = sums[0], sums[1]
-        paired &= np.all(weight > 0, axis=1)
-        mates = np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0)
-        anomalous.append(mates[:, 0] - mates[:, 1])
-    return cc_half, r_split, shell_correlation(*anomalous, paired, shells), with_total(shells.sum(both.astype(float)))
+    paired = np.all(first[1] > 0, axis=1) & np.all(second[1] > 0, axis=1)
+    cc_anom = shell_correlation(_anomalous_difference(first), _anomalous_difference(second), paired, shells)
+    return cc_half, r_split, cc_anom, with_total(shells.sum(both.astype(float)))
 
 
 def shell_correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray, shells: Shells) -> np.ndarray:
-    """Pearson correlation of the selected unique reflections in each shell, and in all, (n_shells + 1,); nan for few."""
+    """Pearson correlation of selected unique reflections in each shell, and in all, (n_shells + 1,); nan for few."""
     result = np.full(len(shells) + 1, np.nan)
     for k in range(len(shells) + 1):
         inside = use & ((shells.number == k) if k < len(shells) else (shells.number >= 0))
@@ -257,7 +252,7 @@ def statistics(
 def moments(
     observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales, d_star_sq: np.ndarray
 ) -> np.ndarray:
-    """Number, sum and sum of squares of the scaled observations of each unique reflection, unweighted: (n_unique, 3)."""
+    """Number, sum and sum of squares of the scaled observations of each unique reflection: (n_unique, 3)."""
     sums = np.zeros((len(d_star_sq), 3))
     _moments(*_common(observations, indexed, include, scales), observations.intensity, d_star_sq, sums)
     return sums
@@ -283,8 +278,8 @@ def cc_half_sigma_tau(moment: np.ndarray, unit: np.ndarray) -> tuple[float, np.n
     """CC1/2 without half-sets, from the variance between and within unique reflections, and the sums it came from.
 
     With y the mean of the observations of a unique reflection in units of its shell's mean intensity, and e the
-    variance of that mean, :math:`CC_{1/2} = (\\sigma_y^2 - e) / (\\sigma_y^2 + e)`: a half-set's mean has the variance 2 e,
-    and the variance of the true intensities is :math:`\\sigma_y^2 - e`.
+    variance of that mean, :math:`CC_{1/2} = (\\sigma_y^2 - e) / (\\sigma_y^2 + e)`: a half-set's mean has the
+    variance 2 e, and the variance of the true intensities is :math:`\\sigma_y^2 - e`.
 
     Parameters
     ----------
@@ -333,10 +328,10 @@ def resolution_estimate(
 ) -> float | None:
     """Resolution where a smooth curve through CC1/2 falls to a cutoff.
 
-    The curve is :math:`\\frac12 (1 - \\tanh((s^2 - s_0^2) / r))`, fitted by least squares over a grid of both parameters and
-    refined around the best; it uses every shell, so that one noisy shell does not decide. A shell counts by the number
-    of reflections that both half-sets have, the inverse variance of a correlation; where these are too few for a
-    correlation to mean anything, there is no estimate.
+    The curve is :math:`\\frac12 (1 - \\tanh((s^2 - s_0^2) / r))`, fitted by least squares over a grid of both
+    parameters and refined around the best; it uses every shell, so that one noisy shell does not decide. A shell counts
+    by the number of reflections that both half-sets have, the inverse variance of a correlation; where these are too
+    few for a correlation to mean anything, there is no estimate.
 
     Parameters
     ----------
@@ -378,6 +373,12 @@ def with_total(per_shell: np.ndarray) -> np.ndarray:
     return np.append(per_shell, per_shell.sum())
 
 
+def _anomalous_difference(sums: np.ndarray) -> np.ndarray:
+    numerator, weight = sums[0], sums[1]
+    mates = np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0)
+    return mates[:, 0] - mates[:, 1]
+
+
 def _sigma_tau(sums: np.ndarray) -> np.ndarray:
     n, y, yy, e = sums
     n = np.maximum(n, 1)
@@ -414,6 +415,4 @@ _moments = declare("ssx_moments", [*_crystals, _floats, _floats, _table])
 _absolute = declare(
     "ssx_absolute_deviations", [*_crystals, _floats, _floats, _floats, array(np.float64, 1, writeable=True)]
 )
-_leave_out = declare(
-    "ssx_leave_out", [*_crystals, _floats, _floats, array(np.float64, 2), _floats, _table]
-)
+_leave_out = declare("ssx_leave_out", [*_crystals, _floats, _floats, array(np.float64, 2), _floats, _table])

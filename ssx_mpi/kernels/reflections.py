@@ -142,7 +142,9 @@ def unique_reflections(hkl: np.ndarray, d_star_sq: np.ndarray, rotations: np.nda
         image = np.rint(hkl @ rotation).astype(np.int32)
         epsilon += np.all(image == hkl, axis=1)
         centric |= np.all(image == -hkl, axis=1)
-    return UniqueReflections(hkl, np.asarray(d_star_sq, float)[order], epsilon, centric, rotations, key[order], flip[order])
+    return UniqueReflections(
+        hkl, np.asarray(d_star_sq, float)[order], epsilon, centric, rotations, key[order], flip[order]
+    )
 
 
 def asu_keys(hkl: np.ndarray, rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

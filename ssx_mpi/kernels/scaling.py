@@ -6,9 +6,9 @@ An observation of reflection h on crystal c is modelled as
 
 with the variance :math:`v = a^2 (\sigma^2 + b^2 m^2)`, in which the model rather than the observation stands, so that
 observations that came out low by chance do not get more weight. Given J, every crystal is a problem of two parameters;
-given the scales, :math:`J_h = \sum \rho g I / v \big/ \sum \rho g^2 / v`. Alternating the two converges, and only sums over
-unique reflections have to be combined between ranks. :math:`\rho` is the robust weight, 1 up to a normalised
-deviation of `bound` and falling with its square beyond, which bounds and then lowers the pull of an outlier.
+given the scales, :math:`J_h = \sum \rho g I / v \big/ \sum \rho g^2 / v`. Alternating the two converges, and
+only sums over unique reflections have to be combined between ranks. :math:`\rho` is the robust weight, 1 up to a
+normalised deviation of `bound` and falling with its square beyond, which bounds and then lowers the pull of an outlier.
 
 References
 ----------
@@ -180,9 +180,7 @@ def fit_scales(
     return Scales(log_k, b_factor), step, used
 
 
-def scale_factors(
-    observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray
-) -> np.ndarray:
+def scale_factors(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
     """g of each observation, (n,) float64; dividing the intensity by it puts it on the common scale."""
     crystal = observations.crystal()
     return np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * d_star_sq[indexed.unique])

@@ -99,9 +99,7 @@ def merge(
     d_star_sq, bound = unique.d_star_sq, settings.robust_bound
 
     def accumulated(include: np.ndarray, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(
-            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound)
-        )
+        return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
 
     blank = Merged(current.intensity, np.zeros(len(unique)))
     own = Merged.from_sums(accumulated(include, blank, 0.0))

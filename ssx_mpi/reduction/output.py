@@ -172,9 +172,7 @@ def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell
     write_atomically(
         path,
         lambda beside: beside.write_text(
-            crystfel.stream(
-                selected, stage.read_integrated(str(source.reflections), crystals), cell_type
-            )
+            crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
         ),
     )
 
@@ -265,7 +263,9 @@ def read_previous(output: Path) -> Previous:
     return Previous(sources, files, Noise(*index["noise"]), np.array(index["settings"]), hkl, intensity, weight)
 
 
-def previous_results(previous: Previous, sources: list[Source], crystals: Crystals) -> tuple[np.ndarray, CrystalResults]:
+def previous_results(
+    previous: Previous, sources: list[Source], crystals: Crystals
+) -> tuple[np.ndarray, CrystalResults]:
     """Earlier results of the crystals of this rank that were there already.
 
     Returns

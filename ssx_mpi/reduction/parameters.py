@@ -28,7 +28,7 @@ partiality_threshold = 0.25
   .help = "Reflections recorded to less than this fraction are left out."
 reference = None
   .type = path
-  .help = "Intensities (.mtz, .cif) or a model (.pdb, .cif) that settles the indexing ambiguity and to which CC is given."
+  .help = "Intensities (.mtz, .cif) or a model (.pdb, .cif) that settles the indexing ambiguity; CC to it is reported."
 reference_model {
   k_sol = 0.35
     .type = float

@@ -110,9 +110,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     as_indexed = resolve.index_in_settings(
         observations, frame.unique, frame.settings, np.zeros(len(crystals), dtype=np.int64)
     )
-    start, expected = scale.radial_means(
-        comm, observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells
-    )
+    start, expected = scale.radial_means(comm, observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells)
     noise = Noise(1.0, 0.1)
     current = None
     if previous is not None and earlier is not None:
@@ -285,9 +283,7 @@ def _compare_with_cosym(
     for number, of_file in output.collect_by_file(comm, crystals, ours, loaded.first_number, loaded.n_total).items():
         kept = output.kept_crystals(of_file, frame.settings)
         if kept:
-            output.write_selected(
-                sources[number], kept, folder / "data_reduction" / f"cosym_{number + 1}", selection
-            )
+            output.write_selected(sources[number], kept, folder / "data_reduction" / f"cosym_{number + 1}", selection)
             written.append(number)
     chosen = {crystals.identifier[row]: int(setting[row]) for row in np.flatnonzero(sampled == Fate.KEPT)}
     written = sorted(number for part in comm.allgather(written) for number in part)
@@ -424,9 +420,7 @@ def _dials_engine(
     results = output.CrystalResults(Scales.unit(len(crystals)), setting, fate)
     selection = Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max)
     written = []
-    for number, of_file in output.collect_by_file(
-        comm, crystals, results, loaded.first_number, loaded.n_total
-    ).items():
+    for number, of_file in output.collect_by_file(comm, crystals, results, loaded.first_number, loaded.n_total).items():
         kept = output.kept_crystals(of_file, frame.settings)
         if kept:
             stem = folder / "data_reduction" / f"selected_{number + 1}"
@@ -512,5 +506,3 @@ def _cell(cell: np.ndarray) -> str:
 def _say(comm: Communicator, message: str, *values: object) -> None:
     if comm.rank == 0:
         logger.info(message, *values)
-
-

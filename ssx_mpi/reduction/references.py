@@ -82,9 +82,7 @@ def _read(
     if np.any(np.abs(theirs[:3] / ours[:3] - 1) > _LENGTH_TOLERANCE) or np.any(
         np.abs(theirs[3:] - ours[3:]) > _ANGLE_TOLERANCE
     ):
-        raise InputError(
-            f"reference {path} has another cell ({_text(theirs)}) than the crystals ({_text(ours)})"
-        )
+        raise InputError(f"reference {path} has another cell ({_text(theirs)}) than the crystals ({_text(ours)})")
     return place(reference.hkl, reference.intensity, np.ones(len(reference.intensity)), unique)
 
 

@@ -197,7 +197,8 @@ def _one_start(
     probability = np.where(sampled[:, None], one[first], 0.0)
     temperature, score, rounds = _HOTTEST, -np.inf, 0
     merged = _merge(comm, data, probability, n_unique)
-    for rounds in range(1, _MAX_ROUNDS + 1):
+    while rounds < _MAX_ROUNDS:
+        rounds += 1
         agreement = ambiguity.agreement(data, probability, *merged)
         temperature = max(1.0, temperature * _COOLING)
         updated = np.where(sampled[:, None], ambiguity.probabilities(agreement.log_likelihood, temperature), 0.0)

@@ -136,9 +136,7 @@ def scale(
     scales = start
 
     def merge(scales: Scales, noise: Noise, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(
-            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound)
-        )
+        return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
 
     # no deviation means anything before there are merged intensities: the first merge weighs by expectation alone
     sums = merge(scales, Noise(noise.a, max(noise.b, 0.3)), Merged(expected, np.zeros(len(unique))), 0.0)
@@ -201,9 +199,7 @@ def join_scales(
     new = include & ~known
     scales = Scales(np.where(known, earlier.log_k, radial.log_k), np.where(known, earlier.b_factor, radial.b_factor))
     for _ in range(5):
-        scales, _, _ = scaling.fit_scales(
-            observations, indexed, new, scales, noise, merged, unique.d_star_sq, 0.0
-        )
+        scales, _, _ = scaling.fit_scales(observations, indexed, new, scales, noise, merged, unique.d_star_sq, 0.0)
     return scales
 
 

@@ -20,7 +20,8 @@ def shell_table(statistics: ShellStatistics) -> str:
         if k == statistics.n_shells:
             lines.append("-" * len(_HEADER))
         lines.append(
-            f"{statistics.d_max[k]:7.2f} {statistics.d_min[k]:7.2f} {statistics.n_obs[k]:8d} {statistics.n_unique[k]:6d}"
+            f"{statistics.d_max[k]:7.2f} {statistics.d_min[k]:7.2f}"
+            + f" {statistics.n_obs[k]:8d} {statistics.n_unique[k]:6d}"
             + _number(statistics.multiplicity[k], "8.2f")
             + _number(100 * statistics.completeness[k], "8.2f")
             + _number(statistics.mean_intensity[k], "8.1f")

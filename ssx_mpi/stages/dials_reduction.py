@@ -99,9 +99,7 @@ def merge(
     if hasattr(params, "french_wilson"):
         params.french_wilson.implementation = "cctbx"
     try:
-        mtz, json_data = program.merge_data_to_mtz_with_report_collection(
-            params, data.experiments, [data.reflections]
-        )
+        mtz, json_data = program.merge_data_to_mtz_with_report_collection(params, data.experiments, [data.reflections])
     except (ValueError, RuntimeError) as error:
         raise DialsReductionError(f"dials.merge: {error}") from error
     mtz.write(path)

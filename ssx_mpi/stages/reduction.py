@@ -16,7 +16,6 @@ from libtbx.utils import Sorry
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Merged, Noise
 
-
 logger = logging.getLogger(__name__)
 
 _MIN_FRENCH_WILSON = 200
@@ -293,7 +292,7 @@ def _name_crystals(table, crystals: list[ScaledCrystal]) -> None:
 
 
 def point_group_rotations(space_group: str) -> np.ndarray:
-    """Rotations of a space group (symbol of any kind cctbx reads), (m, 3, 3) float64, acting on indices from the right."""
+    """Rotations of a space group (any symbol that cctbx reads), (m, 3, 3) float64, acting on indices from the right."""
     group = _group(space_group)
     parts = {tuple(group(i).r().as_double()) for i in range(group.order_z())}
     return np.array(sorted(parts, reverse=True)).reshape(-1, 3, 3)
@@ -326,8 +325,8 @@ def reindexing_settings(cell: tuple[float, ...], space_group: str, max_delta: fl
     Returns
     -------
     settings : (n_settings, 3, 3) float64
-        A matrix T per coset of the point group in the group of rotations of the lattice; ``hkl @ T`` is the index in the
-        common setting. The first is the identity.
+        A matrix T per coset of the point group in the group of rotations of the lattice; ``hkl @ T`` is the index in
+        the common setting. The first is the identity.
     """
     to_niggli = _symmetry(cell, space_group).change_of_basis_op_to_niggli_cell()
     niggli = uctbx.unit_cell(tuple(cell)).change_basis(to_niggli)
@@ -445,7 +444,7 @@ def french_wilson(intensities):
 def wilson_b(
     cell: tuple[float, ...], space_group: str, unique: UniqueReflections, merged: Merged, d_min: float
 ) -> float | None:
-    """Wilson B in square angstrom, for a protein of 200 residues as DIALS has it; None where the data do not give one."""
+    """Wilson B in square angstrom, for a protein of 200 residues as in DIALS; None where the data do not give one."""
     inside = unique.d_star_sq <= d_min**-2 * (1 + 1e-9)
     array = _intensities(_symmetry(cell, space_group), unique.hkl, merged, inside)
     if array.size() < _MIN_FRENCH_WILSON:

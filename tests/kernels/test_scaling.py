@@ -92,9 +92,7 @@ def test_scales_follow_the_units_of_the_crystal(data):
     # doubling all intensities of a crystal doubles its scale and leaves B alone
     observations, indexed, scales, merged, d_star_sq = data
     everything = np.ones(4, dtype=bool)
-    doubled = Observations(
-        observations.start, observations.hkl, 2 * observations.intensity, 4 * observations.variance
-    )
+    doubled = Observations(observations.start, observations.hkl, 2 * observations.intensity, 4 * observations.variance)
     exact = Merged(merged.intensity, np.full(30, 1e30))
     results = []
     for table in (observations, doubled):

@@ -95,9 +95,7 @@ def simulate(
         intensity.append(full + noise * rng.standard_normal(len(rows)))
         variance.append(counting)
     start = np.concatenate([[0], np.cumsum([len(h) for h in hkl])]).astype(np.int64)
-    observations = Observations(
-        start, np.concatenate(hkl), np.concatenate(intensity), np.concatenate(variance)
-    )
+    observations = Observations(start, np.concatenate(hkl), np.concatenate(intensity), np.concatenate(variance))
     return observations, Truth(unique, truth, Scales(log_k, b_factor), setting, settings)
 
 
@@ -142,7 +140,14 @@ def write_files(
             images.append({"__id__": "ImageSet", "images": [f"/nowhere/shot_{number + 1:06d}.cbf"], "params": {}})
             k = number - first
             experiments.append(
-                {"__id__": "Experiment", "identifier": f"shot-{number}", "beam": 0, "detector": 0, "crystal": k, "imageset": k}
+                {
+                    "__id__": "Experiment",
+                    "identifier": f"shot-{number}",
+                    "beam": 0,
+                    "detector": 0,
+                    "crystal": k,
+                    "imageset": k,
+                }
             )
         content = {
             "__id__": "ExperimentList",

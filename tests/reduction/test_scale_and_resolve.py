@@ -95,9 +95,7 @@ def test_ambiguity_against_a_reference_that_is_the_truth():
     observations, truth = synthetic.simulate(synthetic.AMBIGUOUS, 60, per_crystal=60, ambiguous=True)
     everything, shells, _, start, expected = prepared(observations, truth, np.zeros(60, dtype=np.int64))
     data = resolve.normalised(observations, everything, truth.unique, truth.settings, start, expected)
-    reference = references.normalised(
-        Merged(truth.intensity, np.ones(len(truth.unique))), truth.unique, shells
-    )
+    reference = references.normalised(Merged(truth.intensity, np.ones(len(truth.unique))), truth.unique, shells)
     found = resolve.resolve_against(COMM, data, everything, reference, AmbiguitySettings())
     assert np.array_equal(found.setting[found.decided], truth.setting[found.decided])
     assert found.decided.mean() > 0.95
