@@ -51,10 +51,13 @@ def main(comm: Communicator, args: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         _log_to(folder / params.output.log)
     try:
+        settings = parameters.from_phil(params)
         sources = loading.find_sources(
-            [Path(name) for name in files], [Path(name).absolute() for name in params.input.directory if name]
+            [Path(name) for name in files],
+            [Path(name).absolute() for name in params.input.directory if name],
+            scaled="scale" not in settings.steps,
         )
-        summary = pipeline.reduce(comm, sources, parameters.from_phil(params), folder)
+        summary = pipeline.reduce(comm, sources, settings, folder)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     except NothingLeftError as error:

@@ -56,7 +56,7 @@ class Loaded:
     first_number: np.ndarray
 
 
-def find_sources(files: Iterable[Path], directories: Iterable[Path] = ()) -> list[Source]:
+def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled: bool = False) -> list[Source]:
     """Pairs of integrated experiments and reflections, in the order given.
 
     Parameters
@@ -65,6 +65,8 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = ()) -> lis
         Any of the two files of each pair, or both.
     directories
         Output folders of earlier runs: what is in their ``batch_*`` or, without these, ``DataFiles``.
+    scaled
+        In directories, look for what was scaled rather than for what was integrated.
 
     Raises
     ------
@@ -75,10 +77,10 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = ()) -> lis
     for directory in directories:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a folder")
-        found = sorted(directory.glob("batch_*/integrated*.expt"), key=_natural)
-        found = found or sorted(directory.glob("DataFiles/integrated*.expt"), key=_natural)
-        if not found:
-            raise InputError(f"no integrated*.expt in batch_* or DataFiles of {directory}")
+        patterns = ["DataFiles/scaled*.expt"] if scaled else ["batch_*/integrated*.expt", "DataFiles/integrated*.expt"]
+        found = next(filter(None, (sorted(directory.glob(p), key=_natural) for p in patterns)), None)
+        if found is None:
+            raise InputError(f"{directory} holds no {' or '.join(patterns)}")
         given.extend(found)
     pairs: dict[tuple[Path, Path], Source] = {}
     for path in given:
@@ -106,8 +108,16 @@ def load(
     partiality_threshold: float,
     d_min: float | None = None,
     d_max: float | None = None,
+    scaled: bool = False,
 ) -> Loaded:
     """Read this rank's share of the crystals. Collective.
+
+    Parameters
+    ----------
+    partiality_threshold, d_min, d_max
+        Which observations to take.
+    scaled
+        Take intensities that were scaled before, divided by their scale factors.
 
     Raises
     ------
@@ -132,7 +142,11 @@ def load(
             crystals, found = _read_crystals(source, number, int(low) - offset, int(high) - offset, offset)
             groups.extend(found)
             observations = stage.read_observations(
-                str(source.reflections), crystals.identifier, crystals.position, partiality_threshold, d_min, d_max
+                str(source.reflections),
+                crystals.identifier,
+                crystals.position,
+                stage.Selection(partiality_threshold, d_min, d_max),
+                scaled,
             )
             parts.append((crystals, observations))
     except (InputError, stage.ReflectionFileError) as error:

@@ -12,9 +12,9 @@ import numpy as np
 
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales
-from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystals import Crystals, Fate
 from ssx_mpi.reduction.errors import InputError
+from ssx_mpi.reduction.job import Job
 from ssx_mpi.reduction.loading import Source
 from ssx_mpi.report import crystfel
 from ssx_mpi.report.crystfel import CellType
@@ -82,9 +82,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def collect_by_file(
-    comm: Communicator, crystals: Crystals, results: CrystalResults, first_number: np.ndarray, n_total: int
-) -> dict[int, FileResults]:
+def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]:
     """Bring the results of each input file together on the rank that has its first crystal. Collective.
 
     Returns
@@ -92,10 +90,11 @@ def collect_by_file(
     files : dict of int to FileResults
         For the files that this rank is to write, by their number.
     """
+    comm, crystals, loaded = job.comm, job.crystals, job.loaded
     send: list[list[tuple[int, FileResults]]] = [[] for _ in range(comm.size)]
     for source in np.unique(crystals.source):
         rows = np.flatnonzero(crystals.source == source)
-        send[_owner(int(first_number[source]), n_total, comm.size)].append(
+        send[_owner(int(loaded.first_number[source]), loaded.n_total, comm.size)].append(
             (
                 int(source),
                 FileResults(

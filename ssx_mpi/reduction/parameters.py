@@ -11,6 +11,9 @@ from ssx_mpi.reduction.resolve import AmbiguitySettings
 from ssx_mpi.reduction.scale import ScalingSettings
 
 REDUCTION_PHIL = """
+steps = *scale *merge
+  .type = choice(multi=True)
+  .help = "merge alone takes files that were scaled before; scale alone leaves scaled files."
 engine = *fast dials
   .type = choice
   .help = "fast: over all ranks, at linear cost. dials: dials.scale and dials.merge in one process on rank 0."
@@ -57,7 +60,7 @@ symmetry {
     .help = "Degrees by which a lattice may miss a symmetry that makes indexing ambiguous."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.cosym, of which lattice_symmetry_max_delta and seed are used."
+    .help = "A file with parameters of dials.cosym, for check_with_cosym."
 }
 ambiguity {
   starts = 5
@@ -171,6 +174,7 @@ class Exports:
 class ReductionParameters:
     """All parameters of a reduction; the fields bear the names of the PHIL scope, where their help is."""
 
+    steps: tuple[str, ...] = ("scale", "merge")
     engine: str = "fast"
     d_min: float | None = None
     d_max: float | None = None
@@ -186,6 +190,7 @@ class ReductionParameters:
     filtering: CrystalFilter = field(default_factory=CrystalFilter)
     scaling: ScalingSettings = field(default_factory=ScalingSettings)
     merging: MergingSettings = field(default_factory=MergingSettings)
+    symmetry_phil: Path | None = None
     scaling_phil: Path | None = None
     merging_phil: Path | None = None
     dose_series_repeat: int | None = None
@@ -199,6 +204,7 @@ def from_phil(params) -> ReductionParameters:
     methods = [str(method) for method in params.filtering.method]
     clustering, cell = params.clustering, params.clustering.central_unit_cell
     return ReductionParameters(
+        steps=tuple(params.steps),
         engine=params.engine,
         d_min=params.d_min,
         d_max=params.d_max,
@@ -238,6 +244,7 @@ def from_phil(params) -> ReductionParameters:
             cc_half_cutoff=params.merging.cc_half_cutoff,
             robust_bound=params.scaling.robust_bound,
         ),
+        symmetry_phil=_path(params.symmetry.phil),
         scaling_phil=_path(params.scaling.phil),
         merging_phil=_path(params.merging.phil),
         dose_series_repeat=params.dose_series_repeat,

@@ -174,6 +174,23 @@ def scale(
     return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), rounds)
 
 
+def as_scaled(
+    comm: Communicator,
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    unique: UniqueReflections,
+    expected: np.ndarray,
+) -> Scaled:
+    """Observations that were scaled before, as a result of scaling: unit scales, and errors as they are. Collective."""
+    scales, noise = Scales.unit(observations.n_crystals), Noise()
+    merged = Merged(expected, np.zeros(len(unique)))
+    sums = comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0))
+    merged = Merged.from_sums(sums)
+    left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, unique.d_star_sq))
+    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), 0)
+
+
 def join_scales(
     observations: Observations,
     indexed: Indexed,

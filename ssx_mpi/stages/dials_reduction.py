@@ -107,13 +107,18 @@ def merge(
 
 
 def cosym_settings(
-    data: DialsData, space_group: str, max_delta: float, partiality_threshold: float, seed: int
+    data: DialsData,
+    space_group: str,
+    max_delta: float,
+    partiality_threshold: float,
+    seed: int,
+    phil_file: Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Setting that dials.cosym gives each crystal: (3, 3) such that indices become ``hkl @ matrix``, by identifier."""
     from cctbx import sgtbx
     from dials.command_line.cosym import cosym, phil_scope
 
-    params = phil_scope.extract()
+    params = _parameters(phil_scope, phil_file, (), {})
     params.space_group = sgtbx.space_group_info(space_group)
     params.lattice_symmetry_max_delta = max_delta
     params.partiality_threshold = partiality_threshold

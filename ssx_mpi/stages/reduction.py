@@ -25,6 +25,15 @@ class ReflectionFileError(ValueError):
     """A reflection file that cannot be used; the message names it."""
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Which observations of a file are used: the limits under which they were read."""
+
+    partiality_threshold: float
+    d_min: float | None = None
+    d_max: float | None = None
+
+
 def space_group_symbol(space_group: str) -> str:
     """Hermann-Mauguin symbol of a space group given by any symbol that cctbx reads."""
     return str(sgtbx.space_group_info(group=_group(space_group)))
@@ -34,9 +43,8 @@ def read_observations(
     path: str,
     identifiers: tuple[str, ...],
     positions: np.ndarray,
-    partiality_threshold: float,
-    d_min: float | None = None,
-    d_max: float | None = None,
+    selection: Selection,
+    scaled: bool = False,
 ) -> Observations:
     """Integrated reflections of some crystals of a file, as full intensities.
 
@@ -49,10 +57,10 @@ def read_observations(
         Experiment identifiers of the crystals wanted, in this order.
     positions
         (n_crystals,) of the experiments in their file, for reflection files that carry no identifiers.
-    partiality_threshold
-        Reflections recorded to less than this fraction are left out.
-    d_min, d_max
-        Resolution limits in angstrom.
+    selection
+        Which reflections are taken.
+    scaled
+        Take scaled intensities divided by their scale factors instead.
 
     Raises
     ------
@@ -60,13 +68,19 @@ def read_observations(
         When the file is no reflection table, was not integrated, or knows nothing of a crystal.
     """
     table = _read_table(path)
-    rows, crystal, correction = _usable(table, path, identifiers, positions, partiality_threshold, d_min, d_max)
+    rows, crystal, correction = _usable(table, path, identifiers, positions, selection)
+    intensity, variance = "intensity.sum.value", "intensity.sum.variance"
+    if scaled:
+        intensity, variance = "intensity.scale.value", "intensity.scale.variance"
+        if intensity not in table or "inverse_scale_factor" not in table:
+            raise ReflectionFileError(f"{path} holds no scaled intensities")
+        correction = 1.0 / flumpy.to_numpy(table["inverse_scale_factor"])[rows]
     sizes = np.bincount(crystal, minlength=len(identifiers))
     return Observations(
         start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         hkl=_miller_indices(table)[rows],
-        intensity=flumpy.to_numpy(table["intensity.sum.value"])[rows] * correction,
-        variance=flumpy.to_numpy(table["intensity.sum.variance"])[rows] * correction**2,
+        intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
+        variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
     )
 
 
@@ -82,9 +96,7 @@ def _usable(
     path: str,
     identifiers: tuple[str, ...],
     positions: np.ndarray,
-    partiality_threshold: float,
-    d_min: float | None,
-    d_max: float | None,
+    selection: Selection,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     # rows of the wanted crystals in order of crystal, number of the crystal in `identifiers`, correction to full
     if "intensity.sum.value" not in table:
@@ -112,11 +124,11 @@ def _usable(
         correction = correction * flumpy.to_numpy(table["lp"])
     if "partiality" in table:
         partiality = flumpy.to_numpy(table["partiality"])
-        use &= partiality >= max(partiality_threshold, 1e-6)
+        use &= partiality >= max(selection.partiality_threshold, 1e-6)
         correction = correction / np.where(use, partiality, 1.0)
     if "d" in table:
         d = flumpy.to_numpy(table["d"])
-        use &= (d >= (d_min or 0.0)) & (d <= (d_max or np.inf))
+        use &= (d >= (selection.d_min or 0.0)) & (d <= (selection.d_max or np.inf))
     variance = flumpy.to_numpy(table["intensity.sum.variance"])
     intensity = flumpy.to_numpy(table["intensity.sum.value"])
     use &= (variance > 0) & np.isfinite(intensity) & np.isfinite(variance)
@@ -153,15 +165,6 @@ class ScaledCrystal:
     setting: np.ndarray
     log_k: float
     b_factor: float
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which observations of a file are used: the limits under which they were read."""
-
-    partiality_threshold: float
-    d_min: float | None = None
-    d_max: float | None = None
 
 
 def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
@@ -270,9 +273,7 @@ def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
         source,
         tuple(c.identifier for c in crystals),
         np.array([c.position for c in crystals], dtype=np.int64),
-        selection.partiality_threshold,
-        selection.d_min,
-        selection.d_max,
+        selection,
     )
     settings = np.array([c.setting for c in crystals]).reshape(-1, 3, 3)
     hkl = np.rint(np.einsum("ni,nij->nj", _miller_indices(table)[rows], settings[crystal])).astype(np.int32)

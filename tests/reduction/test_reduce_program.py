@@ -283,3 +283,13 @@ def test_real_results_run_through(real_data, tmp_path):
     table = columns(tmp_path / "DataFiles" / "merged_full.mtz")
     assert table["N"].sum() > 2000
     assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P213"
+
+
+def test_merging_again_what_was_scaled(lysozyme, tmp_path):
+    assert run(tmp_path / "first", *lysozyme.paths) == 0
+    assert run(tmp_path / "again", f"directory={tmp_path / 'first'}", "steps=merge", "d_min=3.5") == 0
+    first, again = (intensities(tmp_path / name / "DataFiles" / "merged.mtz") for name in ("first", "again"))
+    assert 0.3 * len(first) < len(again) < 0.5 * len(first)
+    assert np.corrcoef([[first[h], again[h]] for h in again], rowvar=False)[0, 1] > 0.9999
+    assert not (tmp_path / "again" / "DataFiles" / "scaled_1.refl").exists()
+    assert not (tmp_path / "again" / "DataFiles" / "merged_full.mtz").exists()
