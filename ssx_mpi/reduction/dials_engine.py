@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity
-from ssx_mpi.kernels.scaling import Scales
 from ssx_mpi.reduction import output
 from ssx_mpi.reduction.crystals import Fate
 from ssx_mpi.reduction.errors import raise_together
@@ -76,7 +75,7 @@ def _say_how_many_agree(job: Job, ours: dict[str, int], numbers: list[int]) -> N
 
 
 def _write_selected(job: Job, name: str, setting: np.ndarray, fate: np.ndarray) -> list[int]:
-    results = output.CrystalResults(Scales.unit(len(job.crystals)), setting, fate)
+    results = output.CrystalResults.unscaled(setting, fate)
     written = []
     for number, of_file in output.collect_by_file(job, results).items():
         kept = output.kept_crystals(of_file, job.frame.settings)

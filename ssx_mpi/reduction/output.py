@@ -26,11 +26,20 @@ INDEX_NAME = "scales.json"
 
 @dataclass(frozen=True)
 class CrystalResults:
-    """Results per crystal of one rank, (n_crystals,) each: scales, row in the settings, and fate."""
+    """Results per crystal of one rank, (n_crystals,) each: scales, row in the settings, its margin, and fate.
+
+    The margin is the log-likelihood by which the setting is above the second best, infinite where there is one.
+    """
 
     scales: Scales
     setting: np.ndarray
+    margin: np.ndarray
     fate: np.ndarray
+
+    @classmethod
+    def unscaled(cls, setting: np.ndarray, fate: np.ndarray) -> CrystalResults:
+        """Crystals in their settings, before anything is known about their scales."""
+        return cls(Scales.unit(len(setting)), setting, np.full(len(setting), np.inf), fate)
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class FileResults:
     log_k: np.ndarray
     b_factor: np.ndarray
     setting: np.ndarray
+    margin: np.ndarray
     fate: np.ndarray
 
 
@@ -103,6 +113,7 @@ def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]
                     results.scales.log_k[rows],
                     results.scales.b_factor[rows],
                     results.setting[rows],
+                    results.margin[rows],
                     results.fate[rows],
                 ),
             )
@@ -215,6 +226,7 @@ def write_scales(folder: Path, number: int, results: FileResults) -> None:
             log_k=results.log_k,
             b_factor=results.b_factor,
             setting=results.setting,
+            margin=results.margin,
             fate=results.fate,
         )
 
@@ -275,7 +287,7 @@ def previous_results(
     """
     n = len(crystals)
     known = np.zeros(n, dtype=bool)
-    results = CrystalResults(Scales.unit(n), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
+    results = CrystalResults.unscaled(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
     where = dict(zip(previous.sources, previous.files))
     for number in np.unique(crystals.source):
         path = where.get(sources[number])
@@ -283,7 +295,7 @@ def previous_results(
             continue
         with np.load(path) as arrays:
             row_of = {str(identifier): row for row, identifier in enumerate(arrays["identifier"])}
-            columns = {name: arrays[name] for name in ("log_k", "b_factor", "setting", "fate")}
+            columns = {name: arrays[name] for name in ("log_k", "b_factor", "setting", "margin", "fate")}
         for here in np.flatnonzero(crystals.source == number):
             there = row_of.get(crystals.identifier[here])
             if there is None or columns["fate"][there] != Fate.KEPT:
@@ -292,6 +304,7 @@ def previous_results(
             results.scales.log_k[here] = columns["log_k"][there]
             results.scales.b_factor[here] = columns["b_factor"][there]
             results.setting[here] = columns["setting"][there]
+            results.margin[here] = columns["margin"][there]
     return known, results
 
 
@@ -310,6 +323,6 @@ def _joined(parts: list[FileResults]) -> FileResults:
         sum((part.identifier for part in parts), ()),
         *(
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("position", "log_k", "b_factor", "setting", "fate")
+            for name in ("position", "log_k", "b_factor", "setting", "margin", "fate")
         ),
     )

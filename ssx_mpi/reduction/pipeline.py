@@ -82,7 +82,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
 
     start = _start(job, fate, previous)
     if "scale" in parameters.steps:
-        setting, fate = _resolve(job, fate, start, reference)
+        setting, margin, fate = _resolve(job, fate, start, reference)
         if parameters.check_with_cosym and len(job.frame.settings) > 1:
             dials_engine.compare_with_cosym(job, setting, fate)
         if parameters.engine == "dials":
@@ -91,7 +91,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
         fate, scaled = _scale(job, indexed, fate, start)
     else:
-        setting = np.zeros(len(job.crystals), dtype=np.int64)
+        setting, margin = _one_setting(len(job.crystals))
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
         scaled = scale.as_scaled(comm, job.observations, indexed, fate == Fate.KEPT, job.frame.unique, start.expected)
 
@@ -99,7 +99,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     if "merge" in parameters.steps:
         merged = _merge(job, indexed, fate, scaled, reference, grouping)
     summary = _summary(job, fate, scaled, merged)
-    results.write(job, summary, scaled, setting, fate)
+    results.write(job, summary, scaled, output.CrystalResults(scaled.scales, setting, margin, fate))
     return summary
 
 
@@ -154,7 +154,7 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
         job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells
     )
     if previous is None:
-        nobody = output.CrystalResults(Scales.unit(n), np.zeros(n, dtype=np.int64), fate)
+        nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
         return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
     if previous.settings.shape != frame.settings.shape or not np.allclose(previous.settings, frame.settings):
         raise InputError(f"append={job.parameters.append}: the lattice has other symmetries now than it had then")
@@ -164,11 +164,13 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
     return _Start(scales, expected, previous.noise, current, known, earlier)
 
 
-def _resolve(job: Job, fate: np.ndarray, start: _Start, reference: Merged | None) -> tuple[np.ndarray, np.ndarray]:
+def _resolve(
+    job: Job, fate: np.ndarray, start: _Start, reference: Merged | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     comm, frame, crystals = job.comm, job.frame, job.crystals
     if len(frame.settings) == 1:
         say(comm, "no indexing ambiguity in %s with this cell", stage.space_group_symbol(frame.space_group))
-        return np.zeros(len(crystals), dtype=np.int64), fate
+        return *_one_setting(len(crystals)), fate
     include = fate == Fate.KEPT
     data = resolve.normalised(job.observations, include, frame.unique, frame.settings, start.scales, start.expected)
     known_intensities = reference or start.current
@@ -190,7 +192,13 @@ def _resolve(job: Job, fate: np.ndarray, start: _Start, reference: Merged | None
     setting = np.where(start.known, start.earlier.setting, resolved.setting)
     undecided = include & ~resolved.decided & ~start.known
     _say_settings(job, resolved, include, job.count(undecided))
-    return setting, _with(fate, undecided, Fate.AMBIGUOUS)
+    margin = np.where(start.known, start.earlier.margin, resolved.margin)
+    return setting, margin, _with(fate, undecided, Fate.AMBIGUOUS)
+
+
+def _one_setting(n_crystals: int) -> tuple[np.ndarray, np.ndarray]:
+    # nothing to choose from: infinitely sure
+    return np.zeros(n_crystals, dtype=np.int64), np.full(n_crystals, np.inf)
 
 
 def _say_settings(job: Job, resolved: resolve.Resolved, include: np.ndarray, undecided: int) -> None:

@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ssx_mpi.kernels.scaling import Noise
 from ssx_mpi.reduction import output
 from ssx_mpi.reduction.job import Job, logger
@@ -47,10 +45,10 @@ class Summary:
     merged: dict[str, MergedData]
 
 
-def write(job: Job, summary: Summary, scaled: Scaled, setting: np.ndarray, fate: np.ndarray) -> None:
+def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalResults) -> None:
     """Write merged and scaled data, exports, and the scales to continue from. Collective."""
     if "scale" in job.parameters.steps:
-        _write_by_file(job, output.CrystalResults(scaled.scales, setting, fate), scaled)
+        _write_by_file(job, crystals, scaled)
     if job.comm.rank == 0:
         for name, data in summary.merged.items():
             _write_merged(job, name, data, summary)
