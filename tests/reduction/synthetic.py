@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from cctbx import sgtbx, uctbx
+from dials.array_family import flex
+from dxtbx import flumpy
+from scipy.spatial.transform import Rotation
 
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Scales
@@ -112,76 +115,91 @@ def write_files(
     Orientations are random and the images do not exist; cells scatter by 0.05%, those of the crystals named in
     `stretched` are 5% longer.
     """
-    from dials.array_family import flex
-    from dxtbx import flumpy
-    from scipy.spatial.transform import Rotation
-
     folder.mkdir(parents=True, exist_ok=True)
     orthogonal = np.array(uctbx.unit_cell(lattice.cell).orthogonalization_matrix()).reshape(3, 3)
-    hall = sgtbx.space_group_info(lattice.space_group).type().hall_symbol()
-    unit_cell = uctbx.unit_cell(lattice.cell)
     paths = []
     for part, first in enumerate(range(0, observations.n_crystals, per_file)):
-        last = min(first + per_file, observations.n_crystals)
-        crystals, experiments, images = [], [], []
-        for number in range(first, last):
+        numbers = range(first, min(first + per_file, observations.n_crystals))
+        axes = []
+        for number in numbers:
             rng = np.random.default_rng([seed, 4, number])
-            axes = (Rotation.random(random_state=rng.integers(2**31)).as_matrix() @ orthogonal).T
-            axes = axes * (1 + rng.normal(0, 5e-4)) * (1.05 if number in stretched else 1.0)
-            crystals.append(
-                {
-                    "__id__": "crystal",
-                    "real_space_a": axes[0].tolist(),
-                    "real_space_b": axes[1].tolist(),
-                    "real_space_c": axes[2].tolist(),
-                    "space_group_hall_symbol": hall,
-                }
-            )
-            images.append({"__id__": "ImageSet", "images": [f"/nowhere/shot_{number + 1:06d}.cbf"], "params": {}})
-            k = number - first
-            experiments.append(
-                {
-                    "__id__": "Experiment",
-                    "identifier": f"shot-{number}",
-                    "beam": 0,
-                    "detector": 0,
-                    "crystal": k,
-                    "imageset": k,
-                }
-            )
-        content = {
-            "__id__": "ExperimentList",
-            "experiment": experiments,
-            "imageset": images,
-            "beam": [{"direction": [0.0, 0.0, 1.0], "wavelength": 1.0, "divergence": 0.0, "sigma_divergence": 0.0,
-                      "polarization_normal": [0.0, 1.0, 0.0], "polarization_fraction": 0.999, "flux": 0.0,
-                      "transmission": 1.0}],
-            "detector": [_DETECTOR],
-            "goniometer": [], "scan": [], "crystal": crystals, "profile": [], "scaling_model": [],
-        }  # fmt: skip
-        rows = slice(observations.start[first], observations.start[last])
-        n = int(rows.stop - rows.start)
-        table = flex.reflection_table()
-        hkl = [flumpy.from_numpy(np.ascontiguousarray(observations.hkl[rows, k])) for k in range(3)]
-        table["miller_index"] = flex.miller_index(*hkl)
-        counts = np.diff(observations.start[first : last + 1])
-        table["id"] = flumpy.from_numpy(np.repeat(np.arange(last - first), counts).astype(np.int32))
-        table["panel"] = flex.size_t(n, 0)
-        table["intensity.sum.value"] = flumpy.from_numpy(observations.intensity[rows].copy())
-        table["intensity.sum.variance"] = flumpy.from_numpy(observations.variance[rows].copy())
-        table["partiality"] = flex.double(n, 1.0)
-        table["d"] = unit_cell.d(table["miller_index"])
-        table["xyzobs.px.value"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
-        table["xyzcal.px"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
-        table["s1"] = flex.vec3_double(n, (0.0, 0.0, 1.0))
-        table.set_flags(flex.bool(n, True), table.flags.integrated_sum)
-        for k in range(last - first):
-            table.experiment_identifiers()[k] = f"shot-{first + k}"
+            rotation = Rotation.random(random_state=rng.integers(2**31)).as_matrix()
+            stretch = (1 + rng.normal(0, 5e-4)) * (1.05 if number in stretched else 1.0)
+            axes.append(stretch * (rotation @ orthogonal).T)
+        names = [f"shot-{number}" for number in numbers]
+        images = [f"/nowhere/shot_{number + 1:06d}.cbf" for number in numbers]
+        rows = slice(observations.start[first], observations.start[numbers[-1] + 1])
+        columns = {
+            "id": np.repeat(np.arange(len(names)), np.diff(observations.start[first : numbers[-1] + 2])),
+            "intensity.sum.value": observations.intensity[rows],
+            "intensity.sum.variance": observations.variance[rows],
+            "partiality": np.ones(rows.stop - rows.start),
+        }
         path = folder / f"integrated_{part + 1}.expt"
-        path.write_text(json.dumps(content))
-        table.as_file(str(path.with_suffix(".refl")))
+        write_experiments(path, axes, lattice.space_group, names, images, wavelength=1.0)
+        write_reflections(path.with_suffix(".refl"), observations.hkl[rows], columns, names, lattice.cell)
         paths.append(path)
     return paths
+
+
+def write_experiments(
+    path: Path, axes: list[np.ndarray], space_group: str, names: list[str], images: list[str], wavelength: float
+) -> None:
+    """Stills of crystals with the given direct axes (rows, angstrom) as an experiment list."""
+    hall = sgtbx.space_group_info(space_group).type().hall_symbol()
+    crystals = [
+        {
+            "__id__": "crystal",
+            "real_space_a": a.tolist(),
+            "real_space_b": b.tolist(),
+            "real_space_c": c.tolist(),
+            "space_group_hall_symbol": hall,
+        }
+        for a, b, c in axes
+    ]
+    experiments = [
+        {"__id__": "Experiment", "identifier": name, "beam": 0, "detector": 0, "crystal": k, "imageset": k}
+        for k, name in enumerate(names)
+    ]
+    beam = {
+        "direction": [0.0, 0.0, 1.0], "wavelength": wavelength, "divergence": 0.0, "sigma_divergence": 0.0,
+        "polarization_normal": [0.0, 1.0, 0.0], "polarization_fraction": 0.999, "flux": 0.0, "transmission": 1.0,
+    }  # fmt: skip
+    content = {
+        "__id__": "ExperimentList",
+        "experiment": experiments,
+        "imageset": [{"__id__": "ImageSet", "images": [image], "params": {}} for image in images],
+        "beam": [beam],
+        "detector": [_DETECTOR],
+        "goniometer": [],
+        "scan": [],
+        "crystal": crystals,
+        "profile": [],
+        "scaling_model": [],
+    }
+    path.write_text(json.dumps(content))
+
+
+def write_reflections(
+    path: Path, hkl: np.ndarray, columns: dict[str, np.ndarray], names: list[str], cell: tuple[float, ...]
+) -> None:
+    """Integrated reflections of stills as a reflection table."""
+    n = len(hkl)
+    table = flex.reflection_table()
+    table["miller_index"] = flex.miller_index(
+        *(flumpy.from_numpy(np.ascontiguousarray(hkl[:, k], dtype=np.int32)) for k in range(3))
+    )
+    for name, values in columns.items():
+        table[name] = flumpy.from_numpy(np.array(values, dtype=np.int32 if name == "id" else np.float64))
+    table["panel"] = flex.size_t(n, 0)
+    table["d"] = uctbx.unit_cell(cell).d(table["miller_index"])
+    table["xyzobs.px.value"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
+    table["xyzcal.px"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
+    table["s1"] = flex.vec3_double(n, (0.0, 0.0, 1.0))
+    table.set_flags(flex.bool(n, True), table.flags.integrated_sum)
+    for number, name in enumerate(names):
+        table.experiment_identifiers()[number] = name
+    table.as_file(str(path))
 
 
 _DETECTOR = {

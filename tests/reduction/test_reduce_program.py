@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import synthetic
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 from iotbx import mtz
@@ -277,12 +278,34 @@ def test_engine_dials_on_the_same_crystals(ambiguous, tmp_path):
     assert np.corrcoef([[ours[h], theirs[h]] for h in common], rowvar=False)[0, 1] > 0.97
 
 
-def test_real_results_run_through(real_data, tmp_path):
+def test_nitrite_reductase_runs_through(real_data, tmp_path):
     integrated = real_data / "cunir_serial_processed" / "integrated.expt"
     assert run(tmp_path, integrated, "ambiguity.min_margin=0") == 0
     table = columns(tmp_path / "DataFiles" / "merged_full.mtz")
     assert table["N"].sum() > 2000
     assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P213"
+
+
+def test_thaumatin_runs_through(real_data, tmp_path):
+    folder = real_data / "thaumatin_dials_3_30"
+    crystals = json.loads((folder / "crystals.json").read_text())["integrated"]
+    axes = [np.linalg.inv(np.reshape(a_matrix, (3, 3))) for a_matrix in crystals["A"]]
+    names = [f"thau-{number}" for number in crystals["image"]]
+    images = [f"/nowhere/thau_3_2_{number:04d}.cbf" for number in crystals["image"]]
+    path = tmp_path / "integrated_1.expt"
+    synthetic.write_experiments(path, axes, "P 41 21 2", names, images, wavelength=0.96859)
+    with np.load(folder / "integrated.npz") as table:
+        kept = ("id", "intensity.sum.value", "intensity.sum.variance", "partiality", "lp")
+        data = {name: table[name] for name in kept}
+        hkl = table["miller_index"]
+    synthetic.write_reflections(path.with_suffix(".refl"), hkl, data, names, tuple(crystals["cell"][4]))
+    assert run(tmp_path / "out", path) == 0
+    stats = json.loads((tmp_path / "out" / "LogFiles" / "dials.merge.json").read_text())["0.96859"]["merging_stats"]
+    assert stats["overall"]["n_obs"] > 10000
+    # one crystal, thirteen times in nearly the same orientation: few reflections, well measured
+    assert stats["overall"]["cc_one_half"] > 0.9
+    log = (tmp_path / "out" / "ssx_mpi.reduce.log").read_text()
+    assert "13 crystals merged" in log and "no indexing ambiguity in P 41 21 2" in log
 
 
 def test_merging_again_what_was_scaled(lysozyme, tmp_path):
