@@ -81,10 +81,29 @@ def resolution_shells(
 
 
 @dataclass(frozen=True)
+class RFactors:
+    """R factors of the observations against their means, (n_shells + 1,) each, the last for all shells."""
+
+    r_merge: np.ndarray
+    r_meas: np.ndarray
+    r_pim: np.ndarray
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """What R factors need of each unique reflection, (n,) each: number, sum, and sum of absolute deviations."""
+
+    number: np.ndarray
+    total: np.ndarray
+    absolute: np.ndarray
+
+
+@dataclass(frozen=True)
 class ShellStatistics:
     """Merging statistics, an array per quantity with a row per shell and a last row for all; nan where undefined.
 
-    Spreads (`_sd`) are standard deviations over the repeats of the random split into half-sets.
+    Spreads (`_sd`) are standard deviations over the repeats of the random split into half-sets. R factors are those of
+    all observations of a reflection, and (`_anom`) of the observations of each Friedel mate for itself.
     """
 
     d_max: np.ndarray
@@ -96,11 +115,11 @@ class ShellStatistics:
     mean_i_over_sigma: np.ndarray
     cc_half: np.ndarray
     cc_half_sd: np.ndarray
+    n_in_both_halves: np.ndarray
     r_split: np.ndarray
     r_split_sd: np.ndarray
-    r_merge: np.ndarray
-    r_meas: np.ndarray
-    r_pim: np.ndarray
+    r_factors: RFactors
+    r_factors_anom: RFactors
     anom_completeness: np.ndarray
     anom_multiplicity: np.ndarray
     cc_anom: np.ndarray
@@ -188,8 +207,8 @@ def shell_correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray, shells: She
 
 def statistics(
     sums: np.ndarray,
-    moments: np.ndarray,
-    absolute: np.ndarray,
+    scatter: Scatter,
+    scatter_of_mates: Scatter,
     halves: HalfSets,
     unique: UniqueReflections,
     shells: Shells,
@@ -201,8 +220,8 @@ def statistics(
     ----------
     sums
         (3, n_unique, 2) of :func:`ssx_mpi.kernels.scaling.accumulate`, of all crystals of all ranks.
-    moments, absolute
-        (n_unique, 3) and (n_unique,) from :func:`moments` and :func:`absolute_deviations`, of all ranks.
+    scatter, scatter_of_mates
+        Of the n_unique reflections, and of the 2 n_unique ones at 2 * unique + minus.
     reference
         Intensities to correlate with (weight 0 where there is none).
     """
@@ -216,9 +235,6 @@ def statistics(
     def total(values: np.ndarray) -> np.ndarray:
         return with_total(shells.sum(np.asarray(values, dtype=np.float64)))
 
-    repeated = n > 1
-    intensity_sum = total(np.where(repeated, moments[:, 1], 0.0))
-    excess = np.maximum(n - 1, 1)
     acentric = ~unique.centric
     mates = np.all(count > 0, axis=1) & acentric
     n_unique = total(seen)
@@ -237,16 +253,28 @@ def statistics(
         mean_i_over_sigma=_ratio(total(ratio), n_unique),
         cc_half=_mean(halves.cc_half),
         cc_half_sd=_spread(halves.cc_half),
+        n_in_both_halves=_mean(halves.pairs),
         r_split=_mean(halves.r_split),
         r_split_sd=_spread(halves.r_split),
-        r_merge=_ratio(total(np.where(repeated, absolute, 0.0)), intensity_sum),
-        r_meas=_ratio(total(np.where(repeated, absolute * np.sqrt(n / excess), 0.0)), intensity_sum),
-        r_pim=_ratio(total(np.where(repeated, absolute * np.sqrt(1 / excess), 0.0)), intensity_sum),
+        r_factors=r_factors(scatter, shells),
+        r_factors_anom=r_factors(scatter_of_mates, Shells(shells.edges, np.repeat(shells.number, 2))),
         anom_completeness=_ratio(total(mates), total(acentric)),
         anom_multiplicity=_ratio(total(n), total(np.count_nonzero(count > 0, axis=1))),
         cc_anom=_mean(halves.cc_anom),
         cc_reference=cc_reference,
     )
+
+
+def r_factors(scatter: Scatter, shells: Shells) -> RFactors:
+    """R factors over the reflections with two or more observations."""
+    n = scatter.number
+    repeated, excess = n > 1, np.maximum(n - 1, 1)
+    intensity = with_total(shells.sum(np.where(repeated, scatter.total, 0.0)))
+
+    def ratio(factor: np.ndarray) -> np.ndarray:
+        return _ratio(with_total(shells.sum(np.where(repeated, scatter.absolute * factor, 0.0))), intensity)
+
+    return RFactors(ratio(np.ones(len(n))), ratio(np.sqrt(n / excess)), ratio(np.sqrt(1 / excess)))
 
 
 def moments(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssx_mpi.kernels import merging, scaling
-from ssx_mpi.kernels.merging import HalfSets, Shells, ShellStatistics
+from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
@@ -107,36 +107,59 @@ def merge(
         sums = accumulated(include, own, bound)
         own = Merged.from_sums(sums)
 
-    halves: list[tuple[np.ndarray, np.ndarray]] = []
-    full_shells = merging.resolution_shells(d_star_sq, settings.n_shells)
-    full_comparisons = []
-    for repeat in range(settings.repeats):
+    def halves(repeat: int) -> tuple[np.ndarray, np.ndarray]:
         first = accumulated(include & merging.half_set(crystal_number, repeat), own, bound)
-        second = np.maximum(sums - first, 0.0)
+        second = sums - first
         # what is left by subtraction of equal sums is rounding, not data
-        second[0] = np.where(second[2] > 0.5, sums[0] - first[0], 0.0)
-        second[1] *= second[2] > 0.5
-        halves.append((first, second))
-        full_comparisons.append(merging.compare_half_sets(first, second, full_shells))
-    moments = comm.sum(merging.moments(observations, indexed, include, scales, d_star_sq))
-    absolute = comm.sum(merging.absolute_deviations(observations, indexed, include, scales, own, d_star_sq))
+        second *= second[2] > 0.5
+        return first, second
 
-    def statistics(shells: Shells, comparisons: list[tuple[np.ndarray, ...]]) -> ShellStatistics:
+    def statistics(shells: Shells) -> ShellStatistics:
+        # one split at a time: all of them together would be many times the merged data
+        comparisons = [merging.compare_half_sets(*halves(repeat), shells) for repeat in range(settings.repeats)]
         agreement = HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
-        return merging.statistics(sums, moments, absolute, agreement, unique, shells, reference)
+        return merging.statistics(sums, scatter, scatter_of_mates, agreement, unique, shells, reference)
 
-    full = statistics(full_shells, full_comparisons)
+    scatter = _scatter(comm, observations, indexed, include, scales, own, d_star_sq)
+    mates = Indexed(
+        np.where(indexed.unique < 0, -1, 2 * indexed.unique + indexed.minus).astype(np.int32), indexed.minus
+    )
+    weight = sums[1].ravel()
+    intensity = np.divide(sums[0].ravel(), weight, out=np.zeros_like(weight), where=weight > 0)
+    scatter_of_mates = _scatter(
+        comm,
+        observations,
+        mates,
+        include,
+        scales,
+        Merged(intensity, weight),
+        np.repeat(d_star_sq, 2),
+    )
+    full_shells = merging.resolution_shells(d_star_sq, settings.n_shells)
+    full = statistics(full_shells)
     estimated = None
     if d_min is None and settings.cc_half_cutoff is not None:
         centres = 0.5 * (full_shells.edges[1:] + full_shells.edges[:-1])
-        pairs = np.mean([comparison[3] for comparison in full_comparisons], axis=0)
-        estimated = merging.resolution_estimate(centres, full.cc_half[:-1], pairs[:-1], settings.cc_half_cutoff)
-    limit = d_min if d_min is not None else estimated
+        estimated = merging.resolution_estimate(
+            centres, full.cc_half[:-1], full.n_in_both_halves[:-1], settings.cc_half_cutoff
+        )
     cut = full
-    if limit is not None:
-        shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=limit)
-        cut = statistics(shells, [merging.compare_half_sets(*half, shells) for half in halves])
+    if estimated is not None:
+        cut = statistics(merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated))
+    limit = d_min or estimated or float(full.d_min[-1])
     number = int(comm.sum(np.array([np.count_nonzero(include)]))[0])
-    return MergedData(
-        sums, halves[0], full, cut, float(cut.d_min[-1] if limit is None else limit), estimated is not None, number
-    )
+    return MergedData(sums, halves(0), full, cut, limit, estimated is not None, number)
+
+
+def _scatter(
+    comm: Communicator,
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    scales: Scales,
+    merged: Merged,
+    d_star_sq: np.ndarray,
+) -> Scatter:
+    moments = comm.sum(merging.moments(observations, indexed, include, scales, d_star_sq))
+    absolute = comm.sum(merging.absolute_deviations(observations, indexed, include, scales, merged, d_star_sq))
+    return Scatter(moments[:, 0], moments[:, 1], absolute)

@@ -30,7 +30,7 @@ def shell_table(statistics: ShellStatistics) -> str:
             + _number(statistics.cc_half_sd[k], "6.3f")
             + _number(statistics.cc_star[k], "7.3f")
             + _number(statistics.r_split[k], "8.3f")
-            + _number(statistics.r_meas[k], "7.3f")
+            + _number(statistics.r_factors.r_meas[k], "7.3f")
             + _number(statistics.cc_anom[k], "8.3f")
             + _number(statistics.cc_reference[k], "7.3f")
         )
@@ -40,8 +40,8 @@ def shell_table(statistics: ShellStatistics) -> str:
 def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float | None) -> dict:
     """Statistics under the keys that readers of dials.merge.json look for.
 
-    Beside the keys of DIALS stand ``cc_one_half_sd``, ``cc_star``, ``r_split`` and ``cc_reference``. What needs the
-    unmerged observations of both Friedel mates on one rank (R factors within I(+) and I(-)) is null.
+    Beside the keys of DIALS stand ``cc_one_half_sd``, ``cc_star``, ``r_split`` and ``cc_reference``. What
+    is not computed here (significance of correlations, R and probability plots of anomalous differences) is null.
     """
     return {
         f"{wavelength:.5f}": {
@@ -70,7 +70,7 @@ def _finite(value) -> float | None:
 
 
 def _row(statistics: ShellStatistics, k: int, anomalous: bool) -> dict:
-    undefined = None if anomalous else 0
+    r_factors = statistics.r_factors_anom if anomalous else statistics.r_factors
     multiplicity = statistics.anom_multiplicity if anomalous else statistics.multiplicity
     return {
         "d_star_sq_min": statistics.d_min[k] ** -2.0,
@@ -81,9 +81,9 @@ def _row(statistics: ShellStatistics, k: int, anomalous: bool) -> dict:
         "completeness": _finite(100 * statistics.completeness[k]),
         "i_mean": _finite(statistics.mean_intensity[k]),
         "i_over_sigma_mean": _finite(statistics.mean_i_over_sigma[k]),
-        "r_merge": undefined if anomalous else _finite(statistics.r_merge[k]),
-        "r_meas": undefined if anomalous else _finite(statistics.r_meas[k]),
-        "r_pim": undefined if anomalous else _finite(statistics.r_pim[k]),
+        "r_merge": _finite(r_factors.r_merge[k]),
+        "r_meas": _finite(r_factors.r_meas[k]),
+        "r_pim": _finite(r_factors.r_pim[k]),
         "r_anom": None,
         "cc_one_half": _finite(statistics.cc_half[k]),
         "cc_one_half_sd": _finite(statistics.cc_half_sd[k]),
@@ -125,9 +125,9 @@ def _overall_table(statistics: ShellStatistics) -> list[list[str]]:
         row("Multiplicity", numbers(statistics.multiplicity, ".1f")),
         row("Completeness", numbers(statistics.completeness, ".2f", 100.0, "%")),
         row("Mean I/σ(I)", numbers(statistics.mean_i_over_sigma, ".1f")),
-        row("R<sub>merge</sub>", numbers(statistics.r_merge, ".3f")),
-        row("R<sub>meas</sub>", numbers(statistics.r_meas, ".3f")),
-        row("R<sub>pim</sub>", numbers(statistics.r_pim, ".3f")),
+        row("R<sub>merge</sub>", numbers(statistics.r_factors.r_merge, ".3f")),
+        row("R<sub>meas</sub>", numbers(statistics.r_factors.r_meas, ".3f")),
+        row("R<sub>pim</sub>", numbers(statistics.r_factors.r_pim, ".3f")),
         row("R<sub>split</sub>", numbers(statistics.r_split, ".3f")),
         row("CC<sub>½</sub>", numbers(statistics.cc_half, ".3f")),
     ]
@@ -153,9 +153,9 @@ def _binned_table(statistics: ShellStatistics) -> list[list]:
                 *(
                     f"{values[k]:.3f}"
                     for values in (
-                        statistics.r_merge,
-                        statistics.r_meas,
-                        statistics.r_pim,
+                        statistics.r_factors.r_merge,
+                        statistics.r_factors.r_meas,
+                        statistics.r_factors.r_pim,
                         statistics.r_split,
                         statistics.cc_half,
                         statistics.cc_anom,
@@ -179,7 +179,7 @@ def _summary(statistics: ShellStatistics, wilson_b: float | None) -> dict:
         "Multiplicity": both(statistics.multiplicity, ".2f"),
         "CC-half": both(statistics.cc_half, ".4f"),
         "I/sigma": both(statistics.mean_i_over_sigma, ".2f"),
-        "Rmerge(I)": both(statistics.r_merge, ".4f"),
+        "Rmerge(I)": both(statistics.r_factors.r_merge, ".4f"),
         "Rsplit(I)": both(statistics.r_split, ".4f"),
         "Anomalous completeness (%)": both(statistics.anom_completeness, ".2f", 100.0),
         "Anomalous multiplicity": both(statistics.anom_multiplicity, ".2f"),
@@ -214,6 +214,6 @@ def _plots(statistics: ShellStatistics) -> dict:
         "multiplicity_vs_resolution": plot(
             "Multiplicity vs resolution", "Multiplicity", Multiplicity=statistics.multiplicity
         ),
-        "r_pim": plot("Rpim vs resolution", "Rpim", **{"R<sub>pim</sub>": statistics.r_pim}),
+        "r_pim": plot("Rpim vs resolution", "Rpim", **{"R<sub>pim</sub>": statistics.r_factors.r_pim}),
         "r_split": plot("Rsplit vs resolution", "Rsplit", **{"R<sub>split</sub>": statistics.r_split}),
     }

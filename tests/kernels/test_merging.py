@@ -97,3 +97,46 @@ def test_g6_of_an_oblique_cell():
 
     cell = np.array([[*lengths, angle(b, c), angle(a, c), angle(a, b)]])
     np.testing.assert_allclose(g6(cell)[0], [a @ a, b @ b, c @ c, 2 * b @ c, 2 * a @ c, 2 * a @ b])
+
+
+def test_r_factors_by_their_formulas():
+    rng = np.random.default_rng(5)
+    n = np.array([1, 2, 3, 6])
+    observed = [rng.uniform(50, 150, k) for k in n]
+    scatter = merging.Scatter(
+        n.astype(float), np.array([x.sum() for x in observed]), np.array([np.abs(x - x.mean()).sum() for x in observed])
+    )
+    shells = merging.Shells(np.array([0.0, 0.1, 0.2]), np.array([0, 0, 1, 1]))
+    got = merging.r_factors(scatter, shells)
+    several = observed[1:]
+    total = sum(x.sum() for x in several)
+    assert got.r_merge[-1] == pytest.approx(sum(np.abs(x - x.mean()).sum() for x in several) / total)
+    meas = sum(np.sqrt(len(x) / (len(x) - 1)) * np.abs(x - x.mean()).sum() for x in several) / total
+    assert got.r_meas[-1] == pytest.approx(meas)
+    first = observed[1]
+    # the reflection observed once has no say
+    assert got.r_pim[0] == pytest.approx(np.abs(first - first.mean()).sum() / first.sum())
+
+
+def test_half_sets_are_compared_shell_by_shell():
+    rng = np.random.default_rng(6)
+    n = 900
+    truth = rng.exponential(100, n)
+    halves = []
+    for _ in range(2):
+        noise = np.where(np.arange(n) < 450, 5.0, 100.0)[:, None]
+        sums = np.zeros((3, n, 2))
+        sums[1] = 1 / noise**2
+        sums[0] = (truth[:, None] + noise * rng.normal(size=(n, 2))) * sums[1]
+        sums[2] = 1
+        halves.append(sums)
+    halves[1][:, :9] = 0
+    shells = merging.Shells(np.array([0.0, 0.1, 0.2]), np.repeat([0, 1], 450))
+    cc, r_split, cc_anom, pairs = merging.compare_half_sets(*halves, shells)
+    assert pairs.tolist() == [441, 450, 891]
+    # a half-set's mean of two has half the variance
+    spread = truth[9:450].var(), truth[450:].var()
+    expected = [v / (v + s**2 / 2) for v, s in zip(spread, (5, 100))]
+    np.testing.assert_allclose(cc[:2], expected, atol=0.08)
+    assert r_split[0] < 0.1 < 0.3 < r_split[1]
+    assert np.all(np.abs(cc_anom) < 0.15)
