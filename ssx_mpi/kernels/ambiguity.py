@@ -58,6 +58,13 @@ class Normalised:
     def n_settings(self) -> int:
         return len(self.setting_unique)
 
+    def select(self, crystals: np.ndarray) -> Normalised:
+        """Those of the crystals where the mask (n_crystals,) bool is true."""
+        counts = np.diff(self.start)
+        rows = np.repeat(crystals, counts)
+        start = np.concatenate([[0], np.cumsum(counts[crystals])]).astype(np.int64)
+        return Normalised(start, np.ascontiguousarray(self.setting_unique[:, rows]), self.x[rows], self.w[rows])
+
 
 @dataclass(frozen=True)
 class Agreement:

@@ -154,17 +154,20 @@ class HalfSets:
 
 
 def half_set(crystal_number: np.ndarray, repeat: int) -> np.ndarray:
-    """Which crystals, by their numbers in the whole data set, are in the first half: (n,) bool.
+    """Which crystals, by their numbers in the whole data set, are in the first half: (n,) bool."""
+    return (scramble(crystal_number, repeat) & np.uint64(1)).astype(bool)
 
-    The bits come from the finaliser of the splitmix64 generator (Steele, Lea & Flood, 2014), a bijection of the
-    integers that looks random.
+
+def scramble(number: np.ndarray, stream: int) -> np.ndarray:
+    """Random-looking integers, (n,) uint64, that depend on a number and a stream alone, on whichever rank.
+
+    The finaliser of the splitmix64 generator (Steele, Lea & Flood, 2014), a bijection of the integers.
     """
     with np.errstate(over="ignore"):
-        x = crystal_number.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(repeat + 1)
+        x = number.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15) * np.uint64(stream + 1)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x ^= x >> np.uint64(31)
-    return (x & np.uint64(1)).astype(bool)
+        return x ^ (x >> np.uint64(31))
 
 
 def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> tuple[np.ndarray, ...]:

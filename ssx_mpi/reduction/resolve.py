@@ -13,6 +13,7 @@ import numpy as np
 
 from ssx_mpi.kernels import ambiguity
 from ssx_mpi.kernels.ambiguity import Agreement, Normalised
+from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
 from ssx_mpi.parallel.communicator import Communicator
@@ -137,27 +138,27 @@ def resolve(
     """
     every = max(1, -(-n_total // settings.sample))
     sampled = include & (crystal_number % every == 0)
-    best_score, best_setting, best_merged = -np.inf, np.zeros(data.n_crystals, dtype=np.int64), None
+    sample, numbers = data.select(sampled), crystal_number[sampled]
+    best_score, best_setting, merged = -np.inf, np.zeros(len(numbers), dtype=np.int64), (np.zeros(0), np.zeros(0))
     outcomes = []
     for start in range(settings.starts):
-        probability, merged, score, rounds = _one_start(comm, data, sampled, crystal_number, n_unique, start, settings)
+        probability, found, score, rounds = _one_start(comm, sample, numbers, n_unique, start, settings)
         setting = np.argmax(probability, axis=1)
         outcomes.append(setting)
         logger.debug("ambiguity start %d: score %.1f after %d rounds", start + 1, score, rounds)
         if score > best_score:
-            best_score, best_setting, best_merged = score, setting, merged
-    assert best_merged is not None
-    size = comm.sum(np.array([np.count_nonzero(sampled)]))[0]
-    alike = np.array([ambiguity.relative_agreement(best_setting[sampled], o[sampled], table) for o in outcomes])
+            best_score, best_setting, merged = score, setting, found
+    size = comm.sum(np.array([len(numbers)]))[0]
+    alike = np.array([ambiguity.relative_agreement(best_setting, outcome, table) for outcome in outcomes])
     start_agreement = comm.sum(alike).max(axis=1) / max(size, 1)
 
-    none = np.zeros((data.n_crystals, data.n_settings))
-    own = np.where(sampled[:, None], np.eye(data.n_settings)[best_setting], none)
-    merged = best_merged
+    one = np.eye(data.n_settings)
+    own = np.zeros((data.n_crystals, data.n_settings))
+    own[sampled] = one[best_setting]
     result = ambiguity.agreement(data, own, *merged)
     for _ in range(_FINAL_ROUNDS):
         chosen = result.best()
-        own = np.where(include[:, None], np.eye(data.n_settings)[chosen], none)
+        own = np.where(include[:, None], one[chosen], 0.0)
         merged = _merge(comm, data, own, n_unique)
         result = ambiguity.agreement(data, own, *merged)
         moved = comm.sum(np.array([np.count_nonzero((result.best() != chosen) & include)]))[0]
@@ -186,26 +187,23 @@ def resolve_against(
 def _one_start(
     comm: Communicator,
     data: Normalised,
-    sampled: np.ndarray,
     crystal_number: np.ndarray,
     n_unique: int,
     start: int,
     settings: AmbiguitySettings,
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray], float, int]:
-    first = _random_settings(crystal_number, start, settings.seed, data.n_settings)
-    one = np.eye(data.n_settings)
-    probability = np.where(sampled[:, None], one[first], 0.0)
+    probability = np.eye(data.n_settings)[_random_settings(crystal_number, start, settings.seed, data.n_settings)]
     temperature, score, rounds = _HOTTEST, -np.inf, 0
     merged = _merge(comm, data, probability, n_unique)
     while rounds < _MAX_ROUNDS:
         rounds += 1
         agreement = ambiguity.agreement(data, probability, *merged)
         temperature = max(1.0, temperature * _COOLING)
-        updated = np.where(sampled[:, None], ambiguity.probabilities(agreement.log_likelihood, temperature), 0.0)
-        change = np.abs(updated - probability).max(axis=1, initial=0.0)[sampled]
+        updated = ambiguity.probabilities(agreement.log_likelihood, temperature)
+        change = np.abs(updated - probability).max(axis=1, initial=0.0)
         probability = updated
         merged = _merge(comm, data, probability, n_unique)
-        largest = np.max(agreement.log_likelihood[sampled], axis=1, initial=0.0)
+        largest = np.max(agreement.log_likelihood, axis=1, initial=0.0)
         moved, score = comm.sum(np.array([np.count_nonzero(change > 0.1), largest.sum()], dtype=float))
         if temperature == 1.0 and moved == 0:
             break
@@ -218,11 +216,8 @@ def _merge(comm: Communicator, data: Normalised, probability: np.ndarray, n_uniq
 
 
 def _random_settings(crystal_number: np.ndarray, start: int, seed: int, n_settings: int) -> np.ndarray:
-    # one generator per crystal: its first setting does not depend on which rank it is on
-    return np.array(
-        [np.random.default_rng([seed, start, int(number)]).integers(n_settings) for number in crystal_number],
-        dtype=np.int64,
-    )
+    # the low bits decide on half-sets; the first setting must not have to do with them
+    return ((scramble(crystal_number, 1000 * seed + start) >> np.uint64(8)) % np.uint64(n_settings)).astype(np.int64)
 
 
 def _shift_to_most_common(comm: Communicator, chosen: np.ndarray, table: np.ndarray) -> np.ndarray:
