@@ -11,6 +11,7 @@ Examples::
 
 from __future__ import annotations
 
+import difflib
 import logging
 import sys
 from pathlib import Path
@@ -45,7 +46,10 @@ def main(comm: Communicator, args: list[str]) -> int:
     from ssx_mpi.reduction import loading, parameters, pipeline
     from ssx_mpi.reduction.errors import InputError, NothingLeftError
 
-    params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
+    try:
+        params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
+    except InputError as error:
+        return _refuse(comm, error, BAD_INPUT)
     folder = Path(params.output.folder).absolute()
     if comm.rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -81,6 +85,9 @@ def run(args: list[str] | None = None) -> None:
 def _parse(args: list[str], phil: str):
     from dials.util.options import ArgumentParser
     from iotbx.phil import parse
+    from libtbx.utils import Sorry
+
+    from ssx_mpi.reduction.errors import InputError
 
     parser = ArgumentParser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
@@ -88,8 +95,23 @@ def _parse(args: list[str], phil: str):
         epilog=__doc__,
         check_format=False,
     )
-    params, _, files = parser.parse_args(args=args, show_diff_phil=False, return_unhandled=True)
+    try:
+        params, _, files = parser.parse_args(args=args, show_diff_phil=False, return_unhandled=True)
+    except (RuntimeError, Sorry) as error:
+        # of PHIL: a value of the wrong type, a name that fits several parameters
+        raise InputError(str(error).splitlines()[0]) from None
+    for name in files:
+        if "=" in name:
+            raise InputError(_unknown(name.split("=")[0], parser.phil))
     return params, files
+
+
+def _unknown(name: str, scope) -> str:
+    known = [found.path for found in scope.all_definitions()]
+    by_last = {path.split(".")[-1]: path for path in known}
+    close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
+    hint = f"; did you mean {by_last.get(close[0], close[0])}?" if close else ""
+    return f"there is no parameter {name}{hint}"
 
 
 def _log_to(path: Path) -> None:
@@ -104,7 +126,9 @@ def _log_to(path: Path) -> None:
 
 def _refuse(comm: Communicator, error: Exception, code: int) -> int:
     if comm.rank == 0:
-        logger.error("%s", error)
+        # to the file of the log, once there is one; without handlers logging would say it a second time
+        if logger.handlers:
+            logger.error("%s", error)
         print(error, file=sys.stderr)
     return code
 

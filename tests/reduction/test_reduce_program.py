@@ -226,6 +226,8 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
         ("no append", 2, "no earlier reduction"),
+        ("misspelt", 2, "there is no parameter partiality_treshold; did you mean partiality_threshold?"),
+        ("not a number", 2, "d_min"),
     ],
 )
 def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_path, capfd):
@@ -260,6 +262,10 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
         args.append(f"reference={tmp_path / 'other' / 'DataFiles' / 'merged.mtz'}")
     elif change == "no append":
         args.append(f"append={tmp_path}")
+    elif change == "misspelt":
+        args.append("partiality_treshold=0.3")
+    elif change == "not a number":
+        args.append("d_min=high")
     capfd.readouterr()
     assert run(tmp_path / "out", *args) == code
     said = capfd.readouterr().err.strip()
