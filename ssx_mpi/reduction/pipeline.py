@@ -191,7 +191,15 @@ def _resolve(
         )
     setting = np.where(start.known, start.earlier.setting, resolved.setting)
     undecided = include & ~resolved.decided & ~start.known
-    _say_settings(job, resolved, include, job.count(undecided))
+    n_undecided = job.count(undecided)
+    _say_settings(job, resolved, include, n_undecided)
+    if 2 * n_undecided > job.count(include):
+        say(
+            comm,
+            "most crystals fit all settings alike: they have too few reflections, or the true symmetry is higher than %s "
+            "(ambiguity.min_margin=0 keeps them all)",
+            stage.space_group_symbol(frame.space_group),
+        )
     margin = np.where(start.known, start.earlier.margin, resolved.margin)
     return setting, margin, _with(fate, undecided, Fate.AMBIGUOUS)
 
