@@ -196,7 +196,7 @@ def _resolve(
     if 2 * n_undecided > job.count(include):
         say(
             comm,
-            "most crystals fit all settings alike: they have too few reflections, or the true symmetry is higher than %s "
+            "most crystals fit all settings alike: they have too few reflections, or the symmetry is higher than %s "
             "(ambiguity.min_margin=0 keeps them all)",
             stage.space_group_symbol(frame.space_group),
         )
