@@ -150,8 +150,9 @@ def _unimodular_matrices() -> np.ndarray:
 def known_lattice(basis: np.ndarray) -> KnownLattice:
     """The lattice of a primitive direct basis (rows, angstrom), prepared for the search.
 
-    The short vectors are those up to the third reduced one, and the diagonals of the first two where these are no
-    longer than that: a still shows the period of vectors along the beam badly, and then the others must do.
+    The short vectors are those up to the length of the diagonal of a square on the second reduced vector, and the third
+    reduced one unless it is much longer: a still shows the period of vectors along the beam badly, and then the others
+    must do; long vectors cost more to find and add little, since two vectors fix the orientation.
     """
     basis = reduce_basis(basis)
     rotations = lattice_rotations(basis)
@@ -330,9 +331,9 @@ def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = _VECTO
     """
     size = np.linalg.norm(q, axis=1)
     low = q[:_SEARCH_SPOTS]
-    q_max = np.linalg.norm(low[-1])
+    q_max = float(np.linalg.norm(low[-1]))
     spacing = 2 * _GRID_PHASE / (q_max * length)
-    directions = hemisphere(_round_up(min(max(2 * np.pi / spacing**2, 500), _MAX_DIRECTIONS)))
+    directions = hemisphere(_round_up(float(np.clip(2 * np.pi / spacing**2, 500, _MAX_DIRECTIONS))))
     n_lengths = max(3, int(np.ceil(2 * tolerance * length * q_max / _LENGTH_STEP)))
     lengths = length * np.linspace(1 - tolerance, 1 + tolerance, n_lengths)
     value, best = period_amplitudes(low, directions, lengths)
@@ -435,7 +436,6 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
     u, _, vt = np.linalg.svd((np.linalg.inv(lattice.basis) @ bases).transpose(0, 2, 1))
     rotations = u @ vt
     # trace(U1^T U2 R) > 1 + 2 cos(angle) for any symmetry R
-    variants = np.einsum("kij,gjl->kgil", rotations, lattice.rotations)
     flat = rotations.reshape(len(bases), 9)
     free = np.ones(len(bases), dtype=bool)
     chosen = []
@@ -443,7 +443,7 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
         if not free[k]:
             continue
         chosen.append(k)
-        trace = (flat @ variants[k].reshape(-1, 9).T).max(axis=1)
+        trace = (flat @ (rotations[k] @ lattice.rotations).reshape(-1, 9).T).max(axis=1)
         free &= trace < 1 + 2 * np.cos(np.radians(angle))
     return np.array(chosen, dtype=np.int64)
 
@@ -482,7 +482,8 @@ def search_known(
         Scattering vectors, 1/angstrom.
     lattice : KnownLattice
     length_tolerance, angle_tolerance : float
-        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed.
+        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed. Vectors are
+        searched for within 5% of the known lengths; a cell may move beyond that in refinement, but not begin there.
     n : int
         The most candidates that are returned.
 

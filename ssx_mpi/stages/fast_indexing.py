@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 _MAX_REFINED = 4
 _WORTH_REFINING = 0.7
 _WORTH_REPEATING = 0.93
+_SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
 _MAX_CHANCE = -6.0
@@ -191,6 +192,8 @@ class FastIndexer:
         reflections : flex.reflection_table
             The indexed spots, ``id`` being the number of the experiment.
         """
+        if len(strong) < self.settings.min_spots:
+            return ExperimentList(), flex.reflection_table()
         table = _strong_spots(experiment, strong)
         if len(table) < self.settings.min_spots:
             return ExperimentList(), flex.reflection_table()
@@ -234,8 +237,7 @@ class FastIndexer:
         return Target.from_cell(smallest.get_unit_cell(), self._space_group)
 
     def _with_symmetry(self, lattice: Lattice) -> Crystal | None:
-        a, b, c = (tuple(map(float, row)) for row in lattice_search.reduce_basis(lattice.direct))
-        crystal = Crystal(a, b, c, space_group=sgtbx.space_group("P 1"))
+        crystal = _crystal(lattice_search.reduce_basis(lattice.direct), sgtbx.space_group("P 1"))
         if self._space_group.type().number() == 1:
             return crystal
         handler = SymmetryHandler(space_group=self._space_group, max_delta=self._max_delta)
@@ -467,7 +469,7 @@ class FastIndexer:
         imageset = _still_imageset(experiment)
         for k, lattice in enumerate(found):
             experiments.append(
-                Experiment(
+                Experiment(  # type: ignore[call-arg]  # the stubs of dxtbx know no defaults
                     beam=experiment.beam,
                     detector=experiment.detector,
                     crystal=self._crystal(lattice),
@@ -479,8 +481,7 @@ class FastIndexer:
 
     def _crystal(self, found: FoundLattice) -> MosaicCrystalSauter2014:
         settings = self.settings
-        a, b, c = (tuple(map(float, row)) for row in found.lattice.direct)
-        crystal = MosaicCrystalSauter2014(Crystal(a, b, c, space_group=self._space_group))
+        crystal = MosaicCrystalSauter2014(_crystal(found.lattice.direct, self._space_group))
         crystal.set_half_mosaicity_deg(
             found.mosaic.half_mosaicity_deg if settings.half_mosaicity is None else settings.half_mosaicity
         )
@@ -488,6 +489,11 @@ class FastIndexer:
             found.mosaic.expanded_domain_size if settings.domain_size is None else settings.domain_size
         )
         return crystal
+
+
+def _crystal(direct: np.ndarray, space_group: sgtbx.space_group) -> Any:
+    a, b, c = (tuple(map(float, row)) for row in direct)
+    return Crystal(a, b, c, space_group=space_group)  # type: ignore[call-overload]  # vectors are numbers in the stubs
 
 
 def _misorientation(one: Lattice, other: Lattice, rotations: np.ndarray) -> float:
@@ -542,8 +548,16 @@ def _rmsd_limit(indexing: Any) -> float:
 
 
 def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> CellModel:
-    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis."""
-    crystal = symmetry(unit_cell=unit_cell, space_group=space_group)
+    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis.
+
+    Raises
+    ------
+    ValueError
+        When the cell is not one of the space group.
+    """
+    crystal = symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
+    if not crystal.unit_cell().is_similar_to(unit_cell, relative_length_tolerance=0.02, absolute_angle_tolerance=2):
+        raise ValueError(f"the unit cell {unit_cell} is not one of space group {space_group.info()}")
     basis = lattice_search.metric_basis(crystal.unit_cell().parameters())
     operations = space_group.build_derived_laue_group().all_ops()
     rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
@@ -586,7 +600,8 @@ def _strong_spots(experiment: Experiment, strong: Any) -> Any:
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
     # a scan or a goniometer in the header of a still would turn the spots
-    one = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
+    still = Experiment(beam=experiment.beam, detector=experiment.detector)  # type: ignore[call-arg, misc]
+    one = ExperimentList([still])
     table.centroid_px_to_mm(one)
     table.map_centroids_to_reciprocal_space(one)
     return table
@@ -600,7 +615,8 @@ def spot_arrays(experiment: Experiment, table: Any) -> Spots:
     return Spots(
         q=np.array(flumpy.to_numpy(table["rlp"])),
         xy=np.array(flumpy.to_numpy(table["xyzobs.mm.value"])[:, :2]),
-        weight=1 / variance,
+        # a centroid of no variance is one of a single pixel
+        weight=1 / np.maximum(variance, _SMALLEST_VARIANCE),
         d_inverse=np.linalg.inv(matrices)[panel],
         s0=np.array(experiment.beam.get_s0()),
     )
@@ -614,7 +630,7 @@ def _still_imageset(experiment: Experiment) -> Any:
     number = 0
     if experiment.scan is not None:
         number = experiment.scan.get_array_range()[0] - imageset.get_array_range()[0]
-    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))
+    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))  # type: ignore[call-arg, misc]
     still.set_scan(None)
     still.set_goniometer(None)
     return still

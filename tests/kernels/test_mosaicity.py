@@ -34,7 +34,7 @@ def test_derivatives_are_the_finite_differences(seed):
         assert hessian[k] == pytest.approx((up[1] - down[1]) / (2 * step[k]), rel=1e-3, abs=1e-3 / x[k] / x.min())
 
 
-@pytest.mark.parametrize("eta_deg, size", [(0.2, 1000.0), (0.05, 400.0), (0.4, 4000.0)])
+@pytest.mark.parametrize("eta_deg, size", [(0.2, 1000.0), (0.1, 2000.0), (0.4, 4000.0)])
 def test_truth_is_recovered(eta_deg, size):
     rng = np.random.default_rng(1)
     d = 1 / np.linspace(1 / 30, 1 / 1.8, 1500)

@@ -323,6 +323,16 @@ def test_few_spots_are_left_alone():
     assert len(experiments) == len(indexed) == 0
 
 
+def test_no_spots_are_no_failure():
+    experiments, indexed = FastIndexer(known_cell("P41212")).index(still(), flex.reflection_table())
+    assert len(experiments) == len(indexed) == 0
+
+
+def test_cell_of_another_space_group_is_refused():
+    with pytest.raises(ValueError, match="not one of space group"):
+        FastIndexer(known_cell("P213", cell=(96, 96, 110, 90, 90, 90)))
+
+
 def test_d_min_limits_the_spots():
     indexer = FastIndexer(known_cell("P41212", "indexing.refinement_protocol.d_min_start=3.0"))
     _, indexed = indexer.index(still(), table_of_a_still(n=150))
