@@ -580,6 +580,7 @@ def summary(traffics: list[Traffic]) -> dict[str, Any]:
         "bytes_per_image": sum(t.bytes for t in traffics) / items,
         "coordinator_busy": max(busy, default=0.0),
         "waiting": sum(t.waiting for t in traffics) / seconds,
+        "seconds": traffics[0].seconds,
         "images_of_rank": [t.items for t in traffics],
         "messages": dict(sum((t.messages for t in traffics), Counter())),
     }
