@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("rest", nargs="*")
     given = parser.parse_args()
     if given.what == "real":
-        real(given.rest, repeats=2)
+        real(given.rest, repeats=3)
     elif given.what == "validate":
         validate(int(given.rest[0]) if given.rest else 600)
     elif given.what == "sleep":
