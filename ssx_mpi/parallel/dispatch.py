@@ -7,7 +7,9 @@ the requests.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
-that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it.
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. A result that
+comes while a rank is in the barrier may make it send news, so there are two rounds: after the first no results are on
+their way, after the second no news.
 """
 
 from __future__ import annotations
@@ -263,8 +265,8 @@ class _MpiLoop(_Loop):
             self.prefix = Prefix([], wanted)
 
     def run(self) -> None:
-        barrier = None
-        while True:
+        barrier, rounds_left = None, 2
+        while rounds_left:
             self.pump()
             if self.rank == 0:
                 self.job.progress(self.done)
@@ -276,7 +278,8 @@ class _MpiLoop(_Loop):
             elif barrier is None and self._ready_to_leave():
                 barrier = self.comm.Ibarrier()
             elif barrier is not None and barrier.Test():
-                break
+                barrier = None
+                rounds_left -= 1
             else:
                 self._wait()
         self.comm.Free()
