@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.records import experiments
-from ssx_mpi.records.files import replacing, write_json
+from ssx_mpi.records.files import replacing, storing, write_json
 from ssx_mpi.records.journal import Entry, Journal
 from ssx_mpi.records.tables import TablePart, write_joined
 
@@ -89,6 +89,12 @@ class BatchRecords:
         """Whether there is a journal of `batch`."""
         return (batch.folder / _JOURNAL).exists()
 
+    @staticmethod
+    def discard(batch: Batch) -> None:
+        """Remove the journal of a finished `batch`, left by a kill between its last file and this."""
+        with storing(batch.folder / _JOURNAL):
+            (batch.folder / _JOURNAL).unlink(missing_ok=True)
+
     @property
     def numbers(self) -> list[dict[str, Any]]:
         """The numbers of the finished images, in the order of the images."""
@@ -115,7 +121,7 @@ class BatchRecords:
         """Append the record of an image to the journal."""
         self._journal.append(record)
 
-    def finish(self, statistics: dict[str, Any], steps_done: list[str]) -> None:
+    def finish(self, statistics: dict[str, Any], steps_done: list[str], left_out: list[tuple[str, str, str]]) -> None:
         """Write the final files of the complete batch, its summary last, and remove the journal."""
         entries = [self._journal.entries[image] for image in sorted(self._journal.entries)]
         for step in self._steps:
@@ -123,9 +129,9 @@ class BatchRecords:
                 self._write_step(entries, *_OUTPUT[step])
         write_json(self.batch.folder / IMAGES, self.numbers)
         summary = {"first": self.batch.first, "stop": self.batch.stop, "steps": steps_done, "statistics": statistics}
-        write_json(self.batch.folder / SUMMARY, {"identity": self._identity, **summary})
+        write_json(self.batch.folder / SUMMARY, {"identity": self._identity, "left_out": left_out, **summary})
         self._journal.close()
-        self._journal.path.unlink()
+        self.discard(self.batch)
 
     def _write_step(self, entries: list[Entry], models: str, models_name: str, table: str, table_name: str) -> None:
         parts, lists, n_experiments, n_imagesets = [], [], 0, 0

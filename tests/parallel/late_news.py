@@ -12,7 +12,13 @@ class LateNews:
 
     def work(self, item, breathe):
         # rank 0 is the slow one, so its results come last
-        time.sleep(0.02 if self.comm.rank == 0 else 0.0005)
+        if self.comm.rank == 0:
+            # the keeper gets rid of its news meanwhile, and has nothing left to do when the result comes
+            time.sleep(0.02)
+            breathe()
+            time.sleep(0.05)
+            breathe()
+            time.sleep(0.02)
         return 0, item
 
     def keeper(self, item):
@@ -20,7 +26,7 @@ class LateNews:
 
     def keep(self, item, result):
         # as long as writing the files of a batch may take
-        time.sleep(0.03)
+        time.sleep(0.01)
         return result
 
     def news(self, content):
