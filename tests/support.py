@@ -48,8 +48,8 @@ def plain_environment(**more: str) -> dict[str, str]:
 def run_mpi(n: int, arguments: Sequence[str | Path], timeout: float, cwd: Path | None = None) -> Finished:
     """Run Python with `arguments` (a script, or -m and a module) on `n` ranks that MPI connects.
 
-    A launcher that belongs to another MPI starts `n` programs that know nothing of each other: here each rank checks the
-    size of its world first. A job that takes longer than `timeout` seconds is ended, and fails the test.
+    A launcher that belongs to another MPI starts `n` programs that know nothing of each other: here each rank checks
+    the size of its world first. A job that takes longer than `timeout` seconds is ended, and fails the test.
     """
     mpiexec = shutil.which("mpiexec")
     if mpiexec is None:

@@ -111,7 +111,9 @@ def test_impossible_values_are_refused_by_name(parse, argument):
     assert argument.split("=")[0] in refusal(parse, argument)
 
 
-@pytest.mark.parametrize("argument", ["space_group=P43221", "unit_cell=79,79,38,90,90,0", "engine=slow", "steps=find_spot"])
+@pytest.mark.parametrize(
+    "argument", ["space_group=P43221", "unit_cell=79,79,38,90,90,0", "engine=slow", "steps=find_spot"]
+)
 def test_values_that_are_none_are_refused(parse, argument):
     assert refusal(parse, argument)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import run_mpi
 
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from support import run_mpi
 
 CHECKS = """
 import numpy as np

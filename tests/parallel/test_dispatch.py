@@ -8,10 +8,10 @@ from itertools import chain, starmap
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import run_mpi
 
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from support import run_mpi
 
 pending_ranges = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=4).map(
     lambda gaps: _ranges_from(gaps)
@@ -116,7 +116,7 @@ def test_one_process_does_the_items_in_order():
 
 def test_one_process_stops_between_items():
     job = Squares(SerialCommunicator(), stop_at=4)
-    end, stopped, _ = dispatch.run(job.comm, job, [(0, 12)])
+    _end, stopped, _ = dispatch.run(job.comm, job, [(0, 12)])
     assert stopped
     assert sorted(job.kept) == job.begun == [0, 1, 2, 3]
 

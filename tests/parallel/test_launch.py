@@ -6,15 +6,15 @@ import sys
 import time
 
 import pytest
+from support import run, run_mpi
 
 from ssx_mpi.parallel import launch
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from support import run, run_mpi
 
-_ALL = (
-    "OMPI_COMM_WORLD_SIZE PMI_SIZE MPI_LOCALNRANKS MV2_COMM_WORLD_SIZE SLURM_STEP_NUM_TASKS SLURM_PROCID SLURM_STEP_ID "
-    "SLURM_NTASKS PMIX_RANK"
-).split()
+_ALL = [
+    *("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE", "PMIX_RANK"),
+    *("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID", "SLURM_NTASKS"),
+]
 
 
 @pytest.fixture
