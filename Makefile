@@ -6,7 +6,7 @@ DEMO ?= demo
 
 # the Python that DIALS belongs to: the one beside dials.version of a conda environment or module, else Debian's
 DIALS_PYTHON := $(shell dials.python -c 'import sys; print(sys.executable)' 2>/dev/null || echo /usr/bin/python3)
-DEBIAN_PACKAGES := dials python3-mpi4py openmpi-bin python3-venv python3-hdf5plugin gcc libc6-dev
+DEBIAN_PACKAGES := dials python3-mpi4py openmpi-bin python3-venv gcc libc6-dev
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
@@ -48,6 +48,9 @@ $(VENV)/installed: $(SOURCES)
 	@$(DIALS_PYTHON) -m venv --system-site-packages $(VENV)
 	@$(PIP) --no-deps -e .
 	@missing=$$($(BIN)/python -c "$$MISSING"); [ -z "$$missing" ] || $(PIP) $$missing
+	@# Debian's hdf5plugin comes without the plugins
+	@$(BIN)/python -c 'import h5py, hdf5plugin; raise SystemExit(not h5py.h5z.filter_avail(32008))' \
+	  || $(PIP) --ignore-installed --no-deps hdf5plugin
 	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
 	@touch $@
 

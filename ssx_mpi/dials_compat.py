@@ -93,6 +93,19 @@ def dials_version() -> tuple[int, ...]:
     return tuple(int(n) for n in numbers.groups() if n is not None)
 
 
+@cache
+def register_hdf5_filters() -> bool:
+    """Make the compression filters of hdf5plugin known to HDF5, which not every version of dxtbx does.
+
+    Returns False where hdf5plugin is not installed; files without compression, or with gzip, are read all the same.
+    """
+    try:
+        importlib.import_module("hdf5plugin")
+    except ImportError:
+        return False
+    return True
+
+
 _PROGRAM_SCOPES = {
     "dials_import": ("dials.command_line.dials_import", "phil_scope"),
     "find_spots": ("dials.command_line.find_spots", "working_phil"),

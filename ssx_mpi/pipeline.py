@@ -32,6 +32,7 @@ from ssx_mpi.stages.engines import build_engine, left_to_dials
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
     ImageSources,
+    check_compression,
     check_same_detector,
     find_images,
     read_geometry,
@@ -122,6 +123,7 @@ def import_images(comm: Communicator, parameters: Parameters, stopping: Callable
         images = find_images(parameters.sources)
         maker = _maker(parameters, images, scopes)
         check_same_detector(images, maker)
+        check_compression(images, maker)
         read_mask_for(parameters, maker)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)

@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import gammaincinv
 
 _LOWER = ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
 
@@ -125,6 +126,11 @@ MODELS = {
         MosaicityModel("simple6angular1", 6, 1),
     )
 }
+
+
+def squared_radius(probability: float, n_dimensions: int) -> float:
+    """Squared Mahalanobis distance within which the part `probability` of a normal distribution lies: chi² quantile."""
+    return 2 * float(gammaincinv(n_dimensions / 2, probability))
 
 
 def _turned(matrices: np.ndarray, r: np.ndarray, s0: np.ndarray) -> np.ndarray:

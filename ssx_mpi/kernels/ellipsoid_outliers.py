@@ -9,10 +9,13 @@ result depends on the points alone.
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import numpy as np
-from scipy.stats import chi2
 
 from ssx_mpi.kernels._library import array, c_int64, declare
+from ssx_mpi.kernels.ellipsoid import squared_radius
 
 # As in Rousseeuw & Van Driessen and in DIALS
 _N_STARTS = 500
@@ -80,22 +83,30 @@ def _starts(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return location, np.stack([(x * x).sum(axis=1), (x * y).sum(axis=1), (y * y).sum(axis=1)], axis=1) / 2
 
 
+@cache
+def _concentration() -> Any:
+    out, out_vectors = array(np.float64, 1, writeable=True), array(np.float64, 2, writeable=True)
+    points = array(np.float64, 2)
+    return declare("ssx_concentrate", [c_int64, points, c_int64, c_int64, out_vectors, out_vectors, out, out])
+
+
 def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: np.ndarray) -> np.ndarray:
     """Replace the estimates by those of the `half` points nearest to each; the determinants of the new scatters."""
-    concentrate = declare(
-        "ssx_concentrate",
-        [c_int64, array(np.float64, 2), c_int64, c_int64]
-        + [array(np.float64, 2, writeable=True)] * 2
-        + [array(np.float64, 1, writeable=True)] * 2,
-    )
     determinant = np.empty(len(location))
-    concentrate(len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points)))
+    _concentration()(
+        len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points))
+    )
     return determinant
 
 
 def _consistency(fraction: float) -> float:
-    """Factor by which the covariance of the central `fraction` of a normal sample in the plane is too small."""
-    return fraction / chi2.cdf(chi2.ppf(fraction, 2), 4)
+    """Factor by which the covariance of the central `fraction` of a normal sample in the plane is too small.
+
+    That covariance is P(chi²_4 < q) / fraction times the true one, where q is the quantile of chi²_2; both have closed
+    forms.
+    """
+    q = squared_radius(fraction, 2)
+    return fraction / (1 - np.exp(-q / 2) * (1 + q / 2))
 
 
 def _small_sample(n: int) -> float:
@@ -121,4 +132,4 @@ def inliers(residuals: np.ndarray, probability: float, max_separation: float) ->
     location, scatter = robust_location_and_scatter(residuals)
     centred = residuals - location
     distance = np.einsum("ni,ij,nj->n", centred, np.linalg.inv(scatter), centred)
-    return (distance < chi2.ppf(probability, 2)) & (np.linalg.norm(residuals, axis=1) < max_separation)
+    return (distance < squared_radius(probability, 2)) & (np.linalg.norm(residuals, axis=1) < max_separation)

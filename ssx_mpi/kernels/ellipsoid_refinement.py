@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -157,6 +159,15 @@ def metric_basis(rotations: np.ndarray) -> np.ndarray:
     return vectors[: int((values > 1e-9).sum())].reshape(-1, 3, 3)
 
 
+@cache
+def _likelihood() -> Any:
+    floats, vectors, matrices = (array(np.float64, n) for n in (1, 2, 3))
+    out = array(np.float64, 1, writeable=True), array(np.float64, 2, writeable=True)
+    spots = c_double, matrices, floats, vectors, vectors
+    model = matrices, c_int, c_int, matrices, c_int, array(np.float64, 4), c_int
+    return declare("ssx_ellipsoid_likelihood", [c_int64, *spots, *model, c_int, *out], c_double)
+
+
 def log_likelihood(
     spots: SpotShapes,
     frames: np.ndarray,
@@ -186,34 +197,12 @@ def log_likelihood(
     score : (n_parameters,) float64
     information : (n_parameters, n_parameters) float64
     """
-    evaluate = declare(
-        "ssx_ellipsoid_likelihood",
-        [
-            c_int64,
-            c_double,
-            array(np.float64, 3),
-            array(np.float64, 1),
-            array(np.float64, 2),
-            array(np.float64, 2),
-            array(np.float64, 3),
-            c_int,
-            c_int,
-            array(np.float64, 3),
-            c_int,
-            array(np.float64, 4),
-            c_int,
-            c_int,
-            array(np.float64, 1, writeable=True),
-            array(np.float64, 2, writeable=True),
-        ],
-        c_double,
-    )
     n, gradients = len(spots), d_s2 is not None or d_sigmas is not None
     d_s2 = np.zeros((n, 0, 3)) if d_s2 is None else np.ascontiguousarray(d_s2)
     d_sigmas = np.zeros((1, 0, 3, 3)) if d_sigmas is None else np.ascontiguousarray(d_sigmas)
     n_parameters = d_s2.shape[1] + d_sigmas.shape[1]
     score, information = np.zeros(n_parameters), np.zeros((n_parameters, n_parameters))
-    likelihood = evaluate(
+    likelihood = _likelihood()(
         n,
         float(np.linalg.norm(s0)),
         frames,

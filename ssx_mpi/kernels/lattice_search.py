@@ -21,18 +21,28 @@ Gasparotto, P. et al. (2024). J. Appl. Cryst. 57, 931-944 (search for vectors of
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
 
 import numpy as np
 
-# layers of a lattice plane that the coarse search resolves; more need a finer grid of directions
-_MAX_LAYERS = 20.0
-# phase error in cycles that half a step of the grid makes for the outermost spot in use
-_GRID_PHASE = 0.3
-_BINS_PER_PERIOD = 6
-_MAX_DIRECTIONS = 40_000
+from ssx_mpi.kernels._library import array, c_int, c_int64, declare
+
+# spots in the search for vectors, those of lowest resolution
+_SEARCH_SPOTS = 200
+# phase error in cycles that half a step of the grid of directions makes for the outermost spot in use
+_GRID_PHASE = 0.35
+_LENGTH_STEP = 0.5
+_MAX_DIRECTIONS = 60_000
+# relative width of the windows of length that are searched; the refinement goes beyond
+_WINDOW = 0.05
+# vectors kept for each length, and orientations made of their pairs
+_VECTORS = 150
+_ORIENTATIONS = 60_000
+# the compiled loops work on this many spots at a time
+_LANES = 8
 # distance from a lattice point in index space within which a spot speaks for a lattice when candidates are compared
 _NARROW = 0.2
 
@@ -144,7 +154,7 @@ def known_lattice(basis: np.ndarray) -> KnownLattice:
     indices = np.array([n for n in product((-1, 0, 1), repeat=3) if n > (0, 0, 0)])
     vectors = indices @ basis
     size = np.linalg.norm(vectors, axis=1)
-    limit = 1.005 * max(lengths[2], min(np.hypot(lengths[0], lengths[1]), 1.5 * lengths[2]))
+    limit = 1.005 * max(lengths[1] * np.sqrt(2), min(lengths[2], 1.5 * lengths[1]))
     order = np.argsort(size, kind="stable")
     vectors = vectors[order][size[order] <= limit]
     return KnownLattice(basis, rotations, vectors, _unequal_pairs(vectors, rotations))
@@ -173,7 +183,7 @@ def _unequal_pairs(vectors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def hemisphere(n: int) -> np.ndarray:
     """`n` unit vectors spread evenly over half a sphere (a spiral of the golden angle), (n, 3) float64."""
     z = (np.arange(n) + 0.5) / n
@@ -182,8 +192,10 @@ def hemisphere(n: int) -> np.ndarray:
     return np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=1)
 
 
-def period_amplitudes(q: np.ndarray, directions: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """A(n, L) = abs(sum_j exp(2 pi i L n.q_j)) for all directions n and lengths L, from binned projections.
+def period_amplitudes(
+    q: np.ndarray, directions: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A(n, L) = abs(sum_j exp(2 pi i L n.q_j)), the largest over the lengths L for each direction n.
 
     Parameters
     ----------
@@ -192,29 +204,50 @@ def period_amplitudes(q: np.ndarray, directions: np.ndarray, lengths: np.ndarray
     directions : (n_directions, 3) float64
         Unit vectors.
     lengths : (n_lengths,) float64
-        In angstrom.
+        In angstrom, evenly spaced.
 
     Returns
     -------
-    (n_directions, n_lengths) float64
+    amplitude : (n_directions,) float32
+    best : (n_directions,) int32
+        Number of the length that gives it.
     """
-    q_max = np.linalg.norm(q, axis=1).max()
-    step = 1.0 / (_BINS_PER_PERIOD * lengths.max())
-    half = int(np.ceil(q_max / step)) + 1
-    n_bins = 2 * half + 1
-    phases = 2 * np.pi * step * (np.arange(n_bins) - half)[:, None] * lengths
-    wave = np.concatenate([np.cos(phases), np.sin(phases)], axis=1).astype(np.float32)
-    amplitude = np.empty((len(directions), len(lengths)))
-    scaled = (q.T / step).astype(np.float32)
-    block = max(1, 200_000 // max(len(q), n_bins))  # blocks that stay in the cache
-    for first in range(0, len(directions), block):
-        part = directions[first : first + block].astype(np.float32)
-        bins = np.rint(part @ scaled).astype(np.int64)
-        bins += half + n_bins * np.arange(len(part))[:, None]
-        density = np.bincount(bins.ravel(), minlength=n_bins * len(part)).reshape(-1, n_bins).astype(np.float32)
-        sums = density @ wave
-        amplitude[first : first + block] = np.hypot(sums[:, : len(lengths)], sums[:, len(lengths) :])
-    return amplitude
+    spots = _padded(q)
+    amplitude = np.empty(len(directions), dtype=np.float32)
+    best = np.empty(len(directions), dtype=np.int32)
+    step = float(lengths[1] - lengths[0]) if len(lengths) > 1 else 0.0
+    _loops()[0](
+        spots,
+        len(q),
+        spots.shape[1],
+        np.ascontiguousarray(directions, dtype=np.float32),
+        len(directions),
+        float(lengths[0]),
+        step,
+        len(lengths),
+        np.empty(2 * _LANES * len(lengths), dtype=np.float32),
+        amplitude,
+        best,
+    )
+    return amplitude, best
+
+
+def _padded(q: np.ndarray) -> np.ndarray:
+    padded = np.zeros((3, -(-len(q) // _LANES) * _LANES), dtype=np.float32)
+    padded[:, : len(q)] = q.T
+    return padded
+
+
+@cache
+def _loops() -> tuple:
+    floats = array(np.float32)
+    out = array(np.float32, writeable=True)
+    real = ctypes.c_float
+    amplitudes = declare(
+        "ssx_period_amplitudes",
+        [floats, c_int, c_int, floats, c_int64, real, real, c_int, out, out, array(np.int32, writeable=True)],
+    )
+    return amplitudes, declare("ssx_explained", [floats, c_int, c_int, floats, c_int64, real, out])
 
 
 def strongest(vectors: np.ndarray, score: np.ndarray, radius: float, n: int) -> np.ndarray:
@@ -269,7 +302,12 @@ def refine_vectors(q: np.ndarray, vectors: np.ndarray, n_cycles: int = 3, width:
     return v[:, :3], weight.sum(axis=1)
 
 
-def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+def _round_up(n: float) -> int:
+    # steps of 10%, so that few grids are ever made
+    return int(1.1 ** np.ceil(np.log(n) / np.log(1.1)))
+
+
+def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = _VECTORS) -> tuple[np.ndarray, np.ndarray]:
     """Direct-lattice vectors of about one length, best first.
 
     Parameters
@@ -288,20 +326,17 @@ def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = 60) ->
         Weight of the spots that lie on planes of the vector, per spot.
     """
     size = np.linalg.norm(q, axis=1)
-    n_low = max(int(np.searchsorted(size, _MAX_LAYERS / length)), min(len(q), 60))
-    low = q[: min(n_low, 250)]
+    low = q[:_SEARCH_SPOTS]
     q_max = np.linalg.norm(low[-1])
     spacing = 2 * _GRID_PHASE / (q_max * length)
-    directions = hemisphere(int(min(max(2 * np.pi / spacing**2, 500), _MAX_DIRECTIONS)))
-    n_lengths = max(3, int(np.ceil(2 * tolerance * length * q_max / 0.4)))
+    directions = hemisphere(_round_up(min(max(2 * np.pi / spacing**2, 500), _MAX_DIRECTIONS)))
+    n_lengths = max(3, int(np.ceil(2 * tolerance * length * q_max / _LENGTH_STEP)))
     lengths = length * np.linspace(1 - tolerance, 1 + tolerance, n_lengths)
-    amplitude = period_amplitudes(low, directions, lengths)
-    best = amplitude.argmax(axis=1)
-    value = amplitude[np.arange(len(best)), best]
-    top = np.argpartition(-value, min(20 * n, len(value) - 1))[: 20 * n]
+    value, best = period_amplitudes(low, directions, lengths)
+    top = np.argpartition(-value, min(10 * n, len(value) - 1))[: 10 * n]
     top.sort()
     vectors = directions[top] * lengths[best[top], None]
-    vectors = vectors[strongest(vectors, value[top], 0.8 / q_max, 2 * n)]
+    vectors = vectors[strongest(vectors, value[top], 0.6 / q_max, n)]
     q_limit = q_max
     while True:
         used = q[: int(np.searchsorted(size, q_limit)) + 1]
@@ -321,7 +356,7 @@ def orientations_from_pairs(
     lattice: KnownLattice,
     length_tolerance: float,
     angle_tolerance: float,
-    n: int = 6000,
+    n: int = _ORIENTATIONS,
 ) -> np.ndarray:
     """Orientation matrices U (crystal frame to laboratory) from all pairs of vectors that match a pair of the lattice.
 
@@ -372,13 +407,12 @@ def _frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def explained(q: np.ndarray, bases: np.ndarray, tolerance: float = 0.3) -> np.ndarray:
     """Weight of the spots near a lattice point, sum of 1 - (|h - nint(h)| / tolerance)^2, for each basis, (k,) float64."""
-    total = np.empty(len(bases))
-    block = max(1, 60_000 // len(q))
-    for first in range(0, len(bases), block):
-        h = bases[first : first + block] @ q.T
-        h -= np.rint(h)
-        total[first : first + block] = np.maximum(0.0, 1 - (h * h).sum(axis=1) / tolerance**2).sum(axis=1)
-    return total
+    spots = _padded(q)
+    score = np.empty(len(bases), dtype=np.float32)
+    _loops()[1](
+        spots, len(q), spots.shape[1], np.ascontiguousarray(bases, dtype=np.float32), len(bases), tolerance, score
+    )
+    return score.astype(float)
 
 
 def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -> np.ndarray:
@@ -458,7 +492,7 @@ def search_known(
     lengths = np.linalg.norm(lattice.vectors, axis=1)
     found, worth = [], []
     for length in _windows(lengths, length_tolerance):
-        vectors, score = find_vectors(q, length, length_tolerance)
+        vectors, score = find_vectors(q, length, min(length_tolerance, _WINDOW))
         found.append(vectors)
         worth.append(score)
     vectors, score = np.concatenate(found), np.concatenate(worth)

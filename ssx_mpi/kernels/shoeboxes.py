@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ctypes import c_void_p
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -222,14 +224,37 @@ def _scratch(boxes: np.ndarray) -> tuple[int, np.ndarray]:
     return largest, np.empty(8 * (largest + 2))
 
 
-_BOXES, _FLOATS_1, _FLOATS_2 = array(np.int32, 2), array(np.float64, 1), array(np.float64, 2)
-_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED = (
-    array(np.float64, 2, writeable=True),
-    array(np.int32, 2, writeable=True),
-    array(np.int32, 1, writeable=True),
-)
-_FRAME = [array(np.uint8, 2), c_int, c_int]
-_SCRATCH = array(np.float64, 1, writeable=True)
+_BOXES, _FLOATS, _VECTORS = array(np.int32, 2), array(np.float64, 1), array(np.float64, 2)
+_OFFSETS, _PIXELS, _FRAME_MASK = array(np.int64, 1), array(np.uint8, 1), array(np.uint8, 2)
+_OUT, _OUT_VECTORS = array(np.float64, 1, writeable=True), array(np.float64, 2, writeable=True)
+_OUT_COUNTS, _OUT_FAILED = array(np.int32, 2, writeable=True), array(np.int32, 1, writeable=True)
+# data, whether floating point, mask, height, width; panel
+_FRAME = (c_void_p, c_int, _FRAME_MASK, c_int, c_int, _FLOATS)
+# method, tuning, minimum number of pixels; largest box and scratch space for it; sums, counts, failures
+_FIT = (c_int, c_double, c_int, c_int64, _OUT, _OUT_VECTORS, _OUT_COUNTS, _OUT_FAILED)
+
+
+@cache
+def _integrate() -> Any:
+    shape = (_BOXES, _VECTORS, _VECTORS, _VECTORS, c_double, c_double)
+    return declare("ssx_integrate", [c_int64, *shape, *_FRAME, c_double, *_FIT])
+
+
+@cache
+def _strong_spots() -> Any:
+    shape = (_BOXES, _VECTORS, c_double, _BOXES, _OFFSETS, _PIXELS, _FLOATS)
+    return declare("ssx_strong_spots", [c_int64, *shape, *_FRAME, *_FIT, _OUT_VECTORS, _OUT_VECTORS])
+
+
+@cache
+def _angular_variance() -> Any:
+    spots = (_BOXES, _OFFSETS, _PIXELS, _VECTORS)
+    return declare("ssx_angular_variance", [c_int64, *spots, *_FRAME, _OUT, _OUT])
+
+
+@cache
+def _robust_poisson_mean() -> Any:
+    return declare("ssx_robust_poisson_mean", [c_int64, _FLOATS, c_double, c_int, _OUT, _OUT], c_int)
 
 
 def integrate_ellipses(
@@ -260,14 +285,6 @@ def integrate_ellipses(
     saturation : (n_panels,) float64, optional
         Upper ends of the panels' trusted ranges.
     """
-    integrate = declare(
-        "ssx_integrate",
-        [
-            *(c_int64, _BOXES, _FLOATS_2, _FLOATS_2, _FLOATS_2, c_double, c_double),
-            *(c_void_p, c_int, *_FRAME, _FLOATS_1, c_double, c_int, c_double, c_int, c_int64, _SCRATCH),
-            *(_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED),
-        ],
-    )
     axes = seen.frames[:, :2].reshape(-1, 6)
     inverse = np.linalg.inv(seen.covariance)
     precision = np.stack([inverse[:, 0, 0], inverse[:, 0, 1], inverse[:, 1, 1]], axis=1)
@@ -277,7 +294,7 @@ def integrate_ellipses(
     for p in np.unique(panel):
         (on,) = np.nonzero(panel == p)
         part = np.zeros((len(on), 9)), np.zeros((len(on), 4), np.int32), np.zeros(len(on), np.int32)
-        integrate(
+        _integrate()(
             len(on),
             boxes[on],
             axes[on],
@@ -316,26 +333,17 @@ def angular_spread(panels: Panels, frame: Frame, strong: StrongPixels, s1: np.nd
     ----------
     Kabsch (2010), Acta Cryst. D66, 133-144, section 3.1 (beam divergence).
     """
-    spread = declare(
-        "ssx_angular_variance",
-        [c_int64, _BOXES, array(np.int64, 1), array(np.uint8, 1), _FLOATS_2, c_void_p, c_int, c_int, c_int, _FLOATS_1]
-        + [array(np.float64, 1, writeable=True)] * 2,
-    )
     variances = []
     for p in np.unique(strong.panel):
         (on,) = np.nonzero(strong.panel == p)
         counts, variance = np.empty(len(on)), np.empty(len(on))
-        data, is_float, _, height, width = frame.arguments(int(p))
-        spread(
+        _angular_variance()(
             len(on),
             strong.bbox[on],
             strong.offset[on],
             strong.mask,
             s1[on],
-            data,
-            is_float,
-            width,
-            height,
+            *frame.arguments(int(p)),
             panels.packed(int(p)),
             counts,
             variance,
@@ -377,14 +385,6 @@ def measure_strong_spots(
     moments : (n, 6) float64
         Counts, and in the frame of these directions their mean e1, e2 (1/Å) and covariance 11, 12, 22 (1/Å²).
     """
-    measure = declare(
-        "ssx_strong_spots",
-        [
-            *(c_int64, _BOXES, _FLOATS_2, c_double, _BOXES, array(np.int64, 1), array(np.uint8, 1), _FLOATS_1),
-            *(c_void_p, c_int, *_FRAME, _FLOATS_1, c_int, c_double, c_int, c_int64, _SCRATCH),
-            *(_OUT_FLOATS, _OUT_COUNTS, _OUT_FAILED, _OUT_FLOATS, _OUT_FLOATS),
-        ],
-    )
     axes = tangential_frames(directions, s0)[:, :2].reshape(-1, 6)
     largest, scratch = _scratch(boxes)
     n = len(boxes)
@@ -400,7 +400,7 @@ def measure_strong_spots(
             np.zeros((m, 3)),
             np.zeros((m, 6)),
         )
-        measure(
+        _strong_spots()(
             m,
             boxes[on],
             axes[on],
@@ -441,12 +441,9 @@ def robust_poisson_mean(values: np.ndarray, tuning: float = 1.345, max_iteration
     ----------
     Cantoni & Ronchetti (2001), J. Am. Stat. Assoc. 96, 1022-1030.
     """
-    solve = declare(
-        "ssx_robust_poisson_mean",
-        [c_int64, _FLOATS_1, c_double, c_int] + [array(np.float64, 1, writeable=True)] * 2,
-        c_int,
-    )
     mean = np.zeros(1)
-    if not solve(len(values), np.asarray(values, dtype=float), tuning, max_iterations, np.empty(len(values)), mean):
+    if not _robust_poisson_mean()(
+        len(values), np.asarray(values, dtype=float), tuning, max_iterations, np.empty(len(values)), mean
+    ):
         raise ValueError("the robust mean did not converge")
     return float(mean[0])

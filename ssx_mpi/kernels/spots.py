@@ -124,7 +124,7 @@ class StrongPixelFinder:
         What makes a pixel strong.
     """
 
-    def __init__(self, shape: tuple[int, int], criteria: DispersionCriteria):
+    def __init__(self, shape: tuple[int, ...], criteria: DispersionCriteria):
         self.shape = shape
         self.criteria = criteria
         ny, nx = shape

@@ -10,7 +10,7 @@ from ssx_mpi.stages.fast_indexing import FastIndexer
 from ssx_mpi.stages.fast_integration import FastEllipsoidIntegrator
 from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
 from ssx_mpi.stages.frames import Frame, FrameReader
-from ssx_mpi.stages.results import Crystals, StageError
+from ssx_mpi.stages.results import Crystals, StageError, library_errors, short_reason
 from ssx_mpi.stages.stills import Engine
 
 
@@ -65,7 +65,11 @@ class _FastIndex:
         self._indexer = FastIndexer(scope)
 
     def __call__(self, experiment, strong) -> Crystals:
-        experiments, reflections = self._indexer.index(experiment, strong)
+        try:
+            experiments, reflections = self._indexer.index(experiment, strong)
+        except library_errors() as error:
+            # one image must not cost the night; the reason stands in the counts of what was left out
+            raise StageError(short_reason(error)) from error
         if not len(experiments):
             raise StageError("no lattice found")
         return Crystals(experiments, reflections)
@@ -77,6 +81,9 @@ class _FastIntegrate:
         self._integrator = FastEllipsoidIntegrator(scopes.integration, model=model)
 
     def __call__(self, crystals: Crystals, frame: Frame) -> tuple[Crystals | None, list[str]]:
-        done = self._integrator.integrate(crystals.experiments, crystals.reflections, frame.data, frame.masks)
+        try:
+            done = self._integrator.integrate(crystals.experiments, crystals.reflections, frame.data, frame.masks)
+        except library_errors() as error:
+            return None, [short_reason(error)]
         reasons = [reason for _, reason in done.failures]
         return (Crystals(done.experiments, done.reflections) if len(done.experiments) else None), reasons

@@ -18,13 +18,20 @@ from typing import Any
 import numpy as np
 from cctbx.array_family import flex as cctbx_flex
 from dials.algorithms.integration import Corrections, CorrectionsMulti
+from dials.algorithms.shoebox import MaskCode
 from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
-from scipy.stats import chi2
 
 from ssx_mpi.kernels import shoeboxes
-from ssx_mpi.kernels.ellipsoid import MODELS, MosaicityModel, OnEwaldSphere, on_ewald_sphere, partialities
+from ssx_mpi.kernels.ellipsoid import (
+    MODELS,
+    MosaicityModel,
+    OnEwaldSphere,
+    on_ewald_sphere,
+    partialities,
+    squared_radius,
+)
 from ssx_mpi.kernels.ellipsoid_outliers import inliers
 from ssx_mpi.kernels.ellipsoid_refinement import (
     EllipsoidError,
@@ -96,6 +103,10 @@ class IntegrationSettings:
     shoebox_probability: float = FULL_PROBABILITY
     background: shoeboxes.Background | None = None
 
+    def __post_init__(self) -> None:
+        if self.model not in MODELS:
+            raise ValueError(f"unknown ellipsoid model {self.model}: one of {', '.join(MODELS)}")
+
     @classmethod
     def from_params(cls, params: Any, **chosen: Any) -> IntegrationSettings:
         """From the extracted ``dials.ssx_integrate`` scope of the installed DIALS.
@@ -132,6 +143,10 @@ _REFINEMENT_NAMES = (
     "mosaicity_max_limit",
     "max_cell_volume_change_fraction",
 )
+
+
+# On a single image the two-dimensional and the three-dimensional model are the same
+_CONSTANT = ("constant2d", "constant3d")
 
 
 def _background_from(scope: Any) -> shoeboxes.Background | None:
@@ -178,32 +193,24 @@ class FastEllipsoidIntegrator:
     @staticmethod
     def supports(params: Any) -> tuple[bool, str]:
         """Whether these parameters of ``dials.ssx_integrate`` are covered here, and if not, which one is not."""
-        background = params.integration.background
-        checks = [
-            (params.algorithm == "ellipsoid", f"algorithm={params.algorithm}"),
-            (not params.ellipsoid.integration.use_crude_shoebox_mask, "use_crude_shoebox_mask=True"),
-            (params.profile.ellipsoid.wavelength_spread.model == "delta", "a spread of wavelengths"),
-            (not params.debug.output.shoeboxes if hasattr(params, "debug") else True, "debug.output.shoeboxes=True"),
-            (
-                str(background.algorithm) in ("Auto", "None", "glm", "simple"),
-                f"background.algorithm={background.algorithm}",
+        background, ellipsoid = params.integration.background, params.profile.ellipsoid
+        covered: dict[str, tuple[Any, tuple]] = {
+            "algorithm": (params.algorithm, ("ellipsoid",)),
+            "ellipsoid.integration.use_crude_shoebox_mask": (
+                params.ellipsoid.integration.use_crude_shoebox_mask,
+                (False,),
             ),
-            (
-                background.glm.model.algorithm in ("constant2d", "constant3d"),
-                f"background.glm.model.algorithm={background.glm.model.algorithm}",
-            ),
-            (
-                background.simple.model.algorithm in ("constant2d", "constant3d"),
-                f"background.simple.model.algorithm={background.simple.model.algorithm}",
-            ),
-            (
-                str(background.simple.outlier.algorithm) in ("null", "None"),
-                f"background.simple.outlier.algorithm={background.simple.outlier.algorithm}",
-            ),
-        ]
-        for covered, what in checks:
-            if not covered:
-                return False, f"{what} is left to DIALS"
+            "profile.ellipsoid.wavelength_spread.model": (ellipsoid.wavelength_spread.model, ("delta",)),
+            "integration.background.algorithm": (background.algorithm, (None, "Auto", "glm", "simple")),
+            "integration.background.glm.model.algorithm": (background.glm.model.algorithm, _CONSTANT),
+            "integration.background.simple.model.algorithm": (background.simple.model.algorithm, _CONSTANT),
+            "integration.background.simple.outlier.algorithm": (background.simple.outlier.algorithm, (None, "null")),
+        }
+        if hasattr(params, "debug"):
+            covered["debug.output.shoeboxes"] = params.debug.output.shoeboxes, (False,)
+        for name, (value, known) in covered.items():
+            if value not in known:
+                return False, f"{name}={value} is left to DIALS"
         return True, ""
 
     def integrate(
@@ -354,10 +361,11 @@ def _strong_pixels(table: Any, panel: np.ndarray) -> shoeboxes.StrongPixels:
     masks, boxes = [], []
     for shoebox in table["shoebox"]:
         boxes.append(shoebox.bbox[:4])
-        masks.append((flumpy.to_numpy(shoebox.mask) != 0).any(axis=0).ravel())
+        masks.append(flumpy.to_numpy(shoebox.mask)[0].ravel())
     sizes = np.array([len(mask) for mask in masks])
+    foreground = (np.concatenate(masks) & MaskCode.Foreground) != 0
     return shoeboxes.StrongPixels(
-        panel, np.array(boxes, dtype=np.int32), np.cumsum(sizes) - sizes, np.concatenate(masks).view(np.uint8)
+        panel, np.array(boxes, dtype=np.int32), np.cumsum(sizes) - sizes, foreground.view(np.uint8)
     )
 
 
@@ -479,7 +487,7 @@ class _Predicted:
 
 def _predict(still: _Still, crystal: Any, fitted: _Fitted, d_min: float) -> _Predicted:
     A, model = fitted.lattice.A, still.model
-    limit = chi2.ppf(still.settings.probability, 3)
+    limit = squared_radius(still.settings.probability, 3)
     widest = np.linalg.eigvalsh(model.sigma(fitted.parameters))[2]
     widest += np.linalg.eigvalsh(model.sigma_angular(fitted.parameters))[2] / d_min**2
     indices = indices_near_ewald_sphere(A, still.s0, d_min, np.sqrt(limit * widest))
@@ -506,7 +514,7 @@ def _predict(still: _Still, crystal: Any, fitted: _Fitted, d_min: float) -> _Pre
 def _predict_and_integrate(still: _Still, experiment: Experiment, fitted: _Fitted) -> Any:
     d_min = still.settings.d_min or experiment.detector.get_max_resolution(experiment.beam.get_s0())
     predicted = _predict(still, experiment.crystal, fitted, d_min)
-    limit = float(chi2.ppf(still.settings.shoebox_probability, 2))
+    limit = squared_radius(still.settings.shoebox_probability, 2)
     boxes = shoeboxes.ellipse_boxes(still.panels, predicted.panel, still.s0, predicted.seen, limit)
     size = still.panels.image_size[predicted.panel]
     on_panel = (boxes[:, [1, 3]] > 0).all(axis=1) & (boxes[:, [0, 2]] < size).all(axis=1)
@@ -609,22 +617,23 @@ def _add_corrections(table: Any, experiment: Experiment) -> None:
 
 def _mark_references(still: _Still, reflections: Any, fitted: _Fitted, spots: _StrongSpots) -> None:
     """Give predicted reflections that are strong spots of the refinement the flags of those."""
-    codes = reflections.flags
-    keys = zip(reflections["miller_index"], reflections["panel"])
-    row_of = {(*index, panel): row for row, (index, panel) in enumerate(keys)}
-    predicted, _ = rays_to_pixels(
-        still.panels, spots.panel[fitted.rows], still.s0 + fitted.indices @ fitted.lattice.A.T
-    )
-    xyz = flumpy.to_numpy(reflections["xyzcal.px"])
+    codes, rows = reflections.flags, fitted.rows
+    px, _ = rays_to_pixels(still.panels, spots.panel[rows], still.s0 + fitted.indices @ fitted.lattice.A.T)
+    predicted = np.column_stack([np.array(reflections["miller_index"]), flumpy.to_numpy(reflections["panel"])])
+    strong = np.column_stack([fitted.indices, spots.panel[rows]])
+    # rows of both in one numbering of what is in either
+    _, number = np.unique(np.vstack([predicted, strong]).astype(np.int64), axis=0, return_inverse=True)
+    row_of = np.full(number.max() + 1, -1)
+    row_of[number[: len(predicted)]] = np.arange(len(predicted))
+    at = row_of[number[len(predicted) :]]
+    found = at >= 0
+    at, rows, px = at[found], rows[found], px[found]
+
+    copied = np.uint64(int(codes.strong) | int(codes.indexed) | int(codes.used_in_refinement))
     flags = flumpy.to_numpy(reflections["flags"])
-    copied = int(codes.strong) | int(codes.indexed) | int(codes.used_in_refinement)
-    for index, row, xy in zip(fitted.indices.astype(int), fitted.rows, predicted):
-        k = row_of.get((*index, spots.panel[row]))
-        if k is None:
-            continue
-        flags[k] |= np.uint64((int(spots.flags[row]) | int(codes.indexed)) & copied)
-        if np.hypot(*(xyz[k, :2] - xy)) < _MAX_MATCH_DISTANCE:
-            flags[k] |= np.uint64(int(codes.reference_spot))
+    flags[at] |= (spots.flags[rows].astype(np.uint64) | np.uint64(int(codes.indexed))) & copied
+    near = np.linalg.norm(flumpy.to_numpy(reflections["xyzcal.px"])[at, :2] - px, axis=1) < _MAX_MATCH_DISTANCE
+    flags[at[near]] |= np.uint64(int(codes.reference_spot))
     reflections["flags"] = flumpy.from_numpy(flags)
 
 

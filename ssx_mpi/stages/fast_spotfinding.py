@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
+import copy
 import math
+import pickle
+from pathlib import Path
 
 import libtbx
 import numpy as np
 from dials.algorithms.shoebox import MaskCode
-from dials.algorithms.spot_finding.factory import SpotFinderFactory
 from dials.array_family import flex
 from dials.model.data import PixelList, PixelListLabeller
 from dials.util import masking
@@ -63,8 +64,8 @@ class FastSpotFinder:
     """Finds the spots of stills, one image at a time; made once per rank.
 
     What is the same for every image (masks by resolution and region, work space) is kept; it is made again when the
-    detector or, where it matters, the beam changes. Strong pixels come from :mod:`ssx_mpi.kernels.spots`; connecting
-    them to spots, centroids and shoeboxes are left to DIALS, which needs few milliseconds for that.
+    detector or, where it matters, the beam changes. Strong pixels come from :mod:`ssx_mpi.kernels.spots`; shoeboxes and
+    centroids are left to DIALS, which needs few milliseconds for the pixels of spots of an allowed size.
 
     Parameters
     ----------
@@ -98,10 +99,15 @@ class FastSpotFinder:
             global_threshold=dispersion.global_threshold,
             erode_beside_masked=erode_beside_masked,
         )
-        self._filter = finder.filter
+        # generating masks fills in defaults
+        self._filter = copy.deepcopy(finder.filter)
+        if None not in (self._filter.d_min, self._filter.d_max) and self._filter.d_min > self._filter.d_max:
+            raise ValueError(f"d_min={self._filter.d_min} is above d_max={self._filter.d_max}: no pixel is left")
         self._region = finder.region_of_interest
-        self._lookup_mask = SpotFinderFactory.load_image(finder.lookup.mask)
+        self._lookup_mask = _read_mask(finder.lookup.mask)
         self._masks: _RegionMasks | None = None
+        # by shape: panels of a detector have one, or very few
+        self._finders: dict[tuple[int, ...], StrongPixelFinder] = {}
 
     def __call__(self, frame: Frame, experiment: Experiment) -> flex.reflection_table:
         """Spots of one still.
@@ -123,7 +129,7 @@ class FastSpotFinder:
         BadImage
             When there are more strong pixels than ``max_strong_pixel_fraction`` allows.
         """
-        masks = self._region_masks(experiment)
+        masks = self._region_masks(experiment.imageset)
         strong = [
             self._strong_pixels(data, mask if region is None else mask & region)
             for data, mask, region in zip(frame.data, frame.masks, masks)
@@ -135,14 +141,19 @@ class FastSpotFinder:
     def _strong_pixels(self, data: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """Places of the strong pixels in the flattened panel."""
         if self._region is None:
-            return _finder(data.shape, self._criteria)(data, mask)
+            return self._finder(data.shape)(data, mask)
         x0, x1, y0, y1 = self._region
         height, width = data.shape
         if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
             raise ValueError(f"region_of_interest {x0},{x1},{y0},{y1} does not lie in {width} x {height} pixels")
         part = np.ascontiguousarray(data[y0:y1, x0:x1])
-        strong = _finder(part.shape, self._criteria)(part, np.ascontiguousarray(mask[y0:y1, x0:x1]))
+        strong = self._finder(part.shape)(part, np.ascontiguousarray(mask[y0:y1, x0:x1]))
         return (strong // (x1 - x0) + y0) * width + strong % (x1 - x0) + x0
+
+    def _finder(self, shape: tuple[int, ...]) -> StrongPixelFinder:
+        if shape not in self._finders:
+            self._finders[shape] = StrongPixelFinder(shape, self._criteria)
+        return self._finders[shape]
 
     def _check_fraction(self, frame: Frame, n_strong: int) -> None:
         limit = self._filter.max_strong_pixel_fraction
@@ -188,10 +199,10 @@ class FastSpotFinder:
         table.is_overloaded(ExperimentList([experiment]))
         return table
 
-    def _region_masks(self, experiment: Experiment) -> tuple[np.ndarray | None, ...]:
+    def _region_masks(self, imageset) -> tuple[np.ndarray | None, ...]:
         """Pixels that the parameters allow, per panel; None for a panel without any excluded."""
-        if self._masks is None or not self._masks.fit(experiment, self._depends_on_geometry()):
-            self._masks = _RegionMasks(experiment, self._filter, self._lookup_mask)
+        if self._masks is None or not self._masks.fit(imageset, self._depends_on_geometry()):
+            self._masks = _RegionMasks(imageset, self._filter, self._lookup_mask)
         return self._masks.panels
 
     def _depends_on_geometry(self) -> bool:
@@ -202,29 +213,33 @@ class FastSpotFinder:
 class _RegionMasks:
     """Masks from the parameters, and the models that they were made for."""
 
-    def __init__(self, experiment: Experiment, filter_params, lookup_mask):
-        self._beam = experiment.beam
-        self._detector = experiment.detector
-        generated = masking.generate_mask(experiment.imageset, filter_params)
-        masks = [flumpy.to_numpy(mask) for mask in generated]
+    def __init__(self, imageset, filter_params, lookup_mask):
+        # copies: a detector that is refined in place is another one
+        self._beam = copy.deepcopy(imageset.get_beam())
+        self._detector = copy.deepcopy(imageset.get_detector())
+        masks = [flumpy.to_numpy(mask) for mask in masking.generate_mask(imageset, filter_params)]
         if lookup_mask is not None:
-            if [m.all() for m in lookup_mask] != [m.all() for m in generated]:
+            if [m.shape for m in lookup_mask] != [m.shape for m in masks]:
                 raise ValueError("the mask in spotfinder.lookup.mask does not have the shape of the detector")
-            masks = [m & flumpy.to_numpy(given) for m, given in zip(masks, lookup_mask)]
+            masks = [m & given for m, given in zip(masks, lookup_mask)]
         self.panels = tuple(None if mask.all() else mask for mask in masks)
 
-    def fit(self, experiment: Experiment, depends_on_geometry: bool) -> bool:
+    def fit(self, imageset, depends_on_geometry: bool) -> bool:
+        beam, detector = imageset.get_beam(), imageset.get_detector()
         if depends_on_geometry:
-            return self._beam == experiment.beam and self._detector == experiment.detector
-        return [p.get_image_size() for p in self._detector] == [p.get_image_size() for p in experiment.detector]
+            return self._beam == beam and self._detector == detector
+        return [p.get_image_size() for p in self._detector] == [p.get_image_size() for p in detector]
 
 
-# detectors have panels of one shape, or of very few
-@functools.lru_cache(maxsize=4)
-def _finder(shape: tuple[int, int], criteria: DispersionCriteria) -> StrongPixelFinder:
-    return StrongPixelFinder(shape, criteria)
+def _read_mask(path: str | None) -> tuple[np.ndarray, ...] | None:
+    """Masks of all panels from a file as ``dials.generate_mask`` writes it."""
+    if not path:
+        return None
+    masks = pickle.loads(Path(path).read_bytes(), encoding="bytes")
+    return tuple(flumpy.to_numpy(mask) for mask in (masks if isinstance(masks, tuple) else (masks,)))
 
 
 def _is_set(scope, name: str) -> bool:
+    """Whether a parameter that only newer versions have is there and not at its empty default."""
     value = getattr(scope, name, None)
-    return value is not None and value not in ([], [None])
+    return any(value) if isinstance(value, list) else bool(value)

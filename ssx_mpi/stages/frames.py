@@ -92,9 +92,12 @@ class FrameReader:
         Raises
         ------
         BadImage
-            When the file is missing, damaged, truncated, or does not fit the detector.
+            When the file is missing, damaged, truncated, or does not fit the detector, or the image was marked for
+            rejection.
         """
         image = _image_name(imageset, index)
+        if imageset.is_marked_for_rejection(index):
+            raise BadImage(image, "marked for rejection")
         detector = _detector(imageset, index)
         try:
             raw = self._read(imageset, index)

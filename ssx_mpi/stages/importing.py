@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import logging
 import os
 import re
 import uuid
@@ -17,7 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ssx_mpi import dials_compat
 from ssx_mpi.params import InputError, Source
+from ssx_mpi.stages.frames import BadImage, FrameReader
+
+logger = logging.getLogger(__name__)
 
 _HDF5_SUFFIXES = (".h5", ".nxs", ".hdf5", ".nx5", ".cxi")
 _IMAGE_SUFFIXES = (".cbf", ".img", ".mccd", ".tif", ".edf", ".smv", ".bz2", ".gz")
@@ -337,6 +342,32 @@ def check_same_detector(images: ImageSources, reader: ExperimentMaker) -> None:
         start += source.count
 
 
+def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
+    """Make sure that the compression of HDF5 files can be undone, by reading the first image of the first one.
+
+    An image that cannot be read for another reason is left to the run, which counts it.
+
+    Raises
+    ------
+    InputError
+        When HDF5 lacks the plugin.
+    """
+    for image in images.firsts():
+        path, _ = images.locate(image)
+        if not path.lower().endswith(_HDF5_SUFFIXES):
+            continue
+        try:
+            FrameReader()(maker.experiment(image).imageset)
+        except BadImage as error:
+            if re.search(r"filter|plugin", error.details, re.IGNORECASE):
+                raise InputError(
+                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): pip install hdf5plugin"
+                ) from None
+        except Exception as error:  # whatever else is wrong with a damaged file, the run says of each image
+            logger.debug("the first image of %s cannot be checked: %s", path, error)
+        return
+
+
 class ExperimentMaker:
     """Makes the DIALS experiment of one image: imageset of that image alone, beam and detector.
 
@@ -359,6 +390,7 @@ class ExperimentMaker:
         self._overrides = overrides
         self._formats: dict[tuple[str, str], type] = {}
         self._stack: _Stack | None = None
+        self._trusts_like_header = False
 
     def with_geometry(self, geometry) -> ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
@@ -373,7 +405,7 @@ class ExperimentMaker:
         from dxtbx.model import Experiment
 
         imageset = self._imageset(image)
-        detector, beam = self.geometry or self._header_models(imageset)
+        detector, beam = self._models(imageset)
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
         imageset.set_goniometer(None, 0)
@@ -383,6 +415,19 @@ class ExperimentMaker:
     def header_detector(self, image: int):
         """The detector as the header of `image` has it, or the one that replaces it."""
         return self.geometry[0] if self.geometry else self._header_models(self._imageset(image))[0]
+
+    def _models(self, imageset):
+        if self.geometry is None:
+            return self._header_models(imageset)
+        detector, beam = self.geometry
+        if not self._trusts_like_header:
+            # which counts are good is a matter of these images, not of where the geometry came from; versions of DIALS
+            # do not even agree on whether the ends of the range belong to it
+            header = imageset.get_detector(0)
+            for panel, own in zip(detector, header):
+                panel.set_trusted_range(own.get_trusted_range())
+            self._trusts_like_header = True
+        return detector, beam
 
     def _header_models(self, imageset):
         detector, beam = imageset.get_detector(0), imageset.get_beam(0)
@@ -398,6 +443,7 @@ class ExperimentMaker:
         if index is None or not path.lower().endswith(_HDF5_SUFFIXES):
             return self._masked(self._format(path).get_imageset([path], as_imageset=True, **self._options()))
         if self._stack is None or self._stack.path != path:
+            dials_compat.register_hdf5_filters()
             format_ = self._format(path)
             first = format_.get_imageset([path], single_file_indices=[index], as_imageset=True, **self._options())
             self._stack = _Stack(path, self._masked(first), format_.get_instance(path, **self._format_kwargs()))

@@ -74,7 +74,7 @@ class StillProcessor:
             result.frame = self._engine.read(result.experiment.imageset)
             table = self._engine.find_spots(result.experiment, result.frame)
         except BadImage as error:
-            result.failures.append(Failure("read", error.reason))
+            result.failures.append(_unread(error))
         except library_errors() as error:
             # formats raise whatever comes up below them when they make the models of a damaged file
             stage = "read" if result.frame is None else "find_spots"
@@ -109,7 +109,7 @@ class StillProcessor:
             frame = result.frame or self._engine.read(result.experiment.imageset)
             result.integrated, reasons = self._engine.integrate(result.indexed, frame)
         except BadImage as error:
-            result.failures.append(Failure("read", error.reason))
+            result.failures.append(_unread(error))
         else:
             result.failures.extend(Failure("integrate", reason) for reason in reasons)
             if result.integrated is not None:
@@ -153,6 +153,11 @@ class StillProcessor:
             experiment.identifier = self.maker.images.identifier(image, lattice)
             identifiers[lattice] = experiment.identifier
         return crystals
+
+
+def _unread(error: BadImage) -> Failure:
+    details = f" ({short_reason(RuntimeError(error.details))})" if error.details else ""
+    return Failure("read", error.reason + details)
 
 
 def _describe_lattice(experiment, reflections) -> Lattice:

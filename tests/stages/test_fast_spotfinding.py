@@ -94,19 +94,25 @@ def test_user_mask_is_honoured(still, tmp_path):
     found = FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
     assert_same_table(found, spots_by_dials(experiment, params))
     assert min(found["xyzobs.px.value"].parts()[1]) > 1200
+    path.write_bytes(pickle.dumps(flumpy.from_numpy(masked[1:])))
+    with pytest.raises(ValueError, match=r"lookup\.mask"):
+        FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
 
 
 def test_masks_follow_the_geometry(still):
-    """The resolution limit moves with the detector from one image to the next, and nothing else does."""
+    """The resolution limit moves when the detector is moved, also in place."""
     params = params_from(SIZES + "spotfinder.filter{d_min=3\ndisable_parallax_correction=True\n}\n")
     finder, reader = FastSpotFinder(params), FrameReader()
-    near, far = still(11), still(12)
-    panel = far.detector[0]
-    panel.set_frame(
-        panel.get_fast_axis(), panel.get_slow_axis(), (*panel.get_origin()[:2], panel.get_origin()[2] * 1.3)
-    )
-    for experiment in (near, far):
-        assert_same_table(finder(reader(experiment.imageset), experiment), spots_by_dials(experiment, params))
+    experiment = still(12)
+    frame = reader(experiment.imageset)
+    near = finder(frame, experiment)
+    assert_same_table(near, spots_by_dials(experiment, params))
+    panel = experiment.imageset.get_detector()[0]
+    x, y, z = panel.get_origin()
+    panel.set_frame(panel.get_fast_axis(), panel.get_slow_axis(), (x, y, z * 1.3))
+    far = finder(frame, experiment)
+    assert_same_table(far, spots_by_dials(experiment, params))
+    assert len(far) > len(near) > 50
 
 
 def test_spots_of_a_multipanel_detector():
@@ -180,8 +186,13 @@ def test_what_is_not_covered_is_refused_by_name(text):
         FastSpotFinder(params)
 
 
+def test_contradicting_resolution_limits_are_refused():
+    with pytest.raises(ValueError, match="is above d_max"):
+        FastSpotFinder(params_from("spotfinder.filter{d_min=3\nd_max=2\n}"))
+
+
 def test_parameters_are_left_as_they_were(still):
-    params = params_from("")
+    params = params_from("spotfinder.filter.untrusted.rectangle=0,100,0,100\n")
     before = phil_scope.format(params).as_str()
     experiment = still(16)
     FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)

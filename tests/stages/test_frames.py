@@ -154,6 +154,13 @@ def test_missing_file_is_a_bad_image(hit_file, tmp_path):
         FrameReader()(imageset)
 
 
+def test_rejected_image_is_a_bad_image():
+    imageset = imageset_in_memory(np.zeros((10, 12), np.int32))
+    imageset.mark_for_rejection(0, True)
+    with pytest.raises(BadImage, match="marked for rejection"):
+        FrameReader()(imageset)
+
+
 def test_panels_of_another_shape_are_a_bad_image():
     with pytest.raises(BadImage, match="does not fit the detector"):
         FrameReader()(imageset_in_memory(np.zeros((10, 12), np.int32), shape=(12, 10)))

@@ -294,8 +294,9 @@ void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const dou
 
 /* Second moment about the predicted direction of the strong pixels of each spot, in radian^2; counts is their sum */
 void ssx_angular_variance(int64_t n, const int32_t *bbox, const int64_t *offset, const uint8_t *strong, const double *s1,
-                          const void *frame, int is_float, int width, int height, const double *panel, double *counts,
-                          double *variance) {
+                          const void *frame, int is_float, const uint8_t *frame_mask, int height, int width,
+                          const double *panel, double *counts, double *variance) {
+    (void)frame_mask; /* the spot finder took trusted pixels only */
     for (int64_t r = 0; r < n; r++) {
         const int32_t *b = bbox + 4 * r;
         const uint8_t *mask = strong + offset[r];
