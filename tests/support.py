@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,3 +95,30 @@ def end(process: subprocess.Popen) -> tuple[str, str]:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         return process.communicate()
+
+
+def ssx_mpi(*arguments: str) -> Finished:
+    """Run the program on this process alone, as its users start it with ``nproc=1``; nothing of it stays behind."""
+    from ssx_mpi.command_line import process
+
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    handlers = [signal.getsignal(number) for number in signals]
+    logger = logging.getLogger("ssx_mpi")
+    logged = list(logger.handlers)
+    out, err = io.StringIO(), io.StringIO()
+    status: object = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            # dxtbx divides zero by zero where it looks for the step of an axis that does not turn
+            warnings.simplefilter("ignore", RuntimeWarning)
+            process.run([*arguments, "nproc=1"])
+    except SystemExit as left:
+        status = left.code
+    finally:
+        for handler in logger.handlers:
+            handler.close()
+        logger.handlers[:] = logged
+        for number, before in zip(signals, handlers):
+            signal.signal(number, before)
+    assert isinstance(status, int), status
+    return Finished(status, out.getvalue(), err.getvalue())
