@@ -7,6 +7,7 @@ import os
 import shlex
 import shutil
 import signal
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -262,7 +263,7 @@ class TestGoingOn:
         for name in ("miller_index", "id", "flags", "bbox", "intensity.sum.value", "intensity.sum.variance"):
             assert list(table[name]) == list(table_again[name]), name
         for name in ("partiality", "d", "lp", "background.mean"):
-            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-9, atol=0)
+            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-7, atol=1e-9)
 
     def test_a_step_without_the_one_before_is_refused(self, chip, geometry, tmp_path):
         job = again(chip, tmp_path / "out", geometry, "steps=integrate")
@@ -327,11 +328,11 @@ def test_a_range_of_images_gives_the_same_crystals_and_only_what_was_asked_for(c
 def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
     from ssx_mpi.command_line.process import _parse
 
-    job = ssx_mpi(f"image={chip.image}", "assess_crystals.n_crystals=4", f"output.directory={tmp_path}/out")
+    job = ssx_mpi(f"image={chip.image}", "assess_crystals.n_crystals=2", f"output.directory={tmp_path}/out")
     assert job.status == 0, job.text
     folder = tmp_path / "out" / "assess_crystals"
     assessed = json.loads((folder / "assess_crystals.json").read_text())
-    assert assessed["n_crystals"] >= 4
+    assert assessed["n_crystals"] >= 2
     best = assessed["clusters"][0]
     assert best["share"] > 0.5
     assert best["metric_symmetry"] == "P 4 2 2"
@@ -345,35 +346,34 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
     assert not list((tmp_path / "out").glob("batch_*"))
 
 
-class TestNothingThere:
-    @pytest.fixture(scope="class")
-    def noise(self, tmp_path_factory):
-        import warnings
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory) -> Path:
+    """Folder of three CBF images without a crystal."""
+    from ssx_mpi.parallel.communicator import SerialCommunicator
+    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation.data_set import simulate
 
-        from ssx_mpi.parallel.communicator import SerialCommunicator
-        from ssx_mpi.simulation import parameters as p
-        from ssx_mpi.simulation.data_set import simulate
+    folder = tmp_path_factory.mktemp("noise")
+    wanted = p.SimulationParameters(
+        n_images=3,
+        hit_rate=0.0,
+        detector=p.DetectorParameters("pilatus200k", 75.0),
+        output=p.OutputParameters(folder / "noise_###.cbf", "cbf"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulate(wanted, SerialCommunicator())
+    return folder
 
-        folder = tmp_path_factory.mktemp("noise")
-        wanted = p.SimulationParameters(
-            n_images=3,
-            hit_rate=0.0,
-            detector=p.DetectorParameters("pilatus200k", 75.0),
-            output=p.OutputParameters(folder / "noise_###.cbf", "cbf"),
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            simulate(wanted, SerialCommunicator())
-        return folder
 
-    @pytest.mark.parametrize("more", ["symmetry", "reference", "nothing"])
-    def test_noise_ends_with_its_own_status_and_advice(self, chip, noise, geometry, tmp_path, more):
-        given = {"symmetry": chip.symmetry, "reference": (*chip.symmetry, geometry), "nothing": ()}[more]
-        job = ssx_mpi(f"directory={noise}", *given, f"output.directory={tmp_path}/out")
-        assert job.status == 3, job.text
-        assert not list(tmp_path.rglob("integrated*"))
-        if more != "reference":
-            assert "No image had enough spots" in job.out
+@pytest.mark.parametrize("more", ["symmetry", "reference", "nothing"])
+def test_noise_ends_with_its_own_status_and_advice(chip, noise, geometry, tmp_path, more):
+    given = {"symmetry": chip.symmetry, "reference": (*chip.symmetry, geometry), "nothing": ()}[more]
+    job = ssx_mpi(f"directory={noise}", *given, f"output.directory={tmp_path}/out")
+    assert job.status == 3, job.text
+    assert not list(tmp_path.rglob("integrated*"))
+    if more != "reference":
+        assert "No image had enough spots" in job.out
 
 
 class TestBadInput:
