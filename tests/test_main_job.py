@@ -256,14 +256,14 @@ class TestGoingOn:
             self.assert_same_but_for_rounding(done / f"batch_{batch}", folder / f"batch_{batch}")
 
     def assert_same_but_for_rounding(self, one: Path, other: Path) -> None:
-        """A crystal that was written and read again may differ in the last digit, and so may what it predicts."""
+        """A crystal that was written and read may differ in the last digit, and what is refined from it a bit more."""
         (first, table), (second, table_again) = load(one, "integrated_1"), load(other, "integrated_1")
         assert [e.identifier for e in first] == [e.identifier for e in second]
         assert sorted(table.keys()) == sorted(table_again.keys())
         for name in ("miller_index", "id", "flags", "bbox", "intensity.sum.value", "intensity.sum.variance"):
             assert list(table[name]) == list(table_again[name]), name
         for name in ("partiality", "d", "lp", "background.mean"):
-            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-7, atol=1e-9)
+            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-6, atol=1e-6)
 
     def test_a_step_without_the_one_before_is_refused(self, chip, geometry, tmp_path):
         job = again(chip, tmp_path / "out", geometry, "steps=integrate")
