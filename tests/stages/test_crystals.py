@@ -57,9 +57,9 @@ def test_a_centred_lattice_is_recognised_from_its_primitive_cells():
 
 
 def test_the_most_populous_cluster_comes_first_and_strays_stay_apart():
-    some = spread((40, 55, 70, 90, 90, 90), 4)
+    some = spread((60, 100, 130, 90, 90, 90), 4)
     many = spread((79.1, 79.1, 38.2, 90, 90, 90), 9)
-    stray = [(120.0, 130, 140, 90, 90, 90)]
+    stray = [(120.0, 180, 240, 90, 90, 90)]
     assessment = assess(experiments([*some, *many, *stray]))
     assert [c.members for c in assessment.clusters] == [tuple(range(4, 13)), tuple(range(4)), (13,)]
     assert assessment.n_crystals == 14
