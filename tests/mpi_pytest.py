@@ -10,6 +10,8 @@ import contextlib
 import faulthandler
 import os
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,21 @@ class EndAllRanks:
 def main(arguments: list[str]) -> int:
     """Run pytest; the worst status of all ranks."""
     faulthandler.dump_traceback_later(_LONGEST, exit=True)
-    silent = MPI.COMM_WORLD.rank > 0
-    with (
-        Path(os.devnull).open("w") as nowhere,
-        contextlib.redirect_stdout(nowhere) if silent else contextlib.nullcontext(),
-    ):
-        status = pytest.main(["-p", "no:cacheprovider", "--color=no", *arguments], plugins=[EndAllRanks()])
-    return MPI.COMM_WORLD.allreduce(int(status), op=MPI.MAX)
+    rank = MPI.COMM_WORLD.rank
+    with contextlib.ExitStack() as stack:
+        # a folder for each, or one rank removes as old what another has just made
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        if rank > 0:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        options = ["-p", "no:cacheprovider", "--color=no", f"--basetemp={folder}/rank_{rank}"]
+        try:
+            status = pytest.main([*options, *arguments], plugins=[EndAllRanks()])
+        except BaseException:
+            traceback.print_exc()
+            MPI.COMM_WORLD.Abort(1)
+            raise
+        # rank 0 made the folders that all share: it stays until all are through
+        return MPI.COMM_WORLD.allreduce(int(status), op=MPI.MAX)
 
 
 if __name__ == "__main__":
