@@ -115,6 +115,10 @@ geometry_refinement {{
   restrain_cell = False
     .type = bool
     .help = "Hold the cells to unit_cell while the detector is refined, for few crystals."
+  beam_search = True
+    .type = bool
+    .help = "Look for the beam centre in the spots of the first hits before anything is indexed."
+    .expert_level = 1
   phil = None
     .type = path
     .help = "DIALS parameters for dials.refine."
@@ -210,6 +214,7 @@ class Parameters:
     indexing_phil: Path | None
     geometry: CrystalSelection
     restrain_cell: bool
+    beam_search: bool
     refinement_phil: Path | None
     assess: CrystalSelection
     integration: Integration
@@ -301,6 +306,7 @@ def read(extract, cwd: Path) -> Parameters:
         indexing_phil=path.existing(extract.indexing.phil, "indexing.phil"),
         geometry=_selection(extract.geometry_refinement, "geometry_refinement"),
         restrain_cell=extract.geometry_refinement.restrain_cell,
+        beam_search=extract.geometry_refinement.beam_search,
         refinement_phil=path.existing(extract.geometry_refinement.phil, "geometry_refinement.phil"),
         assess=_selection(extract.assess_crystals, "assess_crystals"),
         integration=Integration(

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.dials_parameters import DialsParameters, dials_parameters, user_texts
+from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
@@ -27,7 +30,7 @@ from ssx_mpi.report import text
 from ssx_mpi.report.live import LiveReport
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
-from ssx_mpi.stages import crystals, geometry
+from ssx_mpi.stages import beam_centre, crystals, geometry
 from ssx_mpi.stages.engines import build_engine, left_to_dials
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
@@ -43,13 +46,18 @@ from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
 from ssx_mpi.stages.stills import StillProcessor
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FirstCrystals, survey
+from ssx_mpi.tasks import Batches, BatchKeeping, FirstCrystals, FirstHits, survey
 
 logger = logging.getLogger("ssx_mpi")
 
 DONE, NOTHING_FOUND, STOPPED = 0, 3, 75
 # geometry and indexing feed each other; on the sets tried so far little was gained after the third round
 _MOST_ROUNDS = 6
+# two dozen stills tell the beam centre to a hundredth of the spacing of spots
+_HITS_FOR_BEAM_CENTRE = 24
+# a shift is taken when it stands out from all others and explains more spots than the header by more than noise
+_SIGNIFICANT = 6.0
+_WORTH_MOVING = 0.05
 
 
 @dataclass(frozen=True)
@@ -313,6 +321,42 @@ def _advice(statistics: Statistics) -> str:
     return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
 
 
+def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, bool]:
+    """Find out from the first hits whether the beam centre is where the header says.
+
+    Returns
+    -------
+    geometry
+        (detector, beam) with the detector moved, None when the header is right as far as can be told.
+    stopped
+        Whether the job was stopped on request meanwhile.
+    """
+    parameters = run.parameters
+    if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
+        return None, False
+    first, stop = image_range(run, parameters.geometry)
+    progress = Progress("first hits", stop - first, comm.rank == 0)
+    task = FirstHits(comm, run.processor(), run.stopping, progress.show)
+    end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
+    progress.close()
+    if stopped:
+        return None, True
+    lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
+    start = run.maker.experiment(first)
+    grid = beam_centre.grid_for(start, lattice)
+    hits = [result for image, result in sorted(task.results.items()) if image < end and result.strong is not None]
+    scores = [beam_centre.score_still(result.experiment, result.strong, grid, lattice) for result in hits]
+    total = comm.sum(np.sum(scores, axis=0) if scores else np.zeros(len(grid.shifts)))
+    n_hits = int(comm.sum(np.array(len(scores))))
+    if n_hits == 0:
+        return None, False
+    found = best_shift(grid, total / n_hits)
+    moved = found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
+    if comm.rank == 0:
+        logger.info(text.beam_centre_line(found, n_hits, moved))
+    return ((beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None), False
+
+
 def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, int]:
     """Index the first crystals and refine the detector with them, again and again while that gains.
 
@@ -323,8 +367,10 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     status
         Exit code in that case.
     """
-    selection = run.parameters.geometry
-    task, _, stopped = first_crystals(comm, run, selection, run.processor(), "first crystals")
+    start, stopped = search_beam_centre(comm, run)
+    if stopped:
+        return None, STOPPED
+    task, _, stopped = first_crystals(comm, run, run.parameters.geometry, run.processor(start), "first crystals")
     if stopped:
         return None, STOPPED
     refined: Any = None

@@ -10,6 +10,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.params import STEPS, InputError
 from ssx_mpi.records.batches import Batch, BatchRecords, read_summary
 from ssx_mpi.report.statistics import Statistics
+from ssx_mpi.stages import beam_centre
 from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
 
@@ -51,6 +52,18 @@ class FirstCrystals:
 
     def progress(self, done: int) -> None:
         self._show(done)
+
+
+class FirstHits(FirstCrystals):
+    """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit."""
+
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult]:
+        result = self.processor.find_spots(item)
+        result.frame = None
+        enough = result.n_spots >= beam_centre.MIN_SPOTS
+        if not enough:
+            result.experiment = result.strong = None
+        return int(enough), result
 
 
 @dataclass(frozen=True)

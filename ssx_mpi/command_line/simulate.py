@@ -22,7 +22,8 @@ import sys
 import time
 from pathlib import Path
 
-from ssx_mpi import dials_compat
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.parallel.launch import guarded
 
 PHIL = """
 n_images = 200
@@ -63,10 +64,10 @@ crystal {
   domain_size = 2000
     .type = float
     .help = "Edge of the coherent domains, angstrom."
-  brightness = 800
+  brightness = 500
     .type = float
     .help = "Photons in a centred reflection of average intensity at zero angle, for the median crystal."
-  brightness_spread = 1.0
+  brightness_spread = 1.1
     .type = float
     .help = "Standard deviation of the logarithm of the brightness from crystal to crystal."
 }
@@ -225,6 +226,10 @@ def main(args: list[str], comm) -> int:
     from ssx_mpi.simulation.data_set import check_outputs, simulate
     from ssx_mpi.simulation.parameters import SimulationError
 
+    if "--version" in args:
+        if comm.rank == 0:
+            print(f"ssx_mpi {__version__}")
+        return 0
     scope = parse(PHIL)
     parser = ArgumentParser(usage="ssx_mpi.simulate [options] [name=value ...]", phil=scope, epilog=__doc__)
     parameters, refusal = None, None
@@ -237,7 +242,7 @@ def main(args: list[str], comm) -> int:
         refusal = str(error)
     except (Sorry, RuntimeError) as error:
         # libtbx's way to say that it cannot read an argument
-        refusal = str(error).splitlines()[0] + closest_name(str(error), scope)
+        refusal = " ".join(str(error).split()) + closest_name(str(error), scope)
     # all ranks have looked before one of them writes, or leaves
     refusals = [message for message in comm.allgather(refusal) if message]
     if parameters is None or refusals:
@@ -260,27 +265,9 @@ def main(args: list[str], comm) -> int:
 
 
 def run() -> None:
-    """Entry point of the program."""
-    from mpi4py import MPI
-
-    from ssx_mpi.parallel.communicator import MpiCommunicator
-
+    """Entry point of the program: on one process, or on the ranks that mpirun, mpiexec or srun started."""
     dials_compat.prepare()
-    comm = MpiCommunicator(MPI.COMM_WORLD)
-    try:
-        status = main(sys.argv[1:], comm)
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-        status = 1
-    if status and comm.size > 1:
-        comm.abort(status)
-    sys.exit(status)
+    guarded(lambda comm: main(sys.argv[1:], comm))
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def partialities(seen: OnEwaldSphere, sigma: np.ndarray, n_observed: int) -> tup
 
     Returns
     -------
-    partiality, inverse_variance : (n,) float64
+    partiality, variance_of_inverse : (n,) float64
     """
     least = np.linalg.eigvalsh(sigma)[0]
     q = seen.epsilon**2 / seen.variance

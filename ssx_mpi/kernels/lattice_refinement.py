@@ -23,8 +23,11 @@ Sauter, N. K. & Poon, B. K. (2010). J. Appl. Cryst. 43, 611-616 (outliers).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
+
+from ssx_mpi.kernels._library import array, c_int, c_int64, declare
 
 # 1 / rad^2: the weight that DIALS gives to delta psi (refinement.reflections.weighting_strategy.delpsi_constant)
 DELTA_PSI_WEIGHT = 1_000_000.0
@@ -109,7 +112,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a lattice predicts for Miller indices: rays `s1` (n, 3) 1/angstrom, `xy` (n, 2) mm, `delta_psi` (n,) radian."""
+    """What a lattice predicts: rays `s1` (n, 3) 1/angstrom, `xy` (n, 2) mm, `delta_psi` (n,) radian."""
 
     s1: np.ndarray
     xy: np.ndarray
@@ -118,12 +121,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Fit:
-    """A refined lattice with the covariance of its parameters (three rotations, then strains) and the final target."""
+    """A refined lattice, and the weighted sum of squared residuals that is left."""
 
     lattice: Lattice
-    covariance: np.ndarray
     target: float
-    n_steps: int
 
 
 def invariant_strains(rotations: np.ndarray) -> np.ndarray:
@@ -160,27 +161,13 @@ def nearest_lattice(direct: np.ndarray, model: CellModel) -> Lattice:
 
 def predict(h: np.ndarray, lattice: Lattice, d_inverse: np.ndarray, s0: np.ndarray) -> Prediction:
     """Rays, positions and delta psi of Miller indices `h` (n, 3), each on the panel of its spot."""
-    return _predict(h.astype(float) @ lattice.setting.T, d_inverse, s0)[0]
+    q = h.astype(float) @ lattice.setting.T
+    return prediction_gradients(q, np.empty((0, len(h), 3)), d_inverse, s0)[0]
 
 
-def _predict(q: np.ndarray, d_inverse: np.ndarray, s0: np.ndarray) -> tuple:
-    wavenumber = np.linalg.norm(s0)
-    u = s0 / wavenumber
-    q_u = q @ u
-    across = q - q_u[:, None] * u
-    q_p = np.maximum(np.linalg.norm(across, axis=1), 1e-12)
-    c = across / q_p[:, None]
-    qq = q_u * q_u + q_p * q_p
-    a = 0.5 * qq / wavenumber
-    b = np.sqrt(np.maximum(qq - a * a, 1e-12))
-    s1 = s0 - a[:, None] * u + b[:, None] * c
-    delta_psi = -np.arctan2(q_u, q_p) - np.arctan2(a, b)
-    v = np.matmul(d_inverse, s1[:, :, None])[:, :, 0]
-    xy = v[:, :2] / v[:, 2:]
-    return Prediction(s1, xy, delta_psi), (u, wavenumber, q_u, q_p, c, qq, a, b, v)
-
-
-def prediction_gradients(q: np.ndarray, dq: np.ndarray, d_inverse: np.ndarray, s0: np.ndarray) -> tuple:
+def prediction_gradients(
+    q: np.ndarray, dq: np.ndarray, d_inverse: np.ndarray, s0: np.ndarray
+) -> tuple[Prediction, np.ndarray, np.ndarray]:
     """Predictions, and their derivatives along changes of q.
 
     Parameters
@@ -189,6 +176,9 @@ def prediction_gradients(q: np.ndarray, dq: np.ndarray, d_inverse: np.ndarray, s
         Reciprocal lattice points.
     dq : (p, n, 3) float64
         Their derivatives by p parameters.
+    d_inverse : (n, 3, 3) float64
+        Of the panel of each, as in :class:`Spots`.
+    s0 : (3,) float64
 
     Returns
     -------
@@ -196,19 +186,18 @@ def prediction_gradients(q: np.ndarray, dq: np.ndarray, d_inverse: np.ndarray, s
     dxy : (p, n, 2) float64
     ddelta_psi : (p, n) float64
     """
-    prediction, (u, wavenumber, q_u, q_p, c, qq, a, b, v) = _predict(q, d_inverse, s0)
-    dq_u = dq @ u
-    dq_p = np.einsum("pni,ni->pn", dq, c)
-    q_dq = q_u * dq_u + q_p * dq_p
-    da = q_dq / wavenumber
-    db = (q_dq - a * da) / b
-    # the part of dq that turns q about the beam
-    turn = dq - dq_u[..., None] * u - dq_p[..., None] * c
-    ds1 = -da[..., None] * u + db[..., None] * c + (b / q_p)[:, None] * turn
-    dv = np.einsum("nij,pnj->pni", d_inverse, ds1)
-    dxy = (dv[..., :2] - prediction.xy * dv[..., 2:]) / v[:, 2:]
-    ddelta_psi = -(q_p * dq_u - q_u * dq_p + b * da - a * db) / qq
-    return prediction, dxy, ddelta_psi
+    n, p = len(q), len(dq)
+    s1, xy, psi = np.empty((n, 3)), np.empty((n, 2)), np.empty(n)
+    dxy, dpsi = np.empty((p, n, 2)), np.empty((p, n))
+    q, dq, d_inverse, s0 = map(np.ascontiguousarray, (q, dq, d_inverse, s0))
+    _still_prediction()(q, dq, n, p, d_inverse, s0, s1, xy, psi, dxy, dpsi)
+    return Prediction(s1, xy, psi), dxy, dpsi
+
+
+@cache
+def _still_prediction():
+    read, write = array(np.float64), array(np.float64, writeable=True)
+    return declare("ssx_still_prediction", [read, read, c_int64, c_int, read, read, *5 * [write]])
 
 
 def refine_lattice(
@@ -263,13 +252,12 @@ def refine_lattice(
 
     residual, jacobian, target = evaluate(lattice)
     damping = 0.0
-    steps = 0
     normal = jacobian @ jacobian.T
-    for steps in range(1, max_steps + 1):
+    for _ in range(max_steps):
         scale = np.diag(np.diag(normal))
         step = -np.linalg.solve(normal + damping * scale + 1e-12 * scale, jacobian @ residual)
-        # a step of more than 3 degrees or 10% leaves the region where the indices mean anything
-        step *= min(1.0, 0.05 / max(np.abs(step[:3]).max(), 1e-300))
+        # a step of more than 3 degrees or 5% leaves the region where the indices mean anything
+        step *= min(1.0, 0.05 / max(np.abs(step).max(), 1e-300))
         trial = _moved(lattice, step, strains)
         new = evaluate(trial)
         if not new[2] <= target * (1 + 1e-12):
@@ -283,9 +271,7 @@ def refine_lattice(
         damping = damping / 10 if damping > 1e-6 else 0.0
         if gain <= 1e-7 * target:
             break
-    freedom = max(1, residual.size - len(normal))
-    covariance = np.linalg.pinv(normal) * target / freedom
-    return Fit(lattice, covariance, target, steps)
+    return Fit(lattice, target)
 
 
 def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:
@@ -297,6 +283,42 @@ def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:
     strain = np.eye(3) + np.einsum("k,kij->ij", step[3:], strains)
     u, _, vt = np.linalg.svd(rotation @ lattice.orientation)
     return replace(lattice, orientation=u @ vt, basis=lattice.basis @ np.linalg.inv(strain))
+
+
+def chance(
+    spots: Spots, h: np.ndarray, lattice: Lattice, n_searched: int, n_strains: int, n_rotations: int, volume: float
+) -> float:
+    """Decimal logarithm of the number of lattices that fit this well by chance in as many random spots.
+
+    A spot agrees by chance with probability p, the volume about a lattice point in which the observed ones lie (a disc
+    of sqrt(2) rmsd on the Ewald sphere times twice the rms delta psi to either side) over that of the reciprocal cell.
+    n of N agree with probability at most (N p e / n)^n, and the number of trials is that of orientations and cells
+    (10% of each free strain) that differ by more than the radius of the disc.
+
+    Parameters
+    ----------
+    spots, h : Spots and (n, 3) int
+        The spots of the lattice.
+    n_searched : int
+        Number of spots among which they were found.
+    n_strains, n_rotations : int
+        Free parameters of the cell, and rotations that make no difference to the lattice.
+    volume : float
+        Volume of the primitive cell, cubic angstrom.
+    """
+    n = len(spots)
+    prediction = predict(h, lattice, spots.d_inverse, spots.s0)
+    # millimetres on the panel times this are 1/angstrom on the Ewald sphere, but for the obliquity
+    scale = np.einsum("nj,nj->n", spots.d_inverse[:, 2], prediction.s1)
+    size = np.linalg.norm(spots.q, axis=1)
+    # the residuals that the parameters took up are missing from the rmsd
+    lost = np.sqrt(3 * n / max(3 * n - 3 - n_strains, 1))
+    radius = lost * np.sqrt(2 * np.mean(((prediction.xy - spots.xy) ** 2).sum(axis=1) * scale**2))
+    depth = lost * 2 * np.sqrt(np.mean((prediction.delta_psi * size) ** 2))
+    agreeing = n_searched * min(1.0, 2 * np.pi * radius**2 * depth * volume)
+    angle = radius / np.sqrt(np.mean(size**2))
+    trials = np.log10(8 * np.pi**2 / n_rotations / angle**3) + n_strains * np.log10(max(1.0, 0.1 / angle))
+    return float(n * np.log10(min(1.0, agreeing * np.e / n)) + trials)
 
 
 def assign_indices(q: np.ndarray, direct: np.ndarray, tolerance: float = 0.3) -> tuple[np.ndarray, np.ndarray]:

@@ -39,8 +39,13 @@ _MAX_DIRECTIONS = 60_000
 # relative width of the windows of length that are searched; the refinement goes beyond
 _WINDOW = 0.05
 # vectors kept for each length, and orientations made of their pairs
-_VECTORS = 150
-_ORIENTATIONS = 60_000
+_VECTORS = 120
+_ORIENTATIONS = 25_000
+# half an octave: lengths from (1 - x) to (1 + x); and lattice planes resolved in the search for unknown lengths
+_HALF_OCTAVE = 0.17
+_LAYERS = 30.0
+# degrees by which the angle of two vectors may differ from the known one
+_PAIR_ANGLE = 3.0
 # the compiled loops work on this many spots at a time
 _LANES = 8
 # distance from a lattice point in index space within which a spot speaks for a lattice when candidates are compared
@@ -70,7 +75,7 @@ class KnownLattice:
 
 
 def metric_basis(cell: tuple[float, ...] | np.ndarray) -> np.ndarray:
-    """Direct basis vectors (rows, angstrom) of a cell (a, b, c, alpha, beta, gamma in degrees), a along x, c* along z."""
+    """Direct basis vectors (rows, angstrom) of a cell (a, b, c, angles in degrees), a along x and c* along z."""
     a, b, c = cell[:3]
     ca, cb, cg = np.cos(np.radians(cell[3:6]))
     sg = np.sin(np.radians(cell[5]))
@@ -145,8 +150,9 @@ def _unimodular_matrices() -> np.ndarray:
 def known_lattice(basis: np.ndarray) -> KnownLattice:
     """The lattice of a primitive direct basis (rows, angstrom), prepared for the search.
 
-    The short vectors are those up to the third reduced one, and the diagonals of the first two where these are no
-    longer than that: a still shows the period of vectors along the beam badly, and then the others must do.
+    The short vectors are those up to the length of the diagonal of a square on the second reduced vector, and the third
+    reduced one unless it is much longer: a still shows the period of vectors along the beam badly, and then the others
+    must do; long vectors cost more to find and add little, since two vectors fix the orientation.
     """
     basis = reduce_basis(basis)
     rotations = lattice_rotations(basis)
@@ -192,9 +198,7 @@ def hemisphere(n: int) -> np.ndarray:
     return np.stack([r * np.cos(phi), r * np.sin(phi), z], axis=1)
 
 
-def period_amplitudes(
-    q: np.ndarray, directions: np.ndarray, lengths: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def period_amplitudes(q: np.ndarray, directions: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A(n, L) = abs(sum_j exp(2 pi i L n.q_j)), the largest over the lengths L for each direction n.
 
     Parameters
@@ -327,9 +331,9 @@ def find_vectors(q: np.ndarray, length: float, tolerance: float, n: int = _VECTO
     """
     size = np.linalg.norm(q, axis=1)
     low = q[:_SEARCH_SPOTS]
-    q_max = np.linalg.norm(low[-1])
+    q_max = float(np.linalg.norm(low[-1]))
     spacing = 2 * _GRID_PHASE / (q_max * length)
-    directions = hemisphere(_round_up(min(max(2 * np.pi / spacing**2, 500), _MAX_DIRECTIONS)))
+    directions = hemisphere(_round_up(float(np.clip(2 * np.pi / spacing**2, 500, _MAX_DIRECTIONS))))
     n_lengths = max(3, int(np.ceil(2 * tolerance * length * q_max / _LENGTH_STEP)))
     lengths = length * np.linspace(1 - tolerance, 1 + tolerance, n_lengths)
     value, best = period_amplitudes(low, directions, lengths)
@@ -375,26 +379,30 @@ def orientations_from_pairs(
     """
     size = np.linalg.norm(vectors, axis=1)
     unit = vectors / size[:, None]
-    cosines = np.clip(unit @ unit.T, -1, 1)
+    angles = np.degrees(np.arccos(np.clip(unit @ unit.T, -1, 1)))
+    np.fill_diagonal(angles, np.nan)
     known_size = np.linalg.norm(lattice.vectors, axis=1)
+    known_unit = lattice.vectors / known_size[:, None]
     label = np.abs(size[:, None] / known_size - 1) < length_tolerance
-    found, worth = [], []
-    for i, j in lattice.pairs:
-        k1, k2 = lattice.vectors[i] / known_size[i], lattice.vectors[j] / known_size[j]
-        known_angle = np.degrees(np.arccos(k1 @ k2))
-        first, second = np.nonzero(label[:, i, None] & label[None, :, j])
-        c = cosines[first, second]
-        for sign in (1.0, -1.0):
-            match = np.abs(np.degrees(np.arccos(sign * c)) - known_angle) < angle_tolerance
-            match &= first != second
-            a, b = first[match], second[match]
-            found.append(_frames(unit[a], sign * unit[b]) @ _frames(k1[None], k2[None])[0].T)
-            worth.append(score[a] + score[b])
-            # the pair may also be that of -v1: an orientation of its own unless a rotation of the lattice undoes it
-            found.append(_frames(-unit[a], -sign * unit[b]) @ _frames(k1[None], k2[None])[0].T)
-            worth.append(score[a] + score[b])
-    orientations, worths = np.concatenate(found), np.concatenate(worth)
-    return orientations[np.argsort(-worths, kind="stable")[:n]]
+    matches = []
+    for number, (i, j) in enumerate(lattice.pairs):
+        known_angle = np.degrees(np.arccos(known_unit[i] @ known_unit[j]))
+        first, second = np.nonzero(label[:, i])[0], np.nonzero(label[:, j])[0]
+        angle = angles[np.ix_(first, second)]
+        for sign in (1, -1):
+            near = np.abs((angle if sign > 0 else 180 - angle) - known_angle) < angle_tolerance
+            a, b = np.nonzero(near)
+            # v1, v2 may be -v1, -v2 as well: an orientation of its own unless a rotation of the lattice undoes it
+            for flip in (1, -1):
+                matches.append(
+                    np.stack([first[a], second[b], *(np.full(len(a), x) for x in (flip, flip * sign, number))])
+                )
+    table = np.concatenate(matches, axis=1)
+    table = table[:, np.argsort(-(score[table[0]] + score[table[1]]), kind="stable")[:n]]
+    first, second, flip1, flip2, number = table
+    found = _frames(flip1[:, None] * unit[first], flip2[:, None] * unit[second])
+    known = _frames(known_unit[lattice.pairs[:, 0]], known_unit[lattice.pairs[:, 1]])
+    return found @ known.transpose(0, 2, 1)[number]
 
 
 def _frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -406,7 +414,7 @@ def _frames(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def explained(q: np.ndarray, bases: np.ndarray, tolerance: float = 0.3) -> np.ndarray:
-    """Weight of the spots near a lattice point, sum of 1 - (|h - nint(h)| / tolerance)^2, for each basis, (k,) float64."""
+    """Weight of the spots near a lattice point, sum of 1 - (|h - nint(h)| / tolerance)^2, for each basis, (k,)."""
     spots = _padded(q)
     score = np.empty(len(bases), dtype=np.float32)
     _loops()[1](
@@ -428,7 +436,6 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
     u, _, vt = np.linalg.svd((np.linalg.inv(lattice.basis) @ bases).transpose(0, 2, 1))
     rotations = u @ vt
     # trace(U1^T U2 R) > 1 + 2 cos(angle) for any symmetry R
-    variants = np.einsum("kij,gjl->kgil", rotations, lattice.rotations)
     flat = rotations.reshape(len(bases), 9)
     free = np.ones(len(bases), dtype=bool)
     chosen = []
@@ -436,7 +443,7 @@ def same_lattice(bases: np.ndarray, lattice: KnownLattice, angle: float = 1.0) -
         if not free[k]:
             continue
         chosen.append(k)
-        trace = (flat @ variants[k].reshape(-1, 9).T).max(axis=1)
+        trace = (flat @ (rotations[k] @ lattice.rotations).reshape(-1, 9).T).max(axis=1)
         free &= trace < 1 + 2 * np.cos(np.radians(angle))
     return np.array(chosen, dtype=np.int64)
 
@@ -475,7 +482,8 @@ def search_known(
         Scattering vectors, 1/angstrom.
     lattice : KnownLattice
     length_tolerance, angle_tolerance : float
-        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed.
+        Deviation of the cell's lengths (relative) and angles (degrees) from the known ones that is allowed. Vectors are
+        searched for within 5% of the known lengths; a cell may move beyond that in refinement, but not begin there.
     n : int
         The most candidates that are returned.
 
@@ -498,7 +506,7 @@ def search_known(
     vectors, score = np.concatenate(found), np.concatenate(worth)
     keep = strongest(vectors, score, 0.2 * lengths[0] * 0.05, len(vectors))
     vectors, score = vectors[keep], score[keep]
-    rotations = orientations_from_pairs(vectors, score, lattice, length_tolerance, angle_tolerance)
+    rotations = orientations_from_pairs(vectors, score, lattice, length_tolerance, min(angle_tolerance, _PAIR_ANGLE))
     if not len(rotations):
         return np.empty((0, 3, 3)), np.empty(0)
     bases = lattice.basis @ rotations.transpose(0, 2, 1)
@@ -571,3 +579,72 @@ def _like_cell(bases: np.ndarray, known: np.ndarray, length_tolerance: float, an
     known_size, known_angles = parameters(known)
     good = np.abs(size / known_size - 1).max(axis=1) < length_tolerance
     return good & (np.abs(angles - known_angles).max(axis=1) < angle_tolerance)
+
+
+def search_unknown(
+    q: np.ndarray, min_cell: float, max_cell: float, min_volume: float, n: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
+    """Primitive reduced bases of unknown cell that explain many spots of a still.
+
+    Vectors are searched for in half octaves of length, all triples of the best are scored, and of those with the same
+    volume the best is kept: a multiple of the cell explains as much as the cell itself, and the caller chooses.
+
+    Parameters
+    ----------
+    q : (n_spots, 3) float64
+        Scattering vectors, 1/angstrom.
+    min_cell, max_cell : float
+        Shortest and longest basis vector, angstrom.
+    min_volume : float
+        Smallest volume of the cell, cubic angstrom.
+    n : int
+        The most candidates that are returned.
+
+    Returns
+    -------
+    bases : (k, 3, 3) float64
+        Reduced direct bases (rows, angstrom) in the laboratory.
+    score : (k,) float64
+        Weight of the spots that each explains.
+    """
+    size = np.linalg.norm(q, axis=1)
+    order = np.lexsort((q[:, 2], q[:, 1], q[:, 0], size))
+    q, size = q[order], size[order]
+    found, worth = [], []
+    length = max(min_cell, 0.3 / size[min(len(q), _SEARCH_SPOTS) - 1]) * (1 + _HALF_OCTAVE)
+    while length * (1 - _HALF_OCTAVE) < max_cell:
+        low = q[: max(60, int(np.searchsorted(size, _LAYERS / length)))]
+        vectors, score = find_vectors(low, length, _HALF_OCTAVE, _VECTORS // 3)
+        found.append(vectors)
+        worth.append(score)
+        length *= (1 + _HALF_OCTAVE) / (1 - _HALF_OCTAVE)
+    vectors, score = np.concatenate(found), np.concatenate(worth)
+    short = np.linalg.norm(vectors, axis=1) <= max_cell
+    vectors, score = vectors[short], score[short]
+    keep = strongest(vectors, score, 1.0, 36)
+    bases = _triples(vectors[keep])
+    bases = bases[np.linalg.det(bases) > min_volume]
+    if not len(bases):
+        return np.empty((0, 3, 3)), np.empty(0)
+    score = explained(q, bases, _NARROW)
+    best = np.argsort(-score, kind="stable")[:150]
+    bases = refine_bases(q, bases[best], tolerance=0.25)
+    score = explained(q, bases, _NARROW)
+    volume = np.abs(np.linalg.det(bases))
+    chosen: list[int] = []
+    for k in np.argsort(-score, kind="stable"):
+        if volume[k] > min_volume and all(abs(volume[k] / volume[c] - 1) > 0.03 for c in chosen):
+            chosen.append(int(k))
+            if len(chosen) == n:
+                break
+    return np.array([reduce_basis(bases[k]) for k in chosen]).reshape(-1, 3, 3), score[chosen]
+
+
+def _triples(vectors: np.ndarray) -> np.ndarray:
+    # right-handed bases of all triples that span a cell of more than a tenth of the product of their lengths
+    i, j, k = (x.ravel() for x in np.meshgrid(*3 * [np.arange(len(vectors))], indexing="ij"))
+    ascending = (i < j) & (j < k)
+    bases = vectors[np.stack([i, j, k], axis=1)[ascending]]
+    volume = np.linalg.det(bases)
+    bases = bases * np.where(volume < 0, -1.0, 1.0)[:, None, None]
+    return bases[np.abs(volume) > 0.1 * np.linalg.norm(bases, axis=2).prod(axis=1)]

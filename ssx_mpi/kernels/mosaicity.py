@@ -19,8 +19,11 @@ Nave, C. (2014). J. Synchrotron Rad. 21, 537-546.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+
+from ssx_mpi.kernels._library import array, c_double, c_int64, declare
 
 _HARDNESS = 10.0
 # the spots that DIALS predicts fill the reflecting zone this much wider than the likelihood says
@@ -56,29 +59,20 @@ class Mosaicity:
 
 def negative_log_likelihood(x: np.ndarray, d: np.ndarray, psi: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """-sum log p with its gradient (2,) and its second derivatives (2, 2) by x = (alpha, eta)."""
-    alpha, eta = x
-    m = 0.5 * (d * alpha + eta)
-    # with z = psi / m the exponents are nu (z + 1) and nu (1 - z)
-    z = psi / m
-    up, down = _HARDNESS * (z + 1), _HARDNESS * (1 - z)
-    (soft_up, s_up), (soft_down, s_down) = _softplus(up), _softplus(down)
-    value = np.log(2 * m).sum() + soft_up.sum() + soft_down.sum() - 2 * len(d) * np.logaddexp(0.0, _HARDNESS)
-    # derivatives by log m: dz = -z, d(up) = -nu z, d(down) = nu z
-    first = 1 - _HARDNESS * z * (s_up - s_down)
-    curvature = s_up * (1 - s_up) + s_down * (1 - s_down)
-    second = (_HARDNESS * z) ** 2 * curvature + _HARDNESS * z * (s_up - s_down)
-    # m is linear in alpha and eta: d log m / dx, and its own derivative is minus the product
-    share = np.stack([0.5 * d / m, 0.5 / m])
-    gradient = share @ first
-    hessian = (share * (second - first)) @ share.T
-    return float(value), gradient, hessian
+    out = np.empty(6)
+    _likelihood()(d, psi, len(d), float(x[0]), float(x[1]), _HARDNESS, out)
+    value, g0, g1, h00, h01, h11 = out
+    constant = 2 * len(d) * np.logaddexp(0.0, _HARDNESS)
+    return float(value - constant), np.array([g0, g1]), np.array([[h00, h01], [h01, h11]])
 
 
-def _softplus(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # log(1 + e^t) and its derivative, without overflow
-    small = np.exp(-np.abs(t))
-    inverse = 1 / (1 + small)
-    return np.maximum(t, 0) + np.log1p(small), np.where(t > 0, inverse, small * inverse)
+@cache
+def _likelihood():
+    reals = array(np.float64, 1)
+    return declare(
+        "ssx_mosaicity_likelihood",
+        [reals, reals, c_int64, c_double, c_double, c_double, array(np.float64, 1, writeable=True)],
+    )
 
 
 def _envelope(d: np.ndarray, psi: np.ndarray) -> tuple[float, float]:
@@ -110,6 +104,7 @@ def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int 
     """
     if len(d) < 3:
         raise ValueError(f"{len(d)} spots are too few for a mosaic spread")
+    d, psi = np.ascontiguousarray(d, dtype=float), np.ascontiguousarray(psi, dtype=float)
     slope, intercept = _envelope(d, psi)
     smallest = 3 * volume ** (1 / 3)
     start_size = max(1 / (2 * slope) if slope != 0 else smallest, smallest)
@@ -140,18 +135,25 @@ def fit_mosaicity(d: np.ndarray, psi: np.ndarray, volume: float, max_steps: int 
 def _newton_step(
     x: np.ndarray, gradient: np.ndarray, hessian: np.ndarray, held: np.ndarray, damping: float
 ) -> np.ndarray:
-    # in units that make the diagonal 1; where the curvature is negative its modulus gives a descent all the same
-    unit = 1 / np.sqrt(np.abs(np.diag(hessian)) + 1e-12)
-    scaled = np.where(held[:, None] | held, np.eye(2), hessian * np.outer(unit, unit))
-    values, vectors = np.linalg.eigh(scaled)
-    inverse = vectors / (np.maximum(np.abs(values), 1e-6) + damping)
-    step = np.where(held, 0.0, -unit * (inverse @ (vectors.T @ np.where(held, 0.0, unit * gradient))))
-    for one in (0, 1):
-        # a parameter that meets its bound stops there, and the other takes the step that is best then
-        if not held[one] and x[one] + step[one] < _LOWEST[one] and not held[1 - one]:
-            step[one] = _LOWEST[one] - x[one]
-            slope = gradient[1 - one] + hessian[0, 1] * step[one]
-            step[1 - one] = -slope * unit[1 - one] ** 2 / (1 + damping)
+    (h00, h01), (_, h11) = hessian.tolist()
+    g0, g1 = gradient.tolist()
+    d0, d1 = abs(h00) + 1e-12, abs(h11) + 1e-12
+    if held[0]:
+        step = [0.0, -g1 / (d1 * (1 + damping))]
+    elif held[1]:
+        step = [-g0 / (d0 * (1 + damping)), 0.0]
+    else:
+        # damped until the matrix is positive definite, for a descent
+        while (h00 + damping * d0) <= 0 or (h00 + damping * d0) * (h11 + damping * d1) <= 1.0001 * h01 * h01:
+            damping = max(2 * damping, 0.1)
+        m00, m11 = h00 + damping * d0, h11 + damping * d1
+        determinant = m00 * m11 - h01 * h01
+        step = [-(m11 * g0 - h01 * g1) / determinant, -(m00 * g1 - h01 * g0) / determinant]
+        for one, (other, slope, curvature) in enumerate(((1, g1, d1), (0, g0, d0))):
+            # a parameter that meets its bound stops there, and the other takes the step that is best then
+            if x[one] + step[one] < _LOWEST[one]:
+                step[one] = _LOWEST[one] - x[one]
+                step[other] = -(slope + h01 * step[one]) / (curvature * (1 + damping))
     # beyond the outermost spots the likelihood drops steeply: neither parameter changes by more than a factor of 3
     return np.clip(step, np.where(x > 10 * _LOWEST, -x * 2 / 3, _LOWEST - x), np.maximum(2 * x, 1e-3))
 

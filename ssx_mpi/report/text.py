@@ -87,12 +87,25 @@ def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
     return "\n".join(parts)
 
 
+def beam_centre_line(found, n_hits: int, moved: bool) -> str:
+    """What the search for the beam centre came to."""
+    percent = f"{100 * found.explained_before:.0f}% of the spots of {n_hits} hits explained"
+    if not moved:
+        return f"The beam centre is where it should be, as far as its search can tell ({percent})"
+    fast, slow = found.shift
+    return (
+        f"The beam centre is off by {-fast:+.3f}, {-slow:+.3f} mm (fast, slow): {percent} with the header's, "
+        f"{100 * found.explained:.0f}% with this one ({found.significance:.0f} sigma), which is used from here on"
+    )
+
+
 def refinement_block(refined) -> str:
     """The steps of a joint geometry refinement, and what happened to distance and cell."""
     steps = [[i, s.n_reflections, s.rmsd_x, s.rmsd_y, s.rmsd_psi] for i, s in enumerate(refined.steps)]
     headers = ["step", "reflections", "rmsd x (mm)", "rmsd y (mm)", "rmsd psi (°)"]
     parts = [
-        f"Joint refinement of the detector with {refined.n_crystals} crystals (engine {refined.engine}):",
+        f"Joint refinement of the detector with {refined.n_crystals} crystals "
+        f"(engine {refined.engine}, outliers by {refined.outliers}):",
         tabulate(steps, headers=headers, floatfmt=".5g"),
         "",
         place_table(refined),

@@ -136,8 +136,8 @@ class CrystalParameters:
     mosaicity_deg: float = 0.05
     mosaicity_spread: float = 0.2
     domain_size: float = 2000.0
-    brightness: float = 800.0
-    brightness_spread: float = 1.0
+    brightness: float = 500.0
+    brightness_spread: float = 1.1
 
     def __post_init__(self) -> None:
         _require(len(self.unit_cell) == 6, f"unit_cell has {len(self.unit_cell)} numbers: six are needed")

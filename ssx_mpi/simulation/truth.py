@@ -161,11 +161,12 @@ def _image_index(experiment: dict, content: dict, path: Path) -> int:
 
 def lattice_rotations(unit_cell, space_group) -> np.ndarray:
     """Proper rotations of the lattice (n, 3, 3), acting on Miller indices: all ways to index it alike."""
-    from cctbx import crystal, sgtbx
+    from cctbx import crystal
+    from cctbx.sgtbx import lattice_symmetry
 
     symmetry = crystal.symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
     to_niggli = symmetry.change_of_basis_op_to_niggli_cell()
-    group = sgtbx.lattice_symmetry.group(symmetry.change_basis(to_niggli).unit_cell(), max_delta=1.4)
+    group = lattice_symmetry.group(symmetry.change_basis(to_niggli).unit_cell(), max_delta=1.4)
     operations = group.change_basis(to_niggli.inverse()).build_derived_acentric_group().all_ops()
     rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
     return np.unique(rotations.round(6), axis=0).transpose(0, 2, 1)
@@ -246,7 +247,7 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
         parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
         first += int(ids.max()) + 1
-    if not parts:
+    if not any(len(part[0]) for part in parts):
         return None
     return Observations(*(np.concatenate(column) for column in zip(*parts)))
 
@@ -271,20 +272,39 @@ def merge(
     return total / np.where(weight > 0, weight, np.inf), weight
 
 
-def crystal_scales(unique: np.ndarray, observations: Observations, n_unique: int, cycles: int = 10) -> np.ndarray:
-    """One scale per crystal, from the agreement with each other alone: merge and scale by turns.
+def crystal_scales(unique: np.ndarray, observations: Observations, d_star_sq: np.ndarray) -> np.ndarray:
+    """One scale per crystal, from the observations alone.
 
-    Each scale is Σ I M p / Σ (M p)² over the crystal's observations, M being the merged intensity.
+    First from Wilson's statistics: a crystal's hundreds of reflections have the mean intensity of their resolution, and
+    that works for crystals that share no reflection too. Then merge and scale by turns, each scale being
+    Σ I M p / Σ (M p)² with the merged intensities M and the shares p: what crystals have in common refines the first
+    answer.
+
+    Parameters
+    ----------
+    unique : (n,) int64
+        Unique reflection of each observation.
+    d_star_sq : (n_unique,) float64
+        1/d² of the unique reflections, Å⁻².
     """
-    scale = np.ones(int(observations.crystal.max()) + 1)
-    for _ in range(cycles):
-        merged, _ = merge(unique, observations, scale, n_unique)
-        expected = merged[unique] * observations.share
-        above = np.bincount(observations.crystal, observations.intensity * expected, len(scale))
-        below = np.bincount(observations.crystal, expected**2, len(scale))
-        scale = np.maximum(above / np.where(below > 0, below, np.inf), 1e-3)
-        scale /= np.median(scale)
-    return scale
+    crystal, counts, share = observations.crystal, observations.intensity, observations.share
+    n_crystals = int(crystal.max()) + 1
+
+    def ratio(above: np.ndarray, below: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
+        total = np.bincount(group, below, n)
+        return np.maximum(np.bincount(group, above, n) / np.where(total > 0, total, np.inf), 1e-6)
+
+    n_shells = max(1, len(unique) // 200)
+    edges = np.quantile(d_star_sq[unique], np.linspace(0, 1, n_shells + 1)[1:-1])
+    shell = np.searchsorted(edges, d_star_sq[unique])
+    scale = np.ones(n_crystals)
+    for _ in range(5):
+        mean = ratio(counts, scale[crystal] * share, shell, n_shells)
+        scale = ratio(counts / mean[shell], share, crystal, n_crystals)
+    for _ in range(10):
+        expected = merge(unique, observations, scale, len(d_star_sq))[0][unique] * share
+        scale = ratio(counts * expected, expected**2, crystal, n_crystals)
+    return scale / np.median(scale)
 
 
 def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float]:
@@ -308,7 +328,8 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
     true = array.data().as_numpy_array()
     correlations = []
     n_crystals = int(observations.crystal.max()) + 1
-    for scale in (np.ones(n_crystals), crystal_scales(unique, observations, len(true))):
+    d_star_sq = array.d_star_sq().data().as_numpy_array()
+    for scale in (np.ones(n_crystals), crystal_scales(unique, observations, d_star_sq)):
         merged, weight = merge(unique, observations, scale, len(true))
         seen = weight > 0
         correlations.append(float(np.corrcoef(merged[seen], true[seen])[0, 1]))

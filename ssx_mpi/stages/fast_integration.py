@@ -13,6 +13,7 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ _MAX_INDEX_ERROR = 0.3
 _FOREGROUND_SPREADS, _BOX_SPREADS = 3, 6
 # Pixels between two predictions of the same reflection
 _MAX_MATCH_DISTANCE = 2
+_ROBUST_POISSON, _MEAN = shoeboxes.Background("glm"), shoeboxes.Background("mean")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class IntegrationSettings:
         Part of the distribution within which a reflection is predicted.
     shoebox_probability : float
         Part of the distribution in the plane within which a pixel is foreground.
-    background : Background or None
-        None for the robust Poisson mean on counting detectors and the mean on others.
+    counting_background, other_background : Background
+        How the background is estimated on detectors that count photons, and on others.
     """
 
     model: str = "simple6"
@@ -101,7 +103,8 @@ class IntegrationSettings:
     d_min: float | None = None
     probability: float = FULL_PROBABILITY
     shoebox_probability: float = FULL_PROBABILITY
-    background: shoeboxes.Background | None = None
+    counting_background: shoeboxes.Background = _ROBUST_POISSON
+    other_background: shoeboxes.Background = _MEAN
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
@@ -126,8 +129,8 @@ class IntegrationSettings:
             "fix_orientation": ellipsoid.orientation.fixed,
             "fail_on_bad_index": ellipsoid.indexing.fail_on_bad_index,
             "d_min": params.prediction.d_min,
-            "background": _background_from(params.integration.background),
         }
+        found |= _backgrounds_from(params.integration.background)
         if hasattr(ellipsoid, "prediction"):
             found["probability"] = ellipsoid.prediction.probability
         return cls(**(found | chosen))
@@ -149,12 +152,13 @@ _REFINEMENT_NAMES = (
 _CONSTANT = ("constant2d", "constant3d")
 
 
-def _background_from(scope: Any) -> shoeboxes.Background | None:
-    if scope.algorithm == "glm":
-        return shoeboxes.Background("glm", scope.glm.robust.tuning_constant, scope.glm.min_pixels)
-    if scope.algorithm == "simple":
-        return shoeboxes.Background("mean", min_pixels=scope.simple.min_pixels)
-    return None
+def _backgrounds_from(scope: Any) -> dict[str, shoeboxes.Background]:
+    robust = shoeboxes.Background("glm", scope.glm.robust.tuning_constant, scope.glm.min_pixels)
+    mean = shoeboxes.Background("mean", min_pixels=scope.simple.min_pixels)
+    return {
+        "counting_background": mean if scope.algorithm == "simple" else robust,
+        "other_background": robust if scope.algorithm == "glm" else mean,
+    }
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,12 @@ class FastEllipsoidIntegrator:
 
     def __init__(self, params: Any, **chosen: Any):
         self.settings = IntegrationSettings.from_params(params, **chosen)
+        if not _dials_knows(self.settings.model):
+            logger.warning(
+                "this DIALS has no profile model %s: experiments are written with its static part alone, "
+                "the reflections are those of the whole model",
+                self.settings.model,
+            )
 
     @staticmethod
     def supports(params: Any) -> tuple[bool, str]:
@@ -196,18 +206,18 @@ class FastEllipsoidIntegrator:
         background, ellipsoid = params.integration.background, params.profile.ellipsoid
         covered: dict[str, tuple[Any, tuple]] = {
             "algorithm": (params.algorithm, ("ellipsoid",)),
-            "ellipsoid.integration.use_crude_shoebox_mask": (
-                params.ellipsoid.integration.use_crude_shoebox_mask,
-                (False,),
-            ),
             "profile.ellipsoid.wavelength_spread.model": (ellipsoid.wavelength_spread.model, ("delta",)),
             "integration.background.algorithm": (background.algorithm, (None, "Auto", "glm", "simple")),
             "integration.background.glm.model.algorithm": (background.glm.model.algorithm, _CONSTANT),
             "integration.background.simple.model.algorithm": (background.simple.model.algorithm, _CONSTANT),
             "integration.background.simple.outlier.algorithm": (background.simple.outlier.algorithm, (None, "null")),
         }
+        # absent from some versions of DIALS
         if hasattr(params, "debug"):
             covered["debug.output.shoeboxes"] = params.debug.output.shoeboxes, (False,)
+        if hasattr(params, "ellipsoid"):
+            crude = params.ellipsoid.integration.use_crude_shoebox_mask
+            covered["ellipsoid.integration.use_crude_shoebox_mask"] = crude, (False,)
         for name, (value, known) in covered.items():
             if value not in known:
                 return False, f"{name}={value} is left to DIALS"
@@ -297,7 +307,7 @@ def _integrate_lattice(experiment: Experiment, table: Any, frame: shoeboxes.Fram
         panels_of(experiment.detector),
         np.array(experiment.beam.get_s0()),
         frame,
-        settings.background or _default_background(experiment.detector),
+        settings.counting_background if _counts_photons(experiment.detector) else settings.other_background,
         settings,
     )
     spots = _strong_spots(still, table)
@@ -321,9 +331,9 @@ def panels_of(detector: Any) -> Panels:
     )
 
 
-def _default_background(detector: Any) -> shoeboxes.Background:
-    counting = all(panel.get_gain() == 1.0 and "PAD" in panel.get_type() for panel in detector)
-    return shoeboxes.Background("glm" if counting else "mean")
+def _counts_photons(detector: Any) -> bool:
+    # what DIALS goes by as well
+    return all(panel.get_gain() == 1.0 and "PAD" in panel.get_type() for panel in detector)
 
 
 def _lattice_of(crystal: Any, settings: IntegrationSettings) -> Lattice:
@@ -647,6 +657,18 @@ def _refined_experiment(experiment: Experiment, fitted: _Fitted, model: str) -> 
     return refined
 
 
+@cache
+def _dials_knows(model: str) -> bool:
+    from dials.algorithms.profile_model.ellipsoid.model import EllipsoidProfileModel
+
+    start = MODELS[model].start(1e-4).tolist()
+    try:
+        EllipsoidProfileModel.from_dict({"parameterisation": model, "parameters": start})
+    except RuntimeError:
+        return False
+    return True
+
+
 def profile_model_for_dials(model: str, parameters: np.ndarray, n_observed: int) -> Any:
     """The ellipsoid as a profile model of the installed DIALS, which writes it into experiment files and reads it back.
 
@@ -661,11 +683,9 @@ def profile_model_for_dials(model: str, parameters: np.ndarray, n_observed: int)
     """
     from dials.algorithms.profile_model.ellipsoid.model import EllipsoidProfileModel
 
-    kernel = MODELS[model]
-    try:
-        profile = EllipsoidProfileModel.from_dict({"parameterisation": model, "parameters": parameters.tolist()})
-    except RuntimeError:
-        name, static = f"simple{kernel.static}", parameters[: kernel.static]
-        profile = EllipsoidProfileModel.from_dict({"parameterisation": name, "parameters": static.tolist()})
+    if not _dials_knows(model):
+        static = MODELS[model].static
+        model, parameters = f"simple{static}", parameters[:static]
+    profile = EllipsoidProfileModel.from_dict({"parameterisation": model, "parameters": parameters.tolist()})
     profile.parameterisation.n_obs = n_observed
     return profile

@@ -42,8 +42,8 @@ class RefinedGeometry:
         dxtbx models to process all images with.
     experiments, reflections
         The refined crystals, and their reflections with new predictions.
-    engine
-        Which DIALS engine refined.
+    engine, outliers
+        Which DIALS engine refined, and by which algorithm outliers were rejected.
     steps
         Its steps.
     before, after
@@ -59,6 +59,7 @@ class RefinedGeometry:
     experiments: Any
     reflections: Any
     engine: str
+    outliers: str
     steps: tuple[Step, ...]
     before: Place
     after: Place
@@ -122,18 +123,10 @@ def refine(experiments, reflections, scope) -> RefinedGeometry:
     StageError
         When DIALS cannot refine them.
     """
-    from dials.command_line.refine import run_dials_refine
-
     shared = _with_one_detector(experiments)
     before = place(shared[0].detector, shared[0].beam)
     cell_before = median_cell(shared.crystals())
-    scope = copy.deepcopy(scope)
-    try:
-        refined, predicted, _, history = run_dials_refine(shared, copy.deepcopy(reflections), scope)
-    except library_errors() as error:
-        raise StageError(short_reason(error)) from error
-    except SystemExit as error:  # DIALS 3.12 leaves the program when its configuration is at odds with the data
-        raise StageError(short_reason(RuntimeError(str(error.code)))) from error
+    refined, predicted, history, outliers = _refine_by_dials(shared, reflections, scope)
     detector, beam = refined[0].detector, refined[0].beam
     return RefinedGeometry(
         detector=detector,
@@ -141,6 +134,7 @@ def refine(experiments, reflections, scope) -> RefinedGeometry:
         experiments=refined,
         reflections=predicted,
         engine=scope.refinement.refinery.engine,
+        outliers=outliers,
         steps=_steps(history),
         before=before,
         after=place(detector, beam),
@@ -148,6 +142,29 @@ def refine(experiments, reflections, scope) -> RefinedGeometry:
         cell_after=median_cell(refined.crystals()),
         uncertainty=_uncertainty(refined, predicted),
     )
+
+
+def _refine_by_dials(experiments, reflections, scope):
+    """Refined experiments, their reflections, the history and the outlier algorithm that worked."""
+    from dials.command_line.refine import run_dials_refine
+
+    wanted = scope.refinement.reflections.outlier.algorithm
+    # the line search in Sauter and Poon's estimate may fail where predictions are nearly perfect
+    failure = StageError("no outlier algorithm")
+    for algorithm in dict.fromkeys([wanted, "tukey"]):
+        own = copy.deepcopy(scope)
+        own.refinement.reflections.outlier.algorithm = algorithm
+        try:
+            refined, predicted, _, history = run_dials_refine(
+                copy.deepcopy(experiments), copy.deepcopy(reflections), own
+            )
+        except library_errors() as error:
+            failure = StageError(short_reason(error))
+        except SystemExit as error:  # DIALS 3.12 leaves the program when its configuration is at odds with the data
+            failure = StageError(short_reason(RuntimeError(str(error.code))))
+        else:
+            return refined, predicted, history, str(algorithm)
+    raise failure
 
 
 def _with_one_detector(experiments):

@@ -133,25 +133,28 @@ def digests(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("suffix", ["nxs", "cbf"])
-def test_same_seed_same_bytes_on_any_number_of_ranks(tmp_path, suffix):
-    found = []
+@pytest.mark.parametrize(("suffix", "sizes"), [("nxs", (2, 3)), ("cbf", (2,))])
+def test_same_seed_same_bytes_on_any_number_of_ranks(tmp_path, suffix, sizes):
+    from ssx_mpi.command_line import simulate as program
+
     folder = tmp_path / "set"
-    for ranks in (1, 2, 3):
+    arguments = [*QUICK, f"output.file={folder / 'x'}.{suffix}"]
+    assert program.main(arguments, SerialCommunicator()) == 0
+    expected = digests(folder)
+    assert len(expected) == (3 if suffix == "nxs" else 5) + 3
+    for ranks in sizes:
+        folder.rename(tmp_path / f"before{ranks}")
         done = subprocess.run(
-            ["mpiexec", "-n", str(ranks), *PROGRAM, *QUICK, f"output.file={folder / 'x'}.{suffix}"],
+            ["mpiexec", "-n", str(ranks), *PROGRAM, *arguments],
             env=MPI,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stderr
         assert f"on {ranks} ranks" in done.stdout
-        found.append(digests(folder))
-        folder.rename(tmp_path / f"{suffix}{ranks}")
-    assert len(found[0]) == (3 if suffix == "nxs" else 5) + 3
-    assert found[0] == found[1] == found[2]
+        assert digests(folder) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,6 +168,7 @@ def test_same_seed_same_bytes_on_any_number_of_ranks(tmp_path, suffix):
         ("no_such_thing=3", "no_such_thing"),
         ("detektor.preset=eiger4m", "did you mean detector.preset?"),
         ("n_images=many", "n_images"),
+        ("images.h5", "images.h5"),
         ("output.file=x.tiff", "output.file=x.tiff"),
     ],
 )
@@ -194,6 +198,33 @@ def test_an_existing_data_set_is_not_written_over(tmp_path, capsys):
     assert digests(tmp_path) == before
     assert program.main([*arguments, "seed=9", "output.overwrite=True"], SerialCommunicator()) == 0
     assert digests(tmp_path) != before
+
+
+def test_a_missing_compression_filter_is_named_with_the_way_out(tmp_path, capsys, monkeypatch):
+    from ssx_mpi.command_line import simulate as program
+    from ssx_mpi.simulation import nexus
+
+    monkeypatch.setattr(nexus, "has_filter", lambda compression: compression == "gzip")
+    arguments = [*QUICK, "n_images=1", f"output.file={tmp_path / 'x.nxs'}"]
+    assert program.main(arguments, SerialCommunicator()) == 2
+    message = capsys.readouterr().err
+    assert "output.compression=bslz4" in message
+    assert "gzip" in message
+    assert list(tmp_path.iterdir()) == []
+    assert program.main([*arguments, "output.compression=gzip"], SerialCommunicator()) == 0
+
+
+def test_defaults_of_the_program_are_those_of_the_library():
+    from libtbx.phil import parse
+
+    from ssx_mpi.command_line.simulate import PHIL, parameters_from_phil
+
+    found = parameters_from_phil(parse(PHIL).extract())
+    expected = SimulationParameters()
+    for part in ("n_images", "seed", "hit_rate", "lattices", "crystal", "beam", "detector", "background", "header"):
+        assert getattr(found, part) == getattr(expected, part)
+    assert found.output.file == expected.output.file.absolute()
+    assert (found.output.compression, found.output.images_per_file) == ("bslz4", 25)
 
 
 def test_outputs_name_the_first_image_and_the_truth(small, tmp_path):

@@ -12,6 +12,7 @@ from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 
 from ssx_mpi.kernels.ellipsoid import MODELS
+from ssx_mpi.kernels.shoeboxes import Background
 from ssx_mpi.stages.fast_integration import (
     FastEllipsoidIntegrator,
     IntegrationSettings,
@@ -180,7 +181,14 @@ def test_parameters_come_from_the_scope_of_dials(params):
     scope.integration.background.glm.robust.tuning_constant = 2.0
     settings = IntegrationSettings.from_params(scope, model="simple1", n_macro_cycles=2)
     assert (settings.max_separation, settings.fix_unit_cell, settings.d_min) == (3.5, True, 2.5)
-    assert (settings.model, settings.n_macro_cycles, settings.background.tuning) == ("simple1", 2, 2.0)
+    assert (settings.model, settings.n_macro_cycles) == ("simple1", 2)
+    assert settings.counting_background.tuning == settings.other_background.tuning == 2.0
+    scope.integration.background.algorithm = "simple"
+    scope.integration.background.simple.min_pixels = 20
+    settings = IntegrationSettings.from_params(scope)
+    assert settings.counting_background == settings.other_background == Background("mean", min_pixels=20)
+    defaults = IntegrationSettings.from_params(params)
+    assert (defaults.counting_background.method, defaults.other_background.method) == ("glm", "mean")
     assert IntegrationSettings.from_params(params).mosaicity_max_limit == 0.004
     with pytest.raises(ValueError, match="unknown ellipsoid model angular2"):
         IntegrationSettings.from_params(params, model="angular2")
@@ -226,3 +234,60 @@ def test_profile_models_are_known_to_the_installed_dials(model):
     np.testing.assert_allclose(profile.sigma(), model.sigma(parameters))
     again = ProfileModelFactory.from_dict(profile.to_dict())
     np.testing.assert_allclose(again.sigma(), model.sigma(parameters))
+
+
+def test_panels_of_a_detector_are_integrated_as_one(indexed, params, result):
+    """The same still on a detector that is cut into an upper and a lower half."""
+    from dxtbx.model import Detector, Panel
+
+    (experiment,), table, (data,), (mask,) = indexed
+    whole, cut = experiment.detector[0].to_dict(), 1200
+    halves = Detector()
+    for first, last in ((0, cut), (cut, data.shape[0])):
+        shift = np.array(whole["slow_axis"]) * whole["pixel_size"][1] * first
+        size = [data.shape[1], last - first]
+        origin = list(np.array(whole["origin"]) + shift)
+        halves.add_panel(Panel.from_dict(whole | {"origin": origin, "image_size": size}))
+    boxes = np.array([box[:4] for box in table["bbox"]])
+    inside = (boxes[:, 3] <= cut) | (boxes[:, 2] >= cut)
+    table = table.select(flumpy.from_numpy(inside))
+    lower = boxes[inside, 2] >= cut
+    spots = flumpy.to_numpy(table["xyzobs.px.value"]).copy()
+    spots[lower, 1] -= cut
+    table["xyzobs.px.value"] = flumpy.vec_from_numpy(spots)
+    table["panel"] = flumpy.from_numpy(lower.astype(np.uint64))
+    shoeboxes = table["shoebox"]
+    for k in np.nonzero(lower)[0]:
+        shoebox = shoeboxes[int(k)]
+        x0, x1, y0, y1, z0, z1 = shoebox.bbox
+        shoebox.bbox = x0, x1, y0 - cut, y1 - cut, z0, z1
+        shoeboxes[int(k)] = shoebox
+    table["shoebox"] = shoeboxes
+    split = copy.copy(experiment)
+    split.detector = halves
+
+    found = FastEllipsoidIntegrator(params).integrate(
+        ExperimentList([split]), table, [data[:cut], data[cut:]], [mask[:cut], mask[cut:]]
+    )
+    assert found.failures == []
+    cell = result.experiments[0].crystal.get_unit_cell().parameters()
+    np.testing.assert_allclose(found.experiments[0].crystal.get_unit_cell().parameters(), cell, rtol=1e-4)
+    assert set(found.reflections["panel"]) == {0, 1}
+    one = dict(zip(result.reflections["miller_index"], result.reflections["intensity.sum.value"]))
+    two = dict(zip(found.reflections["miller_index"], found.reflections["intensity.sum.value"]))
+    common = one.keys() & two.keys()
+    assert len(common) > 0.97 * len(one)
+    assert np.corrcoef([(one[h], two[h]) for h in common], rowvar=False)[0, 1] > 0.999
+    # where the refined crystals agree, so do the positions
+    position = dict(zip(result.reflections["miller_index"], result.reflections["xyzcal.px"]))
+    for h, panel, (x, y, _) in zip(*(found.reflections[name] for name in ("miller_index", "panel", "xyzcal.px"))):
+        if h in position:
+            assert np.hypot(x - position[h][0], y + cut * panel - position[h][1]) < 0.2
+
+
+def test_a_model_that_dials_cannot_write_is_announced_once(params, caplog):
+    FastEllipsoidIntegrator(params)
+    assert caplog.text == ""
+    FastEllipsoidIntegrator(params, model="simple6angular1")
+    written = profile_model_for_dials("simple6angular1", np.full(7, 1e-4), 10).to_dict()["parameterisation"]
+    assert ("static part" in caplog.text) == (written != "simple6angular1")

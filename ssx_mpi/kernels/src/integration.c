@@ -49,24 +49,23 @@ static void cut_box(const void *frame, int is_float, const uint8_t *frame_mask, 
     box->y0 = bbox[2];
     box->nx = bbox[1] - bbox[0];
     box->ny = bbox[3] - bbox[2];
+    int first = box->x0 < 0 ? -box->x0 : 0, last = width - box->x0 < box->nx ? width - box->x0 : box->nx;
+    memset(box->code, 0, (size_t)box->nx * box->ny);
     for (int j = 0; j < box->ny; j++) {
         int y = box->y0 + j;
-        double *value = box->value + (size_t)j * box->nx;
-        uint8_t *code = box->code + (size_t)j * box->nx;
-        if (y < 0 || y >= height) {
-            memset(code, 0, box->nx);
+        double *restrict value = box->value + (size_t)j * box->nx;
+        if (first > 0 || last < box->nx || y < 0 || y >= height)
             for (int i = 0; i < box->nx; i++) value[i] = 0;
-            continue;
-        }
-        int first = box->x0 < 0 ? -box->x0 : 0, last = width - box->x0 < box->nx ? width - box->x0 : box->nx;
-        for (int i = 0; i < box->nx; i++)
-            if (i < first || i >= last) code[i] = 0, value[i] = 0;
+        if (y < 0 || y >= height || first >= last) continue;
         size_t at = (size_t)y * width + box->x0 + first;
-        for (int i = first; i < last; i++) code[i] = frame_mask[at + i - first]; /* a NumPy bool is VALID or 0 */
-        if (is_float)
-            for (int i = first; i < last; i++) value[i] = ((const double *)frame)[at + i - first];
-        else
-            for (int i = first; i < last; i++) value[i] = ((const int32_t *)frame)[at + i - first];
+        /* a NumPy bool is 0 or 1, which is VALID */
+        memcpy(box->code + (size_t)j * box->nx + first, frame_mask + at, last - first);
+        if (is_float) {
+            memcpy(value + first, (const double *)frame + at, (last - first) * sizeof(double));
+        } else {
+            const int32_t *restrict from = (const int32_t *)frame + at;
+            for (int i = 0; i < last - first; i++) value[first + i] = from[i];
+        }
     }
 }
 
@@ -193,13 +192,17 @@ int ssx_robust_poisson_mean(int64_t n, const double *y, double tuning, int max_i
 
 static int fit_background(box_t *box, int method, double tuning, int min_pixels, double *scratch, double *level) {
     int n = 0, size = box->nx * box->ny;
+    uint8_t *restrict code = box->code;
+    const double *restrict value = box->value;
     *level = 0;
     for (int i = 0; i < size; i++) {
-        if ((box->code[i] & (VALID | BACKGROUND)) != (VALID | BACKGROUND)) continue;
-        if (box->value[i] < 0) return 0;
-        scratch[n++] = box->value[i];
+        scratch[n] = value[i]; /* without a branch: overwritten unless it counts */
+        n += (code[i] & (VALID | BACKGROUND)) == (VALID | BACKGROUND);
     }
     if (n < min_pixels) return 0;
+    int negative = 0;
+    for (int i = 0; i < n; i++) negative |= scratch[i] < 0;
+    if (negative) return 0;
     if (method == ROBUST_POISSON) {
         if (!robust_poisson_mean(scratch, n, tuning, 100, scratch + n, level)) return 0;
     } else {
@@ -208,7 +211,7 @@ static int fit_background(box_t *box, int method, double tuning, int min_pixels,
         *level = sum / n;
     }
     for (int i = 0; i < size; i++)
-        if ((box->code[i] & (VALID | BACKGROUND)) == (VALID | BACKGROUND)) box->code[i] |= BACKGROUND_USED;
+        code[i] |= (code[i] & (VALID | BACKGROUND)) == (VALID | BACKGROUND) ? BACKGROUND_USED : 0;
     return 1;
 }
 
@@ -216,35 +219,38 @@ static int fit_background(box_t *box, int method, double tuning, int min_pixels,
  * counts: valid, foreground, background, background used. Returns the FAILED_ bits. */
 static int measure(const box_t *box, double level, double *sums, int32_t *counts) {
     double peak = 0, s = 0, s2 = 0, sx = 0, sy = 0, sxx = 0, syy = 0;
-    int failed = 0;
-    memset(counts, 0, 4 * sizeof(int32_t));
+    int failed = 0, valid = 0, foreground = 0, outside = 0, used = 0;
     for (int j = 0; j < box->ny; j++) {
+        const uint8_t *restrict code = box->code + (size_t)j * box->nx;
+        const double *restrict value = box->value + (size_t)j * box->nx;
+        int row = 0;
         for (int i = 0; i < box->nx; i++) {
-            uint8_t code = box->code[j * box->nx + i];
-            if (code & VALID) counts[0]++;
-            if (code & FOREGROUND) {
-                if (!(code & VALID)) {
-                    failed = FAILED_SUMMATION;
-                    continue;
-                }
-                double value = box->value[j * box->nx + i], net = value - level;
-                peak += value;
-                counts[1]++;
-                if (net > 0) {
-                    double x = i + 0.5, y = j + 0.5;
-                    s += net;
-                    s2 += net * net;
-                    sx += net * x;
-                    sy += net * y;
-                    sxx += net * x * x;
-                    syy += net * y * y;
-                }
-            } else if ((code & (VALID | BACKGROUND)) == (VALID | BACKGROUND)) {
-                counts[2]++;
-                if (code & BACKGROUND_USED) counts[3]++;
+            int counted = (code[i] & (FOREGROUND | VALID | BACKGROUND)) == (VALID | BACKGROUND);
+            valid += code[i] & VALID;
+            row |= code[i];
+            outside += counted;
+            used += counted & ((code[i] & BACKGROUND_USED) != 0);
+        }
+        if (!(row & FOREGROUND)) continue;
+        for (int i = 0; i < box->nx; i++) {
+            if (!(code[i] & FOREGROUND)) continue;
+            if (!(code[i] & VALID)) {
+                failed = FAILED_SUMMATION;
+                continue;
             }
+            double net = value[i] - level, x = i + 0.5, y = j + 0.5;
+            peak += value[i];
+            foreground++;
+            if (net <= 0) continue;
+            s += net;
+            s2 += net * net;
+            sx += net * x;
+            sy += net * y;
+            sxx += net * x * x;
+            syy += net * y * y;
         }
     }
+    counts[0] = valid, counts[1] = foreground, counts[2] = outside, counts[3] = used;
     double under = level * counts[1], ratio = counts[3] > 0 ? 1.0 + (double)counts[1] / counts[3] : 1.0;
     sums[0] = peak - under;
     sums[1] = fabs(sums[0]) + fabs(under) * ratio;
@@ -287,8 +293,9 @@ void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const dou
         mark_ellipse(panel, axes + 6 * r, mean + 2 * r, precision + 3 * r, limit, radius, &box, row);
         failed[r] = fit_background(&box, method, tuning, min_pixels, sample, &level) ? 0 : FAILED_BACKGROUND;
         failed[r] |= measure(&box, level, sums + 9 * r, counts + 4 * r);
-        for (int i = 0; i < box.nx * box.ny; i++)
-            if (box.value[i] > saturation) failed[r] |= OVERLOADED;
+        int over = 0;
+        for (int i = 0; i < box.nx * box.ny; i++) over |= box.value[i] > saturation;
+        if (over) failed[r] |= OVERLOADED;
     }
 }
 

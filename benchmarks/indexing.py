@@ -1,0 +1,159 @@
+"""CPU seconds and agreement of the fast indexing with ``dials.ssx_index``, image by image in one process.
+
+    python benchmarks/indexing.py imported.expt strong.refl --unit-cell 96.4,96.4,96.4,90,90,90 --space-group P213 \
+        --max-lattices 2
+
+Both engines get the same spots and the same parameters, one after the other, so that what else the machine does hurts
+both; the ratio is that of the CPU seconds. What is done once per process is left out for both. The table is printed,
+nothing is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssx_mpi import dials_compat
+
+dials_compat.prepare()
+
+from dials.algorithms.indexing.ssx.processing import index_one  # noqa: E402
+from dials.array_family import flex  # noqa: E402
+from dials.command_line.ssx_index import phil_scope  # noqa: E402
+from dxtbx.model import Experiment  # noqa: E402
+from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
+from libtbx import phil  # noqa: E402
+
+from ssx_mpi.kernels import lattice_search  # noqa: E402
+from ssx_mpi.stages.fast_indexing import FastIndexer  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """CPU seconds, crystals, and per crystal the number of spots and the rmsd in pixels."""
+
+    seconds: float
+    crystals: list
+    n_spots: list[int]
+    rmsd_px: list[float]
+
+
+def _outcome(seconds, experiments, table) -> Outcome:
+    crystals, counts, rmsds = [], [], []
+    for k in range(len(experiments) if experiments else 0):
+        own = table.select(table["id"] == k)
+        x, y, _ = (own["xyzcal.px"] - own["xyzobs.px.value"]).parts()
+        crystals.append(experiments[k].crystal)
+        counts.append(len(own))
+        rmsds.append(float(np.sqrt(np.mean(np.array(x) ** 2 + np.array(y) ** 2))))
+    return Outcome(seconds, crystals, counts, rmsds)
+
+
+def run_dials(experiment, strong, params) -> Outcome:
+    """Index one image by DIALS."""
+    table = strong.copy()
+    table["id"] = flex.int(len(table), 0)
+    table["imageset_id"] = flex.int(len(table), 0)
+    still = Experiment(beam=experiment.beam, detector=experiment.detector, imageset=experiment.imageset)
+    gc.collect()
+    start = time.process_time()
+    with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
+        experiments, indexed = index_one(still, table, params, list(params.method), 0)[:2]
+    return _outcome(time.process_time() - start, experiments, indexed)
+
+
+def run_fast(indexer: FastIndexer, experiment, strong) -> Outcome:
+    """Index one image by the fast engine."""
+    gc.collect()
+    start = time.process_time()
+    experiments, indexed = indexer.index(experiment, strong)
+    return _outcome(time.process_time() - start, experiments, indexed)
+
+
+def misorientation(one, other) -> float:
+    """Angle in degrees between two crystals of nearly the same cell, up to the rotations of the lattice."""
+    bases = []
+    for crystal in (one, other):
+        to_primitive = crystal.get_space_group().info().change_of_basis_op_to_primitive_setting()
+        primitive = crystal.change_basis(to_primitive)
+        bases.append(np.linalg.inv(np.reshape(primitive.get_A(), (3, 3))))
+    reduced = lattice_search.reduce_basis(bases[0])
+    rotations = lattice_search.lattice_rotations(reduced)
+    best = 180.0
+    other_reduced = lattice_search.reduce_basis(bases[1])
+    for rotation in rotations:
+        u, _, vt = np.linalg.svd(np.linalg.inv(reduced @ rotation.T) @ other_reduced)
+        cosine = 0.5 * (np.trace(u @ vt) - 1)
+        best = min(best, float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))))
+    return best
+
+
+def compare(arguments) -> None:
+    """Print the table."""
+    experiments = ExperimentListFactory.from_json_file(arguments.experiments, check_format=False)
+    strong = flex.reflection_table.from_file(arguments.reflections)
+    scope = phil_scope.fetch(
+        phil.parse(
+            f"indexing.known_symmetry.unit_cell={arguments.unit_cell}\n"
+            f"indexing.known_symmetry.space_group={arguments.space_group}\n"
+            f"indexing.multiple_lattice_search.max_lattices={arguments.max_lattices}"
+        )
+    )
+    indexer = FastIndexer(scope.extract())
+    print(f"{'image':>5} {'spots':>5} | {'DIALS s':>8} {'fast s':>7} {'ratio':>6} | lattices: spots (rmsd px) | angle")
+    totals = np.zeros(2)
+    spots, lattices = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
+    matched = 0
+    for number in range(len(experiments)):
+        own = strong.select(strong["id"] == number)
+        if len(own) < indexer.settings.min_spots:
+            continue
+        if not totals.any():  # imports and tables that are made once
+            run_dials(experiments[number], own, scope.extract())
+            run_fast(indexer, experiments[number], own)
+        theirs = run_dials(experiments[number], own, scope.extract())
+        mine = run_fast(indexer, experiments[number], own)
+        totals += theirs.seconds, mine.seconds
+        spots += sum(theirs.n_spots), sum(mine.n_spots)
+        lattices += len(theirs.crystals), len(mine.crystals)
+        angles = [min((misorientation(a, b) for b in mine.crystals), default=float("nan")) for a in theirs.crystals]
+        matched += sum(angle < 1 for angle in angles)
+        print(
+            f"{number:5d} {len(own):5d} | {theirs.seconds:8.2f} {mine.seconds:7.3f} "
+            f"{theirs.seconds / mine.seconds:6.0f} | "
+            f"{_lattices(theirs)} -> {_lattices(mine)} | {' '.join(f'{a:.3f}' for a in angles)}",
+            flush=True,
+        )
+    print(
+        f"CPU seconds {totals[0]:.1f} and {totals[1]:.2f}, ratio {totals[0] / totals[1]:.0f}; lattices {lattices[0]} "
+        f"and {lattices[1]}, {matched} of DIALS's found; spots {spots[0]} and {spots[1]}"
+    )
+
+
+def _lattices(outcome: Outcome) -> str:
+    return ", ".join(f"{n} ({r:.2f})" for n, r in zip(outcome.n_spots, outcome.rmsd_px)) or "none"
+
+
+def main() -> None:
+    """Read the arguments and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", help="imported stills (.expt)")
+    parser.add_argument("reflections", help="their strong spots (.refl)")
+    parser.add_argument("--unit-cell", default="None")
+    parser.add_argument("--space-group", default="None")
+    parser.add_argument("--max-lattices", type=int, default=1)
+    logging.disable(logging.CRITICAL)
+    compare(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
