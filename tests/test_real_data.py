@@ -160,6 +160,27 @@ def test_nitrite_reductase_is_indexed_from_its_spots(nitrite_reductase):
         assert all(misorientation(own[0], other) > 2 for other in own[1:]), "the same lattice twice"
 
 
+def test_second_lattices_are_there_and_not_in_spots_without_order(nitrite_reductase):
+    """The spots that the first lattice leaves, turned about the beam each by an angle of its own, make none."""
+    from dxtbx import flumpy
+
+    index, rng = indexer("fast"), np.random.default_rng(1)
+    for experiment, strong in nitrite_reductase[:4]:
+        found = index(copy.deepcopy(experiment), copy.deepcopy(strong))
+        assert len(found.experiments) == 2
+        first = found.reflections.select(found.reflections["id"] == 0)["xyzobs.px.value"]
+        taken = {place[:2] for place in first}
+        xyz = np.array(list(strong["xyzobs.px.value"]))
+        free = np.array([place[:2] not in taken for place in strong["xyzobs.px.value"]])
+        centre = np.array(experiment.detector[0].get_beam_centre_px(experiment.beam.get_s0()))
+        radius = np.hypot(*(xyz[free, :2] - centre).T)
+        angle = rng.uniform(0, 2 * np.pi, free.sum())
+        xyz[free, :2] = centre + radius[:, None] * np.column_stack([np.cos(angle), np.sin(angle)])
+        shuffled = copy.deepcopy(strong)
+        shuffled["xyzobs.px.value"] = flumpy.vec_from_numpy(xyz)
+        assert len(index(copy.deepcopy(experiment), shuffled).experiments) == 1
+
+
 def test_both_engines_find_the_same_lattice(nitrite_reductase):
     # the fifth has few spots, nearly all of one lattice
     stills = nitrite_reductase[4:]
