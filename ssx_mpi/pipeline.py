@@ -334,7 +334,7 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     parameters = run.parameters
     if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
         return None, False
-    first, stop = image_range(run, parameters.geometry)
+    first, stop = image_range(run.images, parameters.geometry)
     progress = Progress("first hits", stop - first, comm.rank == 0)
     task = FirstHits(comm, run.processor(), run.stopping, progress.show)
     end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
