@@ -54,6 +54,22 @@ $(VENV)/installed: $(SOURCES)
 	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
 	@touch $@
 
+# a lysozyme chip as a beamline might deliver it: 35% hits, the header's beam 0.36 mm and its distance 0.4 mm wrong
+DEMO_IMAGES := n_images=160 hit_rate=0.35 seed=1 header.beam_offset=0.2,-0.3 header.distance_offset=0.4
+DEMO_CRYSTAL := space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
+
+demo: setup
+	@mkdir -p $(DEMO)/images
+	@if [ -e $(DEMO)/images/truth.json ]; then echo "== demo: the images are there, in $(DEMO)/images =="; else \
+	  echo "== demo: simulating a lysozyme chip in $(DEMO)/images =="; \
+	  mpiexec -n $$(nproc) $(BIN)/ssx_mpi.simulate $(DEMO_IMAGES) $(DEMO_CRYSTAL) \
+	    output.file=$(DEMO)/images/lysozyme.nxs output.overwrite=True; fi
+	@echo "== demo: processing it on all cores, in $(DEMO)/run =="
+	@$(BIN)/ssx_mpi image=$(DEMO)/images/lysozyme.nxs $(DEMO_CRYSTAL) output.directory=$(DEMO)/run
+	@echo "== demo: the result beside the truth =="
+	@$(BIN)/python -m ssx_mpi.simulation.truth $(DEMO)/images $(DEMO)/run
+	@echo "== demo: look at $(DEMO)/run/ssx_mpi.log and ssx_mpi.json; integrated crystals are in $(DEMO)/run/DataFiles =="
+
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

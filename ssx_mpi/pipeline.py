@@ -426,8 +426,8 @@ def _refine_once(comm: Communicator, run: Run, task: FirstCrystals, round_: int)
 def _verdict(before, after) -> tuple[bool, bool]:
     """Whether to take the geometry `after` a round of indexing and refinement, and whether another round may gain.
 
-    It gains as long as it brings crystals, brings observed and predicted spots together, or moves the detector by more
-    than is uncertain.
+    It gains as long as it brings crystals, brings observed and predicted spots clearly together (a little less scatter
+    comes from rejecting more outliers alone), or moves the detector by more than is uncertain.
     """
     if after is None:
         return False, False
@@ -436,7 +436,7 @@ def _verdict(before, after) -> tuple[bool, bool]:
     if after.n_crystals < before.n_crystals:
         return False, False
     more = after.n_crystals > before.n_crystals
-    closer = after.rmsd < 0.99 * before.rmsd
+    closer = after.rmsd < 0.95 * before.rmsd
     sigma = after.uncertainty.sigma["distance"] if after.uncertainty else 0.0
     moved = abs(after.after.distance - before.after.distance) > sigma > 0
     return more or moved or after.rmsd <= before.rmsd, more or closer or moved

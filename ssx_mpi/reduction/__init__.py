@@ -1,0 +1,1 @@
+"""From integrated crystals to merged intensities, the crystals spread over the ranks."""

@@ -1,0 +1,99 @@
+"""Unit-cell filter over the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssx_mpi.kernels import cell_clusters
+from ssx_mpi.kernels.cell_clusters import CellCluster
+from ssx_mpi.parallel.communicator import Communicator
+
+_SAMPLE = 1000
+_BISECTIONS = 52
+
+
+@dataclass(frozen=True)
+class CellFilter:
+    """Parameters of the filter; lengths in angstrom, angles in degrees.
+
+    Parameters
+    ----------
+    central
+        Cell to measure from; None for the median.
+    threshold
+        Distance in G6 (square angstrom) that links cells into clusters, of which the most populous is kept; None for
+        tolerances alone.
+    """
+
+    length_tolerance: float | None = 1.0
+    angle_tolerance: float | None = 1.0
+    central: tuple[float, ...] | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class FilteredCells:
+    """Cells kept: (n_crystals,) bool for this rank; the centre (6,) and, where made, the clusters of the sample."""
+
+    keep: np.ndarray
+    centre: np.ndarray
+    clusters: tuple[CellCluster, ...] = ()
+
+
+def filter_cells(comm: Communicator, cells: np.ndarray, numbers: np.ndarray, n_total: int, how: CellFilter):
+    """Which crystals have a cell like the others. Collective.
+
+    Parameters
+    ----------
+    cells
+        (n_crystals, 6) of this rank.
+    numbers
+        (n_crystals,) int64 in the whole data set.
+    n_total
+        Crystals of all ranks.
+    """
+    keep = np.ones(len(cells), dtype=bool)
+    clusters: tuple[CellCluster, ...] = ()
+    if how.threshold is not None:
+        sample = comm.allgather(cells[numbers % max(1, -(-n_total // _SAMPLE)) == 0])
+        together = np.concatenate(sample)
+        clusters = tuple(cell_clusters.cluster_cells(together, how.threshold))
+        labels = np.empty(len(together), dtype=np.int64)
+        for label, cluster in enumerate(clusters):
+            labels[cluster.members] = label
+        keep = cell_clusters.nearest_cluster(cells, together, labels, how.threshold) == 0
+    centre = np.array(how.central) if how.central is not None else median(comm, cells[keep])
+    length = np.inf if how.length_tolerance is None else how.length_tolerance
+    angle = np.inf if how.angle_tolerance is None else how.angle_tolerance
+    return FilteredCells(keep & cell_clusters.within_tolerance(cells, centre, length, angle), centre, clusters)
+
+
+def median(comm: Communicator, values: np.ndarray) -> np.ndarray:
+    """Median of each column over all ranks, by bisection: what is exchanged does not grow with the number of values.
+
+    The counts that steer it are integers, so the result is the same, to the last bit, for any number of ranks.
+
+    Parameters
+    ----------
+    values
+        (n, m) float64 of this rank; n may be 0, but not on all ranks.
+
+    Returns
+    -------
+    median : (m,) float64
+    """
+    high = comm.max(values.max(axis=0, initial=-np.inf))
+    low = -comm.max((-values).max(axis=0, initial=-np.inf))
+    n = comm.sum(np.array([len(values)]))[0]
+    result = []
+    # the mean of the two middle values where n is even
+    for rank in ((n - 1) // 2, n // 2):
+        below, above = low.copy(), high.copy()
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (below + above)
+            enough = comm.sum(np.count_nonzero(values <= middle, axis=0)) > rank
+            above, below = np.where(enough, middle, above), np.where(enough, below, middle)
+        result.append(above)
+    return 0.5 * (result[0] + result[1])

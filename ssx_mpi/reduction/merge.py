@@ -1,0 +1,165 @@
+"""Merged intensities and their statistics over the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssx_mpi.kernels import merging, scaling
+from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
+from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.parallel.communicator import Communicator
+
+
+@dataclass(frozen=True)
+class MergedData:
+    """Everything about one set of merged crystals; the same on all ranks.
+
+    Parameters
+    ----------
+    sums
+        (3, n_unique, 2): numerator, weight and number, for each reflection and its Friedel mate.
+    half_sums
+        Such sums of the two half-sets of the first repeat.
+    full, cut
+        Statistics of all data, and of those to the resolution limit.
+    d_min
+        The limit, in angstrom.
+    d_min_estimated
+        Whether CC1/2 set it; otherwise it is the user's, or that of the data.
+    n_crystals
+        Crystals merged.
+    """
+
+    sums: np.ndarray
+    half_sums: tuple[np.ndarray, np.ndarray]
+    full: ShellStatistics
+    cut: ShellStatistics
+    d_min: float
+    d_min_estimated: bool
+    n_crystals: int
+
+    @property
+    def merged(self) -> Merged:
+        return Merged.from_sums(self.sums)
+
+
+@dataclass(frozen=True)
+class MergingSettings:
+    """Parameters of merging.
+
+    Parameters
+    ----------
+    n_shells
+        Resolution shells of the tables.
+    repeats
+        Random splits into half-sets.
+    cc_half_cutoff
+        CC1/2 at which the resolution is cut; None keeps all.
+    robust_bound
+        Normalised deviation beyond which an observation loses weight.
+    """
+
+    n_shells: int = 20
+    repeats: int = 10
+    cc_half_cutoff: float | None = 0.3
+    robust_bound: float = 4.0
+
+
+def merge(
+    comm: Communicator,
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    crystal_number: np.ndarray,
+    scales: Scales,
+    noise: Noise,
+    current: Merged,
+    unique: UniqueReflections,
+    settings: MergingSettings,
+    d_min: float | None = None,
+    reference: Merged | None = None,
+) -> MergedData:
+    """Merge the included crystals of all ranks. Collective.
+
+    Parameters
+    ----------
+    include
+        (n_crystals,) bool; may be a part of the crystals that were scaled together.
+    crystal_number
+        (n_crystals,) int64 in the whole data set, which decides on half-sets.
+    current
+        Merged intensities from scaling, for the expected variances of a first round; outliers are then found against
+        the intensities of the included crystals themselves.
+    d_min
+        Resolution limit given by the user; otherwise it is estimated.
+    """
+    d_star_sq, bound = unique.d_star_sq, settings.robust_bound
+
+    def accumulated(include: np.ndarray, merged: Merged, bound: float) -> np.ndarray:
+        return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
+
+    blank = Merged(current.intensity, np.zeros(len(unique)))
+    own = Merged.from_sums(accumulated(include, blank, 0.0))
+    for _ in range(2):
+        sums = accumulated(include, own, bound)
+        own = Merged.from_sums(sums)
+
+    def halves(repeat: int) -> tuple[np.ndarray, np.ndarray]:
+        first = accumulated(include & merging.half_set(crystal_number, repeat), own, bound)
+        second = sums - first
+        # what is left by subtraction of equal sums is rounding, not data
+        second *= second[2] > 0.5
+        return first, second
+
+    def statistics(shells: Shells) -> ShellStatistics:
+        # one split at a time: all of them together would be many times the merged data
+        comparisons = [merging.compare_half_sets(*halves(repeat), shells) for repeat in range(settings.repeats)]
+        agreement = HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
+        return merging.statistics(sums, scatter, scatter_of_mates, agreement, unique, shells, reference)
+
+    scatter = _scatter(comm, observations, indexed, include, scales, own, d_star_sq)
+    mates = Indexed(
+        np.where(indexed.unique < 0, -1, 2 * indexed.unique + indexed.minus).astype(np.int32), indexed.minus
+    )
+    weight = sums[1].ravel()
+    intensity = np.divide(sums[0].ravel(), weight, out=np.zeros_like(weight), where=weight > 0)
+    scatter_of_mates = _scatter(
+        comm,
+        observations,
+        mates,
+        include,
+        scales,
+        Merged(intensity, weight),
+        np.repeat(d_star_sq, 2),
+    )
+    full_shells = merging.resolution_shells(d_star_sq, settings.n_shells)
+    full = statistics(full_shells)
+    estimated = None
+    if d_min is None and settings.cc_half_cutoff is not None:
+        centres = 0.5 * (full_shells.edges[1:] + full_shells.edges[:-1])
+        estimated = merging.resolution_estimate(
+            centres, full.cc_half[:-1], full.n_in_both_halves[:-1], settings.cc_half_cutoff
+        )
+    cut = full
+    if estimated is not None:
+        cut = statistics(merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated))
+    limit = d_min or estimated or float(full.d_min[-1])
+    number = int(comm.sum(np.array([np.count_nonzero(include)]))[0])
+    return MergedData(sums, halves(0), full, cut, limit, estimated is not None, number)
+
+
+def _scatter(
+    comm: Communicator,
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    scales: Scales,
+    merged: Merged,
+    d_star_sq: np.ndarray,
+) -> Scatter:
+    moments = comm.sum(merging.moments(observations, indexed, include, scales, d_star_sq))
+    absolute = comm.sum(merging.absolute_deviations(observations, indexed, include, scales, merged, d_star_sq))
+    return Scatter(moments[:, 0], moments[:, 1], absolute)

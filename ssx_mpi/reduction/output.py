@@ -1,0 +1,328 @@
+"""What a reduction leaves on disk: scaled files per input file, scales to continue from, exports."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssx_mpi.kernels.reflections import UniqueReflections
+from ssx_mpi.kernels.scaling import Merged, Noise, Scales
+from ssx_mpi.reduction.crystals import Crystals, Fate
+from ssx_mpi.reduction.errors import InputError
+from ssx_mpi.reduction.job import Job
+from ssx_mpi.reduction.loading import Source
+from ssx_mpi.report import crystfel
+from ssx_mpi.report.crystfel import CellType
+from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.reduction import ScaledCrystal, Selection
+
+INDEX_NAME = "scales.json"
+
+
+@dataclass(frozen=True)
+class CrystalResults:
+    """Results per crystal of one rank, (n_crystals,) each: scales, row in the settings, its margin, and fate.
+
+    The margin is the log-likelihood by which the setting is above the second best, infinite where there is one.
+    """
+
+    scales: Scales
+    setting: np.ndarray
+    margin: np.ndarray
+    fate: np.ndarray
+
+    @classmethod
+    def unscaled(cls, setting: np.ndarray, fate: np.ndarray) -> CrystalResults:
+        """Crystals in their settings, before anything is known about their scales."""
+        return cls(Scales.unit(len(setting)), setting, np.full(len(setting), np.inf), fate)
+
+
+@dataclass(frozen=True)
+class FileResults:
+    """Results of all crystals of one input file, in its order."""
+
+    identifier: tuple[str, ...]
+    position: np.ndarray
+    log_k: np.ndarray
+    b_factor: np.ndarray
+    setting: np.ndarray
+    margin: np.ndarray
+    fate: np.ndarray
+
+
+@dataclass(frozen=True)
+class Previous:
+    """Where an earlier reduction ended.
+
+    Parameters
+    ----------
+    sources
+        Its input files.
+    files
+        For each source, where its scales are.
+    noise, settings
+        Error model, and the settings that crystals were put into.
+    hkl, intensity, weight
+        Merged intensities.
+    """
+
+    sources: tuple[Source, ...]
+    files: tuple[Path, ...]
+    noise: Noise
+    settings: np.ndarray
+    hkl: np.ndarray
+    intensity: np.ndarray
+    weight: np.ndarray
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` on a name beside `path` and rename what it wrote."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the suffix stays last: writers look at it
+    beside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]:
+    """Bring the results of each input file together on the rank that has its first crystal. Collective.
+
+    Returns
+    -------
+    files : dict of int to FileResults
+        For the files that this rank is to write, by their number.
+    """
+    comm, crystals, loaded = job.comm, job.crystals, job.loaded
+    send: list[list[tuple[int, FileResults]]] = [[] for _ in range(comm.size)]
+    for source in np.unique(crystals.source):
+        rows = np.flatnonzero(crystals.source == source)
+        send[_owner(int(loaded.first_number[source]), loaded.n_total, comm.size)].append(
+            (
+                int(source),
+                FileResults(
+                    tuple(crystals.identifier[row] for row in rows),
+                    crystals.position[rows],
+                    results.scales.log_k[rows],
+                    results.scales.b_factor[rows],
+                    results.setting[rows],
+                    results.margin[rows],
+                    results.fate[rows],
+                ),
+            )
+        )
+    pieces: dict[int, list[FileResults]] = {}
+    for part in comm.alltoall(send):
+        for source, piece in part:
+            pieces.setdefault(source, []).append(piece)
+    return {source: _joined(parts) for source, parts in sorted(pieces.items())}
+
+
+def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrystal]:
+    """The crystals of a file that are merged."""
+    return [
+        ScaledCrystal(
+            results.identifier[row],
+            int(results.position[row]),
+            settings[results.setting[row]],
+            float(results.log_k[row]),
+            float(results.b_factor[row]),
+        )
+        for row in np.flatnonzero(results.fate == Fate.KEPT)
+    ]
+
+
+def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path) -> None:
+    """Write the experiments of some crystals of a file, in the common setting."""
+    content = json.loads(source.experiments.read_bytes())
+    selected = select_experiments(content, [c.position for c in crystals], [c.setting for c in crystals])
+    write_atomically(path, lambda beside: beside.write_text(json.dumps(selected, indent=1)))
+
+
+def write_scaled(
+    source: Source,
+    crystals: list[ScaledCrystal],
+    stem: Path,
+    selection: Selection,
+    unique: UniqueReflections,
+    merged: Merged,
+    noise: Noise,
+) -> None:
+    """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file and their scaled intensities."""
+    write_atomically(
+        stem.with_suffix(".refl"),
+        lambda path: stage.write_scaled_reflections(
+            str(source.reflections), str(path), crystals, selection, unique, merged, noise
+        ),
+    )
+    write_experiments(source, crystals, stem.with_suffix(".expt"))
+
+
+def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, selection: Selection) -> None:
+    """Write ``stem.expt`` and ``stem.refl`` with some crystals as integrated, in the common setting."""
+    write_atomically(
+        stem.with_suffix(".refl"),
+        lambda path: stage.write_selected_reflections(str(source.reflections), str(path), crystals, selection),
+    )
+    write_experiments(source, crystals, stem.with_suffix(".expt"))
+
+
+def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell_type: CellType) -> None:
+    """Write crystals of a file as a CrystFEL stream, in the common setting."""
+    content = json.loads(source.experiments.read_bytes())
+    chosen = [int(c.position) for c in crystals]
+    selected = select_experiments(content, chosen, [c.setting for c in crystals])
+    write_atomically(
+        path,
+        lambda beside: beside.write_text(
+            crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
+        ),
+    )
+
+
+def select_experiments(content: dict, positions: list[int], settings: list[np.ndarray]) -> dict:
+    """An experiment list, as JSON, with some of its experiments, their crystals reindexed.
+
+    Indices become ``hkl @ T``, so the direct axes, rows of a matrix, become ``T.T @ axes``. Models that no
+    experiment refers to any more are left out.
+    """
+    chosen = [dict(content["experiment"][position]) for position in positions]
+    result = {"__id__": content.get("__id__", "ExperimentList"), "experiment": chosen}
+    for kind, models in content.items():
+        if not isinstance(models, list) or kind == "experiment":
+            continue
+        used: dict[int, int] = {}
+        for experiment in chosen:
+            if kind in experiment:
+                experiment[kind] = used.setdefault(experiment[kind], len(used))
+        result[kind] = [models[number] for number in used]
+    for experiment, setting in zip(chosen, settings):
+        if np.array_equal(setting, np.eye(3)):
+            continue
+        crystal = dict(result["crystal"][experiment["crystal"]])
+        axes = np.array([crystal["real_space_a"], crystal["real_space_b"], crystal["real_space_c"]])
+        crystal["real_space_a"], crystal["real_space_b"], crystal["real_space_c"] = (setting.T @ axes).tolist()
+        # errors of parameters in the setting that is no more
+        for name in ("B_covariance", "cell_covariance"):
+            crystal.pop(name, None)
+        result["crystal"][experiment["crystal"]] = crystal
+    return result
+
+
+def write_scales(folder: Path, number: int, results: FileResults) -> None:
+    """The scales of the crystals of an input file, for a later reduction to continue from."""
+
+    def write(path: Path) -> None:
+        np.savez(
+            path,
+            identifier=np.array(results.identifier),
+            log_k=results.log_k,
+            b_factor=results.b_factor,
+            setting=results.setting,
+            margin=results.margin,
+            fate=results.fate,
+        )
+
+    write_atomically(folder / f"scales_{number + 1}.npz", write)
+
+
+def write_index(
+    folder: Path,
+    sources: list[Source],
+    noise: Noise,
+    settings: np.ndarray,
+    unique: UniqueReflections,
+    merged: Merged,
+) -> None:
+    """What belongs to the whole of a reduction that a later one continues from."""
+    index = {
+        "sources": [[str(source.experiments), str(source.reflections)] for source in sources],
+        "noise": [noise.a, noise.b],
+        "settings": settings.tolist(),
+    }
+    write_atomically(
+        folder / "merged.npz",
+        lambda path: np.savez(path, hkl=unique.hkl, intensity=merged.intensity, weight=merged.weight),
+    )
+    write_atomically(folder / INDEX_NAME, lambda path: path.write_text(json.dumps(index, indent=1)))
+
+
+def read_previous(output: Path) -> Previous:
+    """Read what :func:`write_index` left in the output folder of an earlier reduction.
+
+    Raises
+    ------
+    InputError
+        When there is nothing to continue from.
+    """
+    folder = output / "data_reduction"
+    try:
+        index = json.loads((folder / INDEX_NAME).read_text())
+        with np.load(folder / "merged.npz") as arrays:
+            hkl, intensity, weight = arrays["hkl"], arrays["intensity"], arrays["weight"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(f"append={output}: no earlier reduction is there to continue from") from None
+    sources = tuple(Source(Path(expt), Path(refl)) for expt, refl in index["sources"])
+    files = tuple(folder / f"scales_{number + 1}.npz" for number in range(len(sources)))
+    return Previous(sources, files, Noise(*index["noise"]), np.array(index["settings"]), hkl, intensity, weight)
+
+
+def previous_results(
+    previous: Previous, sources: list[Source], crystals: Crystals
+) -> tuple[np.ndarray, CrystalResults]:
+    """Earlier results of the crystals of this rank that were there already.
+
+    Returns
+    -------
+    known : (n_crystals,) bool
+        Kept then; only those have results.
+    results : CrystalResults
+    """
+    n = len(crystals)
+    known = np.zeros(n, dtype=bool)
+    results = CrystalResults.unscaled(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
+    where = dict(zip(previous.sources, previous.files))
+    for number in np.unique(crystals.source):
+        path = where.get(sources[number])
+        if path is None or not path.is_file():
+            continue
+        with np.load(path) as arrays:
+            row_of = {str(identifier): row for row, identifier in enumerate(arrays["identifier"])}
+            columns = {name: arrays[name] for name in ("log_k", "b_factor", "setting", "margin", "fate")}
+        for here in np.flatnonzero(crystals.source == number):
+            there = row_of.get(crystals.identifier[here])
+            if there is None or columns["fate"][there] != Fate.KEPT:
+                continue
+            known[here] = True
+            results.scales.log_k[here] = columns["log_k"][there]
+            results.scales.b_factor[here] = columns["b_factor"][there]
+            results.setting[here] = columns["setting"][there]
+            results.margin[here] = columns["margin"][there]
+    return known, results
+
+
+def _owner(number: int, n_total: int, size: int) -> int:
+    # inverse of loading.share
+    rank = number * size // max(n_total, 1)
+    while n_total * (rank + 1) // size <= number:
+        rank += 1
+    while n_total * rank // size > number:
+        rank -= 1
+    return rank
+
+
+def _joined(parts: list[FileResults]) -> FileResults:
+    return FileResults(
+        sum((part.identifier for part in parts), ()),
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("position", "log_k", "b_factor", "setting", "margin", "fate")
+        ),
+    )

@@ -1,0 +1,129 @@
+"""All files that a finished reduction leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssx_mpi.kernels.scaling import Noise
+from ssx_mpi.reduction import output
+from ssx_mpi.reduction.job import Job, logger
+from ssx_mpi.reduction.merge import MergedData
+from ssx_mpi.reduction.scale import Scaled
+from ssx_mpi.report import merging as report
+from ssx_mpi.report.crystfel import CellType
+from ssx_mpi.stages import dials_reduction
+from ssx_mpi.stages import reduction as stage
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out, for the end of the log and for programs.
+
+    Parameters
+    ----------
+    fates
+        Number of crystals by what became of them.
+    cell, space_group, wavelength
+        Of the merged data; angstrom and degrees.
+    noise
+        Error model.
+    deviations_rms
+        Root mean square normalised deviation, 1 where the error model holds.
+    merged
+        By name: the statistics of each merged set; none when DIALS merged.
+    """
+
+    fates: dict[str, int]
+    cell: tuple[float, ...]
+    space_group: str
+    wavelength: float
+    noise: Noise
+    deviations_rms: float
+    merged: dict[str, MergedData]
+
+
+def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalResults) -> None:
+    """Write merged and scaled data, exports, and the scales to continue from. Collective."""
+    if "scale" in job.parameters.steps:
+        _write_by_file(job, crystals, scaled)
+    if job.comm.rank == 0:
+        for name, data in summary.merged.items():
+            _write_merged(job, name, data, summary)
+    job.comm.barrier()
+
+
+def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> None:
+    export, frame = job.parameters.export, job.frame
+    state, data_files = job.folder / "data_reduction", job.folder / "DataFiles"
+    written = []
+    for number, of_file in output.collect_by_file(job, results).items():
+        output.write_scales(state, number, of_file)
+        kept = output.kept_crystals(of_file, frame.settings)
+        if not kept:
+            continue
+        source = job.sources[number]
+        if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
+            stem = data_files / f"scaled_{number + 1}"
+            output.write_scaled(source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise)
+            written.append(number)
+        if export.stream:
+            cell_type = CellType(*stage.lattice_type(frame.space_group))
+            output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
+    written = sorted(number for part in job.comm.allgather(written) for number in part)
+    if job.comm.rank == 0:
+        output.write_index(state, job.sources, scaled.noise, frame.settings, frame.unique, scaled.merged)
+        if export.unmerged_mtz or export.unmerged_mmcif:
+            _export_unmerged(job, [data_files / f"scaled_{number + 1}" for number in written])
+
+
+def _export_unmerged(job: Job, stems: list[Path]) -> None:
+    data_files, export = job.folder / "DataFiles", job.parameters.export
+    try:
+        dials_reduction.export_unmerged(
+            dials_reduction.read(stems),
+            job.parameters.partiality_threshold,
+            data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
+            data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
+        )
+    except dials_reduction.DialsReductionError as error:
+        logger.warning("%s", error)
+
+
+def _write_merged(job: Job, name: str, data: MergedData, summary: Summary) -> None:
+    frame, data_files = job.frame, job.folder / "DataFiles"
+
+    def write_mtz(path: Path, d_min: float | None) -> None:
+        stage.write_merged_mtz(
+            str(path),
+            frame.cell,
+            frame.space_group,
+            summary.wavelength,
+            frame.unique,
+            data.sums,
+            data.half_sums,
+            d_min,
+            job.parameters.anomalous,
+        )
+
+    everything = data.d_min_estimated is False
+    output.write_atomically(
+        data_files / f"{name}.mtz", lambda path: write_mtz(path, None if everything else data.d_min)
+    )
+    if job.parameters.d_min is None:
+        # without a cut the two are the same, and French-Wilson is what takes time
+        full = data_files / f"{name}_full.mtz"
+        if everything:
+            output.write_atomically(full, lambda path: shutil.copyfile(data_files / f"{name}.mtz", path))
+        else:
+            output.write_atomically(full, lambda path: write_mtz(path, None))
+    wilson_b = stage.wilson_b(frame.cell, frame.space_group, frame.unique, data.merged, data.d_min)
+    logger.info("%s: Wilson B %s", name, "unknown" if wilson_b is None else f"{wilson_b:.1f} square angstrom")
+    content = report.merge_json(data.cut, summary.wavelength, wilson_b)
+    suffix = "" if name == "merged" else f".{name}"
+    output.write_atomically(
+        job.folder / "LogFiles" / f"dials.merge{suffix}.json",
+        lambda path: path.write_text(json.dumps(content, indent=2)),
+    )

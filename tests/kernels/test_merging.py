@@ -1,0 +1,142 @@
+"""Merging statistics against their definitions."""
+
+import numpy as np
+import pytest
+
+from ssx_mpi.kernels import merging
+from ssx_mpi.kernels.cell_clusters import cluster_cells, g6, nearest_cluster, within_tolerance
+from ssx_mpi.kernels.reflections import Observations
+from ssx_mpi.kernels.scaling import Indexed, Scales
+
+
+def test_shells_hold_equal_numbers_between_the_limits():
+    d_star_sq = np.random.default_rng(0).uniform(0.001, 0.25, 1003)
+    shells = merging.resolution_shells(d_star_sq, 10, d_min=2.5)
+    counts = shells.sum(np.ones(1003))
+    assert counts.sum() == np.count_nonzero(d_star_sq <= 0.16)
+    assert counts.max() - counts.min() <= 1
+    assert np.all(shells.number[d_star_sq > 0.16] == -1)
+
+
+def test_half_sets_are_halves_and_do_not_repeat():
+    numbers = np.arange(20000)
+    halves = np.array([merging.half_set(numbers, repeat) for repeat in range(6)])
+    assert np.all(np.abs(halves.mean(axis=1) - 0.5) < 0.02)
+    agreement = np.corrcoef(halves.astype(float)) - np.eye(6)
+    assert np.abs(agreement).max() < 0.03
+    # neighbours are independent, too: images of a dose series must not all land in one half
+    assert abs(np.mean(halves[:, 1:] == halves[:, :-1]) - 0.5) < 0.02
+
+
+def test_sigma_tau_agrees_with_half_sets():
+    rng = np.random.default_rng(2)
+    n_unique, n = 4000, 8
+    truth = rng.exponential(1.0, n_unique)
+    x = truth[:, None] + rng.normal(0, 1.5, (n_unique, n))
+    moment = np.stack([np.full(n_unique, n), x.sum(axis=1), (x**2).sum(axis=1)], axis=1)
+    cc, _ = merging.cc_half_sigma_tau(moment, np.ones(n_unique))
+    direct = np.corrcoef(x[:, : n // 2].mean(axis=1), x[:, n // 2 :].mean(axis=1))[0, 1]
+    assert cc == pytest.approx(direct, abs=0.02)
+
+
+def test_delta_cc_half_is_what_leaving_out_changes():
+    rng = np.random.default_rng(4)
+    n_crystals, n_unique, per_crystal = 12, 60, 40
+    truth = rng.exponential(100.0, n_unique)
+    unique = np.concatenate([rng.choice(n_unique, per_crystal, replace=False) for _ in range(n_crystals)])
+    n = len(unique)
+    observations = Observations(
+        np.arange(0, n + 1, per_crystal), np.zeros((n, 3), np.int32), truth[unique] + rng.normal(0, 20, n), np.ones(n)
+    )
+    observations.intensity[:per_crystal] = rng.exponential(100.0, per_crystal)
+    indexed = Indexed(unique.astype(np.int32), np.zeros(n, np.uint8))
+    scales, d_star_sq, unit = Scales.unit(n_crystals), np.full(n_unique, 0.01), np.full(n_unique, 100.0)
+    everything = np.ones(n_crystals, bool)
+    moment = merging.moments(observations, indexed, everything, scales, d_star_sq)
+    delta = merging.delta_cc_half(observations, indexed, everything, scales, moment, unit, d_star_sq)
+    whole, _ = merging.cc_half_sigma_tau(moment, unit)
+    for c in range(n_crystals):
+        without = everything.copy()
+        without[c] = False
+        rest = merging.moments(observations, indexed, without, scales, d_star_sq)
+        assert delta[c] == pytest.approx(100 * (whole - merging.cc_half_sigma_tau(rest, unit)[0]), abs=1e-8)
+    assert np.argmin(delta) == 0 and delta[0] < 0
+
+
+def test_resolution_where_the_curve_falls():
+    s_sq = np.linspace(0.01, 0.4, 20)
+    curve = 0.5 * (1 - np.tanh((s_sq - 0.25) / 0.06))
+    noisy = curve + np.random.default_rng(1).normal(0, 0.03, 20)
+    expected = (0.25 + 0.06 * np.arctanh(1 - 0.6)) ** -0.5
+    pairs = np.full(20, 300)
+    assert merging.resolution_estimate(s_sq, noisy, pairs) == pytest.approx(expected, abs=0.04)
+    assert merging.resolution_estimate(s_sq, np.full(20, 0.95), pairs) is None
+    assert merging.resolution_estimate(s_sq, noisy, np.full(20, 4)) is None
+
+
+def test_cells_cluster_by_distance():
+    rng = np.random.default_rng(8)
+    one = np.array([79.1, 79.1, 38.2, 90, 90, 90]) + rng.normal(0, [0.05, 0.05, 0.03, 0, 0, 0], (60, 6))
+    two = one[:25] * [1.02, 1.02, 0.99, 1, 1, 1]
+    cells = np.concatenate([two, one])
+    clusters = cluster_cells(cells, threshold=60.0)
+    assert [len(c.members) for c in clusters] == [60, 25]
+    np.testing.assert_allclose(clusters[0].median, np.median(one, axis=0))
+    labels = np.repeat([1, 0], [25, 60])
+    assert nearest_cluster(cells[[3, 70]], cells, labels, 60.0).tolist() == [1, 0]
+    assert nearest_cluster(cells[:1] * 1.5, cells, labels, 60.0).tolist() == [-1]
+    assert within_tolerance(cells, one.mean(axis=0), 1.0, 0.5).sum() == 60
+
+
+def test_g6_of_an_oblique_cell():
+    a, b, c = np.array([3.0, 0, 0]), np.array([1.0, 4, 0]), np.array([0.5, 0.3, 5])
+    lengths = [np.linalg.norm(v) for v in (a, b, c)]
+
+    def angle(u, v):
+        return np.degrees(np.arccos(u @ v / np.linalg.norm(u) / np.linalg.norm(v)))
+
+    cell = np.array([[*lengths, angle(b, c), angle(a, c), angle(a, b)]])
+    np.testing.assert_allclose(g6(cell)[0], [a @ a, b @ b, c @ c, 2 * b @ c, 2 * a @ c, 2 * a @ b])
+
+
+def test_r_factors_by_their_formulas():
+    rng = np.random.default_rng(5)
+    n = np.array([1, 2, 3, 6])
+    observed = [rng.uniform(50, 150, k) for k in n]
+    scatter = merging.Scatter(
+        n.astype(float), np.array([x.sum() for x in observed]), np.array([np.abs(x - x.mean()).sum() for x in observed])
+    )
+    shells = merging.Shells(np.array([0.0, 0.1, 0.2]), np.array([0, 0, 1, 1]))
+    got = merging.r_factors(scatter, shells)
+    several = observed[1:]
+    total = sum(x.sum() for x in several)
+    assert got.r_merge[-1] == pytest.approx(sum(np.abs(x - x.mean()).sum() for x in several) / total)
+    meas = sum(np.sqrt(len(x) / (len(x) - 1)) * np.abs(x - x.mean()).sum() for x in several) / total
+    assert got.r_meas[-1] == pytest.approx(meas)
+    first = observed[1]
+    # the reflection observed once has no say
+    assert got.r_pim[0] == pytest.approx(np.abs(first - first.mean()).sum() / first.sum())
+
+
+def test_half_sets_are_compared_shell_by_shell():
+    rng = np.random.default_rng(6)
+    n = 900
+    truth = rng.exponential(100, n)
+    halves = []
+    for _ in range(2):
+        noise = np.where(np.arange(n) < 450, 5.0, 100.0)[:, None]
+        sums = np.zeros((3, n, 2))
+        sums[1] = 1 / noise**2
+        sums[0] = (truth[:, None] + noise * rng.normal(size=(n, 2))) * sums[1]
+        sums[2] = 1
+        halves.append(sums)
+    halves[1][:, :9] = 0
+    shells = merging.Shells(np.array([0.0, 0.1, 0.2]), np.repeat([0, 1], 450))
+    cc, r_split, cc_anom, pairs = merging.compare_half_sets(*halves, shells)
+    assert pairs.tolist() == [441, 450, 891]
+    # a half-set's mean of two has half the variance
+    spread = truth[9:450].var(), truth[450:].var()
+    expected = [v / (v + s**2 / 2) for v, s in zip(spread, (5, 100))]
+    np.testing.assert_allclose(cc[:2], expected, atol=0.08)
+    assert r_split[0] < 0.1 < 0.3 < r_split[1]
+    assert np.all(np.abs(cc_anom) < 0.15)

@@ -1,0 +1,324 @@
+"""The program as users start it: on 1, 2 and 4 ranks, on groups, with a reference, continuing, and on bad input."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import synthetic
+from dials.array_family import flex
+from dxtbx.model import ExperimentList
+from iotbx import mtz
+from synthetic import Truth
+
+from ssx_mpi.command_line import reduce
+from ssx_mpi.parallel.communicator import SerialCommunicator
+
+_MPI = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
+
+
+@pytest.fixture(autouse=True)
+def handlers_removed():
+    """The program installs handlers for its log; the next test starts without them."""
+    yield
+    remove_handlers()
+
+
+def remove_handlers() -> None:
+    for handler in list(reduce.logger.handlers):
+        handler.close()
+        reduce.logger.removeHandler(handler)
+
+
+def run(folder: Path, *args) -> int:
+    remove_handlers()
+    return reduce.main(SerialCommunicator(), [*map(str, args), f"output.folder={folder}"])
+
+
+def columns(path: Path) -> dict[str, np.ndarray]:
+    file = mtz.object(str(path))
+    return {c.label(): np.array(c.extract_values(not_a_number_substitute=-999.0)) for c in file.columns()}
+
+
+def intensities(path: Path) -> dict[tuple, float]:
+    table = columns(path)
+    hkl = np.stack([table["H"], table["K"], table["L"]], axis=1).astype(int)
+    return dict(zip(map(tuple, hkl.tolist()), table["IMEAN"]))
+
+
+def correlation_to_truth(path: Path, truth) -> float:
+    found = intensities(path)
+    pairs = [(found[tuple(h)], i) for h, i in zip(truth.unique.hkl.tolist(), truth.intensity) if tuple(h) in found]
+    assert len(pairs) > 0.8 * len(truth.unique)
+    return float(np.corrcoef(np.array(pairs).T)[0, 1])
+
+
+def test_merged_files_of_lysozyme(lysozyme, tmp_path, capsys):
+    assert run(tmp_path, *lysozyme.paths, "anomalous=True") == 0
+    for name in ("merged", "merged_full"):
+        assert correlation_to_truth(tmp_path / "DataFiles" / f"{name}.mtz", lysozyme.truth) > 0.985
+    table = columns(tmp_path / "DataFiles" / "merged.mtz")
+    expected = {"IMEAN", "SIGIMEAN", "I(+)", "SIGI(-)", "F", "SIGF", "F(+)", "DANO", "N", "IHALF1", "SIGIHALF2"}
+    assert expected <= set(table)
+    assert table["F"].min() > 0
+    log = (tmp_path / "ssx_mpi.reduce.log").read_text()
+    assert "79 crystals merged" in log and "1 crystals unit cell outside the tolerance" in log
+    assert "no indexing ambiguity" in log
+    stats = json.loads((tmp_path / "LogFiles" / "dials.merge.json").read_text())["1.00000"]["merging_stats"]
+    assert len(stats["cc_one_half"]) == 20
+    assert stats["overall"]["n_obs"] == int(table["N"].sum()) == 79 * 400
+    assert stats["overall"]["cc_one_half"] > 0.95
+    assert stats["overall"]["d_star_sq_min"] == pytest.approx(2.6**-2, rel=0.01)
+
+
+def test_dials_reads_what_was_scaled(lysozyme, tmp_path):
+    assert run(tmp_path, *lysozyme.paths) == 0
+    ours = intensities(tmp_path / "DataFiles" / "merged_full.mtz")
+    number, total = 0, {}
+    for part in (1, 2):
+        stem = tmp_path / "DataFiles" / f"scaled_{part}"
+        experiments = ExperimentList.from_file(str(stem.with_suffix(".expt")), check_format=False)
+        table = flex.reflection_table.from_file(str(stem.with_suffix(".refl")))
+        table.assert_experiment_identifiers_are_consistent(experiments)
+        number += len(experiments)
+        g = np.array(table["inverse_scale_factor"])
+        scaled = np.array(table["intensity.scale.value"]) / g
+        variance = np.array(table["intensity.scale.variance"]) / g**2
+        row, _ = lysozyme.truth.unique.locate(
+            table["miller_index"].as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+        )
+        for u, i, v in zip(row, scaled, variance):
+            s = total.setdefault(tuple(lysozyme.truth.unique.hkl[u].tolist()), [0.0, 0.0])
+            s[0] += i / v
+            s[1] += 1 / v
+    assert number == 79
+    # merging the file by hand gives the merged intensities, but for the few observations that were down-weighted
+    again = np.array([[total[h][0] / total[h][1], i] for h, i in ours.items()])
+    close = np.isclose(again[:, 0], again[:, 1], rtol=1e-3, atol=0.5)
+    assert close.mean() > 0.97
+
+
+def test_any_number_of_ranks_gives_the_same(ambiguous, tmp_path):
+    mpiexec = shutil.which("mpiexec")
+    if mpiexec is None:
+        pytest.skip("no mpiexec")
+    results = {}
+    for ranks in (1, 2, 4):
+        folder = tmp_path / str(ranks)
+        done = subprocess.run(
+            [mpiexec, "-n", str(ranks), sys.executable, "-m", "ssx_mpi.command_line.reduce", *map(str, ambiguous.paths),
+             "filtering.method=deltacchalf", f"output.folder={folder}"],
+            timeout=120, capture_output=True, text=True, env={**os.environ, **_MPI},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results[ranks] = columns(folder / "DataFiles" / "merged_full.mtz")
+        log = (folder / "ssx_mpi.reduce.log").read_text().replace(str(folder), "")
+        results[ranks]["log"] = log
+    path = tmp_path / "4" / "DataFiles" / "merged_full.mtz"
+    assert correlation_to_truth(path, _in_setting_of(path, ambiguous.truth)) > 0.97
+    for ranks in (2, 4):
+        assert results[ranks].pop("log") == results[1]["log"]
+        for name, values in results[ranks].items():
+            np.testing.assert_allclose(values, results[1][name], rtol=2e-5, atol=1e-3, err_msg=f"{name}, {ranks} ranks")
+
+
+def _in_setting_of(path: Path, truth: Truth) -> Truth:
+    """The truth in the setting that the reduction took for the common one: that of the best correlation."""
+    unique, found = truth.unique, intensities(path)
+    row, _ = unique.locate(np.array(list(found), dtype=np.int32))
+    moved = [truth.intensity[unique.locate(unique.hkl, setting)[0]] for setting in truth.settings]
+    best = max(moved, key=lambda intensity: np.corrcoef(intensity[row], list(found.values()))[0, 1])
+    return replace(truth, intensity=best)
+
+
+def test_a_reference_settles_setting_and_scale(ambiguous, tmp_path):
+    assert run(tmp_path / "first", *ambiguous.paths) == 0
+    reference = tmp_path / "first" / "DataFiles" / "merged_full.mtz"
+    assert run(tmp_path / "second", ambiguous.paths[0], f"reference={reference}") == 0
+    stats = json.loads((tmp_path / "second" / "LogFiles" / "dials.merge.json").read_text())["1.00000"]
+    assert stats["merging_stats"]["overall"]["cc_reference"] > 0.9
+
+
+def test_crystals_added_continue_from_the_last_scales(ambiguous, tmp_path):
+    assert run(tmp_path / "first", *ambiguous.paths[:2]) == 0
+    assert run(tmp_path / "more", ambiguous.paths[2], f"append={tmp_path / 'first'}") == 0
+    assert run(tmp_path / "all", *ambiguous.paths, f"reference={tmp_path / 'more/DataFiles/merged_full.mtz'}") == 0
+    more, whole = (intensities(tmp_path / name / "DataFiles" / "merged_full.mtz") for name in ("more", "all"))
+    assert more.keys() == whole.keys()
+    assert np.corrcoef([[more[h], whole[h]] for h in whole], rowvar=False)[0, 1] > 0.9995
+    assert "60 crystals merged" in (tmp_path / "more" / "ssx_mpi.reduce.log").read_text()
+
+
+def test_dose_series_by_image_number(lysozyme, tmp_path):
+    assert run(tmp_path, *lysozyme.paths, "dose_series_repeat=2", "export.scaled=False") == 0
+    total = columns(tmp_path / "DataFiles" / "merged_full.mtz")["N"].sum()
+    parts = [columns(tmp_path / "DataFiles" / f"dose_{k}_full.mtz")["N"].sum() for k in (1, 2)]
+    # images 1, 3, ... 79 and 2, 4, ... 78: the 80th was left out
+    assert parts == [40 * 400, 39 * 400]
+    assert sum(parts) == total
+    assert (tmp_path / "LogFiles" / "dials.merge.dose_2.json").is_file()
+
+
+def test_groups_by_metadata_in_hdf5(lysozyme, tmp_path):
+    with h5py.File(tmp_path / "meta.h5", "w") as file:
+        file["entry/delay"] = np.where(np.arange(80) < 30, 1.0, 5.0) + np.linspace(0, 0.01, 80)
+    (tmp_path / "grouping.yml").write_text(
+        f"""
+metadata:
+  delay:
+    "/nowhere/shot_######.cbf": "{tmp_path}/meta.h5:/entry/delay"
+grouping:
+  merge_by:
+    values: [delay]
+    tolerances: [0.1]
+"""
+    )
+    assert run(tmp_path, *lysozyme.paths, f"grouping={tmp_path / 'grouping.yml'}", "export.scaled=False") == 0
+    parts = [columns(tmp_path / "DataFiles" / f"group_{k}_full.mtz")["N"].sum() for k in (1, 2)]
+    assert parts == [30 * 400, 49 * 400]
+    assert not (tmp_path / "DataFiles" / "group_3.mtz").exists()
+
+
+def test_stream_for_partialator(ambiguous, tmp_path):
+    assert run(tmp_path, ambiguous.paths[0], "export.stream=True", "export.scaled=False") == 0
+    text = (tmp_path / "DataFiles" / "crystals_1.stream").read_text()
+    assert text.startswith("CrystFEL stream format 2.3\n")
+    assert text.count("--- Begin crystal") == text.count("----- End chunk -----") == 25
+    chunk = text.split("----- Begin chunk -----")[3]
+    rows = {line.split(" = ")[0]: line.split(" = ")[1] for line in chunk.splitlines() if " = " in line}
+    assert rows["lattice_type"] == "cubic" and rows["centering"] == "P"
+    axes = np.array([[float(x) for x in rows[f"{name}star"].split()[:3]] for name in "abc"])
+    np.testing.assert_allclose(np.linalg.norm(axes, axis=1), 10 / 96.4, rtol=3e-3)
+    assert np.linalg.det(axes) > 0
+    listed = chunk.split("panel\n")[1].split("End of reflections")[0].splitlines()
+    assert len(listed) == int(rows["num_reflections"]) == 300
+
+
+def test_filters_and_their_counts(lysozyme, tmp_path):
+    assert run(tmp_path, *lysozyme.paths, "filtering.method=Isigma", "filtering.Isigma.min_i_over_sigma=6") == 0
+    log = (tmp_path / "ssx_mpi.reduce.log").read_text()
+    gone = int(next(line.split()[0] for line in log.splitlines() if line.endswith("crystals mean I/sigma too low")))
+    assert 0 < gone < 79
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ("no files", 2, "no integrated data given"),
+        ("missing file", 2, "nothing.expt is not there"),
+        ("no partner", 2, "is not there to go with"),
+        ("not json", 2, "is not an experiment list"),
+        ("not reflections", 2, "cannot be read as a reflection table"),
+        ("mixed space groups", 2, "different space groups"),
+        ("mixed wavelengths", 2, "different wavelengths"),
+        ("strangers", 2, "does not match its .expt file"),
+        ("far cell", 3, "no crystal is left to merge"),
+        ("wrong reference", 2, "space group"),
+        ("no append", 2, "no earlier reduction"),
+        ("misspelt", 2, "there is no parameter partiality_treshold; did you mean partiality_threshold?"),
+        ("not a number", 2, "d_min"),
+    ],
+)
+def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_path, capfd):
+    first = tmp_path / "integrated_1.expt"
+    shutil.copy(lysozyme.paths[1], first)
+    shutil.copy(lysozyme.paths[1].with_suffix(".refl"), first.with_suffix(".refl"))
+    content = json.loads(first.read_text())
+    args = [first]
+    if change == "no files":
+        args = []
+    elif change == "missing file":
+        args = [tmp_path / "nothing.expt"]
+    elif change == "no partner":
+        first.with_suffix(".refl").unlink()
+    elif change == "not json":
+        first.write_text("no")
+    elif change == "not reflections":
+        first.with_suffix(".refl").write_text("no")
+    elif change == "mixed space groups":
+        args.append(ambiguous.paths[0])
+    elif change == "mixed wavelengths":
+        content["beam"].append({**content["beam"][0], "wavelength": 1.3})
+        content["experiment"][3]["beam"] = 1
+        first.write_text(json.dumps(content))
+    elif change == "strangers":
+        content["experiment"][3]["identifier"] = "somebody else"
+        first.write_text(json.dumps(content))
+    elif change == "far cell":
+        args.append("clustering.central_unit_cell=90,90,40,90,90,90")
+    elif change == "wrong reference":
+        assert run(tmp_path / "other", ambiguous.paths[0], "export.scaled=False") == 0
+        args.append(f"reference={tmp_path / 'other' / 'DataFiles' / 'merged.mtz'}")
+    elif change == "no append":
+        args.append(f"append={tmp_path}")
+    elif change == "misspelt":
+        args.append("partiality_treshold=0.3")
+    elif change == "not a number":
+        args.append("d_min=high")
+    capfd.readouterr()
+    assert run(tmp_path / "out", *args) == code
+    said = capfd.readouterr().err.strip()
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "out" / "DataFiles").exists()
+
+
+def test_engine_dials_on_the_same_crystals(ambiguous, tmp_path):
+    arguments = (ambiguous.paths[0], "d_min=4.5")
+    assert run(tmp_path / "fast", *arguments) == 0
+    assert run(tmp_path / "dials", *arguments, "engine=dials") == 0
+    ours, theirs = (intensities(tmp_path / name / "DataFiles" / "merged.mtz") for name in ("fast", "dials"))
+    common = ours.keys() & theirs.keys()
+    assert len(common) > 0.9 * len(ours)
+    assert np.corrcoef([[ours[h], theirs[h]] for h in common], rowvar=False)[0, 1] > 0.97
+
+
+def test_nitrite_reductase_runs_through(real_data, tmp_path):
+    integrated = real_data / "cunir_serial_processed" / "integrated.expt"
+    assert run(tmp_path, integrated, "ambiguity.min_margin=0") == 0
+    table = columns(tmp_path / "DataFiles" / "merged_full.mtz")
+    assert table["N"].sum() > 2000
+    assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P213"
+
+
+def test_thaumatin_runs_through(real_data, tmp_path):
+    folder = real_data / "thaumatin_dials_3_30"
+    crystals = json.loads((folder / "crystals.json").read_text())["integrated"]
+    axes = [np.linalg.inv(np.reshape(a_matrix, (3, 3))) for a_matrix in crystals["A"]]
+    names = [f"thau-{number}" for number in crystals["image"]]
+    images = [f"/nowhere/thau_3_2_{number:04d}.cbf" for number in crystals["image"]]
+    path = tmp_path / "integrated_1.expt"
+    synthetic.write_experiments(path, axes, "P 41 21 2", names, images, wavelength=0.96859)
+    with np.load(folder / "integrated.npz") as table:
+        kept = ("id", "intensity.sum.value", "intensity.sum.variance", "partiality", "lp")
+        data = {name: table[name] for name in kept}
+        hkl = table["miller_index"]
+    synthetic.write_reflections(path.with_suffix(".refl"), hkl, data, names, tuple(crystals["cell"][4]))
+    assert run(tmp_path / "out", path) == 0
+    stats = json.loads((tmp_path / "out" / "LogFiles" / "dials.merge.json").read_text())["0.96859"]["merging_stats"]
+    assert stats["overall"]["n_obs"] > 10000
+    # one crystal, thirteen times in nearly the same orientation: few reflections, well measured
+    assert stats["overall"]["cc_one_half"] > 0.9
+    log = (tmp_path / "out" / "ssx_mpi.reduce.log").read_text()
+    assert "13 crystals merged" in log and "no indexing ambiguity in P 41 21 2" in log
+
+
+def test_merging_again_what_was_scaled(lysozyme, tmp_path):
+    assert run(tmp_path / "first", *lysozyme.paths) == 0
+    assert run(tmp_path / "again", f"directory={tmp_path / 'first'}", "steps=merge", "d_min=3.5") == 0
+    first, again = (intensities(tmp_path / name / "DataFiles" / "merged.mtz") for name in ("first", "again"))
+    assert 0.3 * len(first) < len(again) < 0.5 * len(first)
+    assert np.corrcoef([[first[h], again[h]] for h in again], rowvar=False)[0, 1] > 0.9999
+    assert not (tmp_path / "again" / "DataFiles" / "scaled_1.refl").exists()
+    assert not (tmp_path / "again" / "DataFiles" / "merged_full.mtz").exists()
