@@ -9,6 +9,7 @@ import pytest
 from dxtbx import flumpy
 from dxtbx.model import BeamFactory, Crystal, DetectorFactory, Experiment, ExperimentList
 
+from ssx_mpi import dials_compat
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.dials_parameters import dials_parameters
 from ssx_mpi.stages import geometry
@@ -129,6 +130,16 @@ def test_a_second_look_counts_from_the_first_place(refined):
     later = geometry.RefinedGeometry(**{**vars(refined), "before": refined.after, "cell_before": refined.cell_after})
     assert later.since(refined).before == refined.before
     assert later.since(refined).cell_before == refined.cell_before
+
+
+def test_the_sparse_engine_works_where_it_is_said_to_be_there_and_nowhere_else(misplaced, scope):
+    wanted = scope()
+    wanted.refinement.refinery.engine = "SparseLevMar"
+    if dials_compat.has_sparse_engine():
+        assert geometry.refine(*misplaced, wanted).engine == "SparseLevMar"
+    else:
+        with pytest.raises(StageError, match="Eigen"):
+            geometry.refine(*misplaced, wanted)
 
 
 def test_a_restrained_cell_stays_and_the_distance_gives_way(scope):
