@@ -44,6 +44,8 @@ def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
         *("image=a b.h5:3:9", "template=x_##.cbf", "mask=bad.mask", "d_min=1.8", "max_lattices=2", "min_spots=15"),
         *("spotfinding.phil=spots.phil", "dials_import.phil=import.phil", "starting_geometry=geo.expt"),
         *("spotfinding.min_spot_size=2", "batch_size=100", "engine=dials", "output.directory=o p"),
+        *("keep_intermediate=False", "geometry_refinement.n_crystals=40", "geometry_refinement.images_to_use=2:30"),
+        *("beam_search=False", "restrain_cell=True", "integration.algorithm=stills", "d_max=30"),
     )
     words = shlex.split(report.next_command(assessed, asked))
     assert words[0] == "ssx_mpi"
