@@ -7,7 +7,8 @@ the requests.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
-that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it.
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. That is done
+twice, because receiving a result may send news.
 """
 
 from __future__ import annotations
@@ -263,12 +264,14 @@ class _MpiLoop(_Loop):
             self.prefix = Prefix([], wanted)
 
     def run(self) -> None:
-        barrier = None
-        while True:
+        # a result may make news: all results have been received when the first barrier is through, and all news when
+        # the second is
+        barrier, passed = None, 0
+        while passed < 2:
             self.pump()
             if self.rank == 0:
                 self.job.progress(self.done)
-            if self.job.stopping():
+            if barrier is None and not passed and self.job.stopping():
                 self._stop()
             item = self._next_item()
             if item is not None:
@@ -276,7 +279,7 @@ class _MpiLoop(_Loop):
             elif barrier is None and self._ready_to_leave():
                 barrier = self.comm.Ibarrier()
             elif barrier is not None and barrier.Test():
-                break
+                barrier, passed = None, passed + 1
             else:
                 self._wait()
         self.comm.Free()
