@@ -24,7 +24,7 @@ from importlib.util import find_spec
 import re
 for requirement in requires("ssx_mpi"):
     name = re.match(r"[\w-]+", requirement).group()
-    if find_spec(name.replace("-", "_")) is None:
+    if find_spec({"pyyaml": "yaml"}.get(name, name.replace("-", "_"))) is None:
         print(requirement.split(";")[0].replace(" ", ""))
 endef
 export MISSING

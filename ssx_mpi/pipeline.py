@@ -411,7 +411,7 @@ def _refine_once(comm: Communicator, run: Run, task: FirstCrystals, round_: int)
         return None
     try:
         experiments, reflections = unpack(packed)
-        refined = geometry.refine(experiments, reflections, run.scopes.geometry_refinement)
+        refined = _refine_geometry_of(run.parameters, experiments, reflections, run.scopes)
     except StageError as error:
         logger.warning(
             "The geometry could not be refined with %d crystals: %s. Try more images, a smaller d_min, "
@@ -421,6 +421,13 @@ def _refine_once(comm: Communicator, run: Run, task: FirstCrystals, round_: int)
         return None
     logger.info(text.refinement_block(refined))
     return refined
+
+
+def _refine_geometry_of(parameters: Parameters, experiments, reflections, scopes: DialsParameters):
+    """With our own kernel, or with DIALS where the user asks for its engine or gives parameters for it."""
+    if parameters.engine == "dials" or parameters.refinement_phil is not None:
+        return geometry.refine(experiments, reflections, scopes.geometry_refinement)
+    return geometry.refine_fast(experiments, reflections, parameters.unit_cell if parameters.restrain_cell else None)
 
 
 def _verdict(before, after) -> tuple[bool, bool]:

@@ -7,8 +7,9 @@ the requests.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
-that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. That is done
-twice, because receiving a result may send news.
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. A result that
+comes while a rank is in the barrier may make it send news, so there are two rounds: after the first no results are on
+their way, after the second no news.
 """
 
 from __future__ import annotations
@@ -264,14 +265,13 @@ class _MpiLoop(_Loop):
             self.prefix = Prefix([], wanted)
 
     def run(self) -> None:
-        # a result may make news: all results have been received when the first barrier is through, and all news when
-        # the second is
-        barrier, passed = None, 0
-        while passed < 2:
+        barrier, rounds_left = None, 2
+        while rounds_left:
             self.pump()
             if self.rank == 0:
                 self.job.progress(self.done)
-            if barrier is None and not passed and self.job.stopping():
+            # on the way out there is nothing left to stop, and the message could miss its receiver
+            if barrier is None and rounds_left == 2 and self.job.stopping():
                 self._stop()
             item = self._next_item()
             if item is not None:
@@ -279,7 +279,8 @@ class _MpiLoop(_Loop):
             elif barrier is None and self._ready_to_leave():
                 barrier = self.comm.Ibarrier()
             elif barrier is not None and barrier.Test():
-                barrier, passed = None, passed + 1
+                barrier = None
+                rounds_left -= 1
             else:
                 self._wait()
         self.comm.Free()

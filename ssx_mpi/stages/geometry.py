@@ -1,4 +1,4 @@
-"""Joint refinement of the detector and the first crystals by DIALS, and what became of distance and cell."""
+"""Joint refinement of the detector and the first crystals, and what became of distance and cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from ssx_mpi.kernels.detector import GeometryUncertainty, Spots, geometry_uncertainty, strain_basis
+from ssx_mpi.kernels.detector import (
+    DetectorSpots,
+    Geometry,
+    GeometryUncertainty,
+    geometry_uncertainty,
+    refine_detector,
+    start_geometry,
+)
+from ssx_mpi.kernels.lattice_refinement import invariant_strains
 from ssx_mpi.stages.results import StageError, library_errors, short_reason
 
 
@@ -190,26 +198,81 @@ def _steps(history) -> tuple[Step, ...]:
     return tuple(Step(int(n), float(x), float(y), float(np.degrees(psi))) for n, (x, y, psi) in rows)
 
 
+def refine_fast(experiments, reflections, hold_cell: tuple[float, ...] | None = None) -> RefinedGeometry:
+    """Refine one detector and all crystals together with our own kernel; as :func:`refine`, in a hundredth of the time.
+
+    Parameters
+    ----------
+    experiments, reflections
+        As for :func:`refine`.
+    hold_cell : (6,) floats, optional
+        Give all crystals this cell and keep it.
+
+    Raises
+    ------
+    StageError
+        When there are too few spots to refine with.
+    """
+    shared = _with_one_detector(experiments)
+    before = place(shared[0].detector, shared[0].beam)
+    cell_before = median_cell(shared.crystals())
+    if hold_cell is not None:
+        _give_cell(shared, hold_cell)
+    table = reflections.select(reflections["id"] >= 0)
+    spots, start, strains = _arrays(shared, table)
+    if len(spots.hkl) < _FEWEST_SPOTS:
+        raise StageError(f"{len(spots.hkl)} spots are too few")
+    if hold_cell is not None:
+        strains = strains[:, :0]
+    refined = refine_detector(spots, start, strains, np.array(shared[0].beam.get_s0()))
+    _move_detector(shared[0].detector, refined.geometry)
+    for experiment, a_matrix in zip(shared, refined.geometry.a_matrices):
+        experiment.crystal.set_A(tuple(map(float, a_matrix.ravel())))
+    return RefinedGeometry(
+        detector=shared[0].detector,
+        beam=shared[0].beam,
+        experiments=shared,
+        reflections=_predicted(table, refined.residual, refined.weight),
+        engine="Gauss-Newton with the crystals eliminated",
+        outliers="Tukey's weights",
+        steps=tuple(Step(s.n_spots, *s.rmsd[:2], float(np.degrees(s.rmsd[2]))) for s in refined.steps),
+        before=before,
+        after=place(shared[0].detector, shared[0].beam),
+        cell_before=cell_before,
+        cell_after=median_cell(shared.crystals()),
+        uncertainty=refined.uncertainty,
+    )
+
+
+# spots that a refinement of five parameters of the detector should have at the very least
+_FEWEST_SPOTS = 50
+
+
 def _uncertainty(experiments, reflections) -> GeometryUncertainty | None:
     used = reflections.select(reflections.get_flags(reflections.flags.used_in_refinement))
-    hkl = np.asarray(used["miller_index"].as_vec3_double()).reshape(-1, 3)
-    if len(hkl) < 50:
+    if len(used) < _FEWEST_SPOTS:
         return None
-    detector = experiments[0].detector
-    panels = np.asarray(used["panel"]).astype(int)
-    origin, fast, slow = (
-        np.array([getattr(p, f"get_{name}")() for p in detector])[panels]
-        for name in ("origin", "fast_axis", "slow_axis")
-    )
-    observed = np.asarray(used["xyzobs.mm.value"]).reshape(-1, 3)
-    calculated = np.asarray(used["xyzcal.mm"]).reshape(-1, 3)
-    residual = np.column_stack([(observed - calculated)[:, :2], np.asarray(used["delpsical.rad"])])
+    spots, geometry, strains = _arrays(experiments, used)
+    return geometry_uncertainty(spots, geometry, strains, np.array(experiments[0].beam.get_s0()))
+
+
+def _arrays(experiments, reflections) -> tuple[DetectorSpots, Geometry, np.ndarray]:
+    """Spots, geometry, and the strains in the laboratory that each crystal's symmetry allows, (K, m, 3, 3)."""
     crystals = experiments.crystals()
+    spots = DetectorSpots(
+        hkl=np.asarray(reflections["miller_index"].as_vec3_double()).reshape(-1, 3),
+        crystal=np.asarray(reflections["id"]).astype(np.int64),
+        panel=np.asarray(reflections["panel"]).astype(np.int64),
+        xy=np.asarray(reflections["xyzobs.mm.value"]).reshape(-1, 3)[:, :2],
+    )
+    panels = np.array(
+        [np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in experiments[0].detector]
+    )
     a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3)
-    b_matrices = np.array([c.get_B() for c in crystals]).reshape(-1, 3, 3)
-    spots = Spots(hkl, np.asarray(used["id"]), origin, fast, slow, residual)
-    basis = strain_basis(_cartesian_rotations(crystals[0]))
-    return geometry_uncertainty(spots, a_matrices, basis, b_matrices, np.array(experiments[0].beam.get_s0()))
+    turns = np.array([c.get_U() for c in crystals]).reshape(-1, 3, 3)
+    strains = invariant_strains(_cartesian_rotations(crystals[0]))
+    in_laboratory = np.einsum("kij,mjl,knl->kmin", turns, strains, turns)
+    return spots, start_geometry(panels, a_matrices), in_laboratory
 
 
 def _cartesian_rotations(crystal) -> np.ndarray:
@@ -219,6 +282,42 @@ def _cartesian_rotations(crystal) -> np.ndarray:
     rotations = [np.reshape(op.r().as_double(), (3, 3)) for op in operations]
     # h' = h R for indices as rows, so a reciprocal vector B h turns into B R^T h
     return np.array([b @ r.T @ np.linalg.inv(b) for r in rotations])
+
+
+def _give_cell(experiments, cell: tuple[float, ...]) -> None:
+    from cctbx import uctbx
+
+    b = np.reshape(uctbx.unit_cell(cell).fractionalization_matrix(), (3, 3)).T
+    for experiment in experiments:
+        experiment.crystal.set_B(tuple(b.ravel()))
+
+
+def _move_detector(detector, geometry: Geometry) -> None:
+    """Move `detector` as one body, by the motion that `geometry` has made since the start."""
+    root = detector.hierarchy()
+    turn, shift = geometry.rotation, geometry.translation
+    fast, slow, origin = (
+        np.array(getattr(root, f"get_local_{name}")()) for name in ("fast_axis", "slow_axis", "origin")
+    )
+    root.set_local_frame(tuple(turn @ fast), tuple(turn @ slow), tuple(turn @ origin + shift))
+
+
+def _predicted(reflections, residual: np.ndarray, weight: np.ndarray):
+    """`reflections` with predictions from the residuals, and marked as used or as outliers."""
+    from dials.array_family import flex
+    from dxtbx import flumpy
+
+    table = copy.deepcopy(reflections)
+    observed = np.asarray(table["xyzobs.mm.value"]).reshape(-1, 3)
+    calculated = observed.copy()
+    calculated[:, :2] -= residual[:, :2]
+    table["xyzcal.mm"] = flumpy.vec_from_numpy(calculated)
+    table["delpsical.rad"] = flumpy.from_numpy(-residual[:, 2])
+    used = flumpy.from_numpy(weight > 0)
+    table.unset_flags(flex.bool(len(table), True), table.flags.used_in_refinement)
+    table.set_flags(used, table.flags.used_in_refinement)
+    table.set_flags(~used, table.flags.centroid_outlier)
+    return table
 
 
 def quiet_dials() -> None:
