@@ -221,11 +221,21 @@ def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str,
     if before is not None and before not in done:
         raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
     own.done[batch.number] = done
-    if BatchRecords.begun(batch):
+    begun = BatchRecords.begun(batch)
+    if begun and set(begun) <= set(done):
+        # a kill came between the files and the removal of the journal
+        BatchRecords.discard(batch)
+        begun = ()
+    if begun and begun != to_do:
+        raise InputError(
+            f"steps={'+'.join(to_do)}: batch {batch.number} in {batch.folder} was begun with steps={'+'.join(begun)}: "
+            "finish it with these first, or use restart=True to begin anew"
+        )
+    if begun:
         try:
             records = keeping.records(batch.number, to_do)
         except ValueError as error:
-            raise InputError(f"{error}: give the steps that it was begun with, or restart=True") from None
+            raise InputError(f"{error}: use restart=True to begin anew") from None
         if records.complete:
             # a kill came between the last record and the files
             own.finished.append(finish(records, done + to_do))

@@ -334,7 +334,8 @@ class _MpiLoop(_Loop):
                 self.job.progress(self.done)
                 for rank, seconds in self.listening.silent(time.monotonic()):
                     self.job.silent(rank, seconds)
-            if self.job.stopping():
+            # on the way out there is nothing left to stop, and the message could miss its receiver
+            if barrier is None and rounds_left == 2 and self.job.stopping():
                 self._stop()
             item = self._next_item()
             if item is not None:
