@@ -1,7 +1,7 @@
 # make demo: simulate a chip, process it, compare with the truth.  make test: everything that is tested.
 # Both install what is missing first. With a DIALS on the PATH (conda, a module) that one is used; otherwise Debian's.
 SHELL := /bin/bash
-PREFIX ?= /usr/local
+PREFIX ?= /opt/ssx_mpi
 DEMO ?= demo
 
 # the Python that DIALS belongs to: the one beside dials.version of a conda environment or module, else Debian's
@@ -29,7 +29,7 @@ for requirement in requires("ssx_mpi"):
 endef
 export MISSING
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup install demo test lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -53,6 +53,27 @@ $(VENV)/installed: $(SOURCES)
 	  || $(PIP) --ignore-installed --no-deps hdf5plugin
 	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
 	@touch $@
+
+# a place for all users of a site: programs, job scripts and module files below PREFIX, without a link to this folder.
+# MPI4PY=build makes mpi4py with the mpicc on the PATH, which must be that of the site's MPI
+MPI4PY ?=
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' ssx_mpi/__init__.py)
+SHARE := $(PREFIX)/share/ssx_mpi
+
+install:
+	@echo "== install: ssx_mpi $(VERSION) for $(DIALS_PYTHON) in $(PREFIX) =="
+	@$(DIALS_PYTHON) -c 'import dials' || { echo "there is no DIALS: install it or load its module first"; exit 1; }
+	@$(DIALS_PYTHON) -m venv --system-site-packages $(PREFIX)
+	@[ -z "$(MPI4PY)" ] || $(PREFIX)/bin/pip install -q --no-cache-dir --force-reinstall --no-binary=mpi4py mpi4py
+	@$(PREFIX)/bin/pip install -q --disable-pip-version-check --no-deps --force-reinstall .
+	@missing=$$($(PREFIX)/bin/python -c "$$MISSING"); \
+	  [ -z "$$missing" ] || $(PREFIX)/bin/pip install -q --disable-pip-version-check $$missing
+	@mkdir -p $(SHARE)/jobscripts $(SHARE)/modulefiles/ssx_mpi
+	@cp jobscripts/*.sh $(SHARE)/jobscripts/
+	@for kind in lua tcl; do sed 's|@PREFIX@|$(abspath $(PREFIX))|g; s|@VERSION@|$(VERSION)|g' \
+	  jobscripts/modulefiles/ssx_mpi.$$kind.in > $(SHARE)/modulefiles/ssx_mpi/$(VERSION)$$([ $$kind = tcl ] || echo .lua); done
+	@$(PREFIX)/bin/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
+	@echo "-- module use $(abspath $(SHARE))/modulefiles; module load ssx_mpi/$(VERSION)"
 
 # a lysozyme chip as a beamline might deliver it: 35% hits, the header's beam 0.36 mm and its distance 0.4 mm wrong
 DEMO_IMAGES := n_images=160 hit_rate=0.35 seed=1 header.beam_offset=0.2,-0.3 header.distance_offset=0.4

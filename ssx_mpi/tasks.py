@@ -268,9 +268,7 @@ class FailureShare:
             return
         self.failed[failure] += 1
         stage = failure.partition(":")[0]
-        of, name = {"index": ("hit", "hits"), "integrate": ("indexed", "indexed images")}.get(
-            stage, ("image", "images")
-        )
+        of = {"index": "hits", "integrate": "indexed images"}.get(stage, "images")
         count, total = self.failed[failure], self.images[of]
         if total >= _FEWEST_TO_JUDGE and count > self.most * total:
             self.verdict = f"{count} of {total} {of} failed in one way ({failure}), over max_failures={self.most:g}"

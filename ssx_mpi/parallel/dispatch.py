@@ -4,13 +4,13 @@ Rank 0 coordinates: it hands out ranges of items, in order, long at first and sh
 can work out which range is its first, and takes it without asking: thousands of requests at the start would wait for
 each other. A rank asks for its next range when it begins the last one that it has, so that the answer is there before
 it is needed. Results go straight to the rank that keeps them, never through the coordinator. Small numbers about
-finished items travel with the requests.
+finished items travel with the requests. From some thousands of ranks on, each group of a thousand has a coordinator of
+its own, which hands out every so-manieth stretch of items and tells rank 0 once a second what was finished.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
-that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. A result that
-comes while a rank is in the barrier may make it send news, so there are two rounds: after the first no results are on
-their way, after the second no news.
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. A message may be
+answered by another one (a result by news), so this is done twice.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator
 
 #: from this size on, rank 0 only coordinates: one rank in 64 costs less than the others would wait for it
 DEDICATED_FROM = 64
-#: so many workers for each item of the shortest range: with thousands of them, ranges of one item at the end would ask
-#: for more answers than the coordinator can give (benchmarks/scaling.py)
-WORKERS_PER_LEAST_ITEM = 4096
+#: ranks to one coordinator; with twice as many or more there are several
+RANKS_PER_COORDINATOR = 1024
+# items that go to one coordinator before the next has its turn, and how often those tell rank 0, in seconds
+_STRETCH = 1024
+_TELL = 1.0
 # a waiting rank looks for messages this often, in seconds; MPI's own waiting would keep a core busy
 _POLL = 0.001
 # a rank that has sent nothing for so many seconds tells rank 0 that it is there, whenever it can
@@ -50,6 +52,8 @@ class Tag(IntEnum):
     REPORT = 5
     STOP = 6
     BEAT = 7
+    FINISHED = 8
+    SILENT = 9
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,6 @@ class Ranges:
         self._pending = deque((start, stop) for start, stop in pending if stop > start)
         self.remaining = sum(stop - start for start, stop in self._pending)
         self._workers = workers
-        self._least = 1 + int(workers // WORKERS_PER_LEAST_ITEM)
         self._longest = longest
 
     def next(self) -> Work | None:
@@ -86,7 +89,7 @@ class Ranges:
             return None
         start, stop = self._pending.popleft()
         # a rank holds a range and the one after it, so each gets a quarter of its share at the most
-        length = min(max(self._least, min(self._longest, self.remaining // (4 * self._workers))), stop - start)
+        length = max(1, min(self._longest, self.remaining // (4 * self._workers), stop - start))
         if start + length < stop:
             self._pending.appendleft((start + length, stop))
         self.remaining -= length
@@ -96,6 +99,50 @@ class Ranges:
         """Hand out nothing more."""
         self._pending.clear()
         self.remaining = 0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks `first` to `stop` - 1, of which the first coordinates the others; number `number` of `count` groups."""
+
+    number: int
+    count: int
+    first: int
+    stop: int
+
+    @classmethod
+    def of(cls, rank: int, size: int, count: int) -> Group:
+        """The group of `rank` when `size` ranks form `count` groups."""
+        number = ((rank + 1) * count - 1) // size
+        return cls(number, count, number * size // count, (number + 1) * size // count)
+
+    @property
+    def dedicated(self) -> bool:
+        """Whether the coordinator does nothing else."""
+        return self.stop - self.first >= DEDICATED_FROM
+
+    @property
+    def workers(self) -> range:
+        """Ranks that work."""
+        return range(self.first + self.dedicated, self.stop)
+
+    def share(self, pending: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The items of this group: of stretches in turn, so that all groups get of every part of the data."""
+        if self.count == 1:
+            return list(pending)
+        own, position = [], 0
+        for start, stop in pending:
+            while start < stop:
+                length = min(_STRETCH - position % _STRETCH, stop - start)
+                if position // _STRETCH % self.count == self.number:
+                    own.append((start, start + length))
+                start, position = start + length, position + length
+        return own
+
+
+def n_groups(size: int, wanted: int | None) -> int:
+    """How many coordinators there are; one where the first items are wanted, whose order it knows."""
+    return max(1, size // RANKS_PER_COORDINATOR) if wanted is None else 1
 
 
 class Prefix:
@@ -143,6 +190,7 @@ class Traffic:
     answering: float = 0.0
     items: int = 0
     seconds: float = 0.0
+    coordinates: bool = False
 
 
 class Listening:
@@ -304,48 +352,48 @@ class _MpiLoop(_Loop):
         self.rank, self.size = comm.rank, comm.size
         self.job = job
         self.traffic = Traffic()
-        self.dedicated = self.size >= DEDICATED_FROM
+        self.group = Group.of(self.rank, self.size, n_groups(self.size, wanted))
+        self.coordinator = self.group.first
+        self.coordinates = self.traffic.coordinates = self.rank == self.coordinator
         self.queue: deque[Work] = deque()
         self.finished: list[tuple[int, Any]] = []
         self.asked = False
-        self.no_more = self.dedicated and self.rank == 0
+        self.no_more = self.rank not in self.group.workers
         self.sends: deque[tuple[Any, Any]] = deque()
         self.reported = self.leaving = False
-        self.spoke = time.monotonic()
-        workers = self.size - 1 if self.dedicated else self.size
-        self.ranges = Ranges(pending, workers, longest)
-        first = [self.ranges.next() for _ in range(workers)]
-        own = None if self.no_more else first[self.rank - 1 if self.dedicated else self.rank]
-        if own is not None:
-            self.queue.append(own)
-        if self.rank == 0:
-            self.prefix = Prefix(pending, wanted)
-            self.released = 0
-            self.workers = workers
-            self.listening = Listening(range(1, self.size), self.spoke)
-        else:
-            self.prefix = Prefix([], wanted)
+        self.spoke = self.told = time.monotonic()
+        self.ranges = Ranges(self.group.share(pending), len(self.group.workers), longest)
+        for rank in self.group.workers:
+            first = self.ranges.next()
+            if rank == self.rank and first is not None:
+                self.queue.append(first)
+        self.prefix = Prefix(pending if self.rank == 0 else [], wanted)
+        # of a coordinator: ranks that have all that they will get, and what rank 0 is not told yet
+        self.released = 0
+        self.untold: list[tuple[int, Any]] = []
+        self.listening = Listening(range(self.rank + 1, self.group.stop) if self.coordinates else (), self.spoke)
 
     def run(self) -> None:
-        barrier, rounds_left = None, 2
-        while rounds_left:
+        barriers: list[Any] = []
+        while True:
             self.pump()
             if self.rank == 0:
                 self.job.progress(self.done)
+            if not self.leaving:
                 for rank, seconds in self.listening.silent(time.monotonic()):
-                    self.job.silent(rank, seconds)
-            # on the way out there is nothing left to stop, and the message could miss its receiver
-            if barrier is None and rounds_left == 2 and self.job.stopping():
-                self._stop()
+                    self._name_silent(rank, seconds)
+                if self.job.stopping():
+                    self._stop()
             item = self._next_item()
             if item is not None:
                 self._do(item)
-            elif barrier is None and self._ready_to_leave():
+            elif not barriers and self._ready_to_leave():
                 self.leaving = True
-                barrier = self.comm.Ibarrier()
-            elif barrier is not None and barrier.Test():
-                barrier = None
-                rounds_left -= 1
+                barriers.append(self.comm.Ibarrier())
+            elif barriers and not self.sends and barriers[-1].Test():
+                if len(barriers) == 2:
+                    break
+                barriers.append(self.comm.Ibarrier())
             else:
                 self._wait()
         self.comm.Free()
@@ -356,15 +404,29 @@ class _MpiLoop(_Loop):
         if not self.reported:
             self.reported = True
             self._report()
-        return not self.sends and (self.rank != 0 or self.released == self.workers)
+        self._tell()
+        return not self.sends and (not self.coordinates or self.released == len(self.group.workers))
 
     def _report(self) -> None:
         """Tell the coordinator what was finished since the last request, and that this was all."""
         finished, self.finished = self.finished, []
-        if self.rank == 0:
+        if self.coordinates:
             self._note(finished)
         else:
-            self._send(finished, 0, Tag.REPORT)
+            self._send(finished, self.coordinator, Tag.REPORT)
+
+    def _tell(self) -> None:
+        """A coordinator: tell rank 0 what was finished."""
+        self.told = time.monotonic()
+        if self.untold:
+            untold, self.untold = self.untold, []
+            self._send(untold, 0, Tag.FINISHED)
+
+    def _name_silent(self, rank: int, seconds: float) -> None:
+        if self.rank == 0:
+            self.job.silent(rank, seconds)
+        else:
+            self._send((rank, seconds), 0, Tag.SILENT)
 
     def _stop(self) -> None:
         """Begin nothing more here, and see to it that no rank does."""
@@ -372,8 +434,8 @@ class _MpiLoop(_Loop):
             return
         self.stopped = True
         self.queue.clear()
+        self.ranges.clear()
         if self.rank == 0:
-            self.ranges.clear()
             for rank in range(1, self.size):
                 self._send(None, rank, Tag.STOP)
         else:
@@ -398,10 +460,10 @@ class _MpiLoop(_Loop):
     def _ask(self) -> None:
         self.asked = True
         finished, self.finished = self.finished, []
-        if self.rank == 0:
-            self._answer(0, finished)
+        if self.coordinates:
+            self._answer(self.rank, finished)
         else:
-            self._send(finished, 0, Tag.REQUEST)
+            self._send(finished, self.coordinator, Tag.REQUEST)
 
     def _do(self, item: int) -> None:
         outcome = self.job.work(item, self.pump)
@@ -432,7 +494,7 @@ class _MpiLoop(_Loop):
         from mpi4py import MPI
 
         # synchronous: the request completes when the message is being received, which the consensus needs
-        if to == 0:
+        if to == self.coordinator:
             self.spoke = time.monotonic()
         buffer = MPI.pickle.dumps(content)
         self.sends.append((self.comm.Issend([buffer, MPI.BYTE], to, tag), buffer))
@@ -452,12 +514,15 @@ class _MpiLoop(_Loop):
         while self.sends and self.sends[0][0].Test():
             self.sends.popleft()
         # once a rank is leaving, nothing may be under way from it any more
-        if self.rank != 0 and not self.leaving and time.monotonic() - self.spoke > _BEAT:
-            self._send(None, 0, Tag.BEAT)
+        now = time.monotonic()
+        if not self.coordinates and not self.leaving and now - self.spoke > _BEAT:
+            self._send(None, self.coordinator, Tag.BEAT)
+        if self.untold and (self.leaving or now - self.told > _TELL):
+            self._tell()
         self.traffic.answering += time.perf_counter() - began
 
     def _receive(self, tag: Tag, source: int, content: Any) -> None:
-        if self.rank == 0:
+        if self.coordinates:
             self.listening.heard(source, time.monotonic())
         if tag is Tag.REQUEST:
             self._answer(source, content)
@@ -470,10 +535,17 @@ class _MpiLoop(_Loop):
         elif tag is Tag.REPORT:
             self._note(content)
             self.listening.let_go(source)
+        elif tag is Tag.FINISHED:
+            self._note(content)
+        elif tag is Tag.SILENT:
+            self.job.silent(*content)
         elif tag is Tag.STOP:
             self._stop()
 
     def _note(self, finished: list[tuple[int, Any]]) -> None:
+        if self.rank != 0:
+            self.untold += finished
+            return
         self.done += len(finished)
         settled = [self.prefix.add(item, self.job.note(value)) for item, value in finished]
         if any(settled):
@@ -485,7 +557,7 @@ class _MpiLoop(_Loop):
         if work is None:
             work = Work(0, 0)
             self.released += 1
-        if rank == 0:
+        if rank == self.rank:
             self._take(work)
         else:
             self._send(work, rank, Tag.WORK)
@@ -502,11 +574,11 @@ def summary(traffics: list[Traffic]) -> dict[str, Any]:
     """What the dispatch cost over all ranks, rank 0 first, for the end of a run."""
     items = max(1, sum(t.items for t in traffics))
     seconds = max(1e-9, sum(t.seconds for t in traffics))
-    coordinator = traffics[0]
+    busy = [t.answering / max(1e-9, t.seconds) for t in traffics if t.coordinates]
     return {
         "messages_per_image": sum(sum(t.messages.values()) for t in traffics) / items,
         "bytes_per_image": sum(t.bytes for t in traffics) / items,
-        "coordinator_busy": coordinator.answering / max(1e-9, coordinator.seconds),
+        "coordinator_busy": max(busy, default=0.0),
         "waiting": sum(t.waiting for t in traffics) / seconds,
         "images_of_rank": [t.items for t in traffics],
         "messages": dict(sum((t.messages for t in traffics), Counter())),

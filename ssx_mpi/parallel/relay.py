@@ -1,7 +1,7 @@
 """Stands between a user and mpiexec: a request to stop goes to the ranks, which mpiexec itself would kill.
 
-Launchers differ in which signals they pass on, and most answer SIGTERM by ending the ranks within a second. So the ranks
-are asked directly; they finish what they have in hand, and mpiexec returns their exit code.
+Launchers differ in which signals they pass on, and most answer SIGTERM by ending the ranks within a second. So the
+ranks are asked directly; they finish what they have in hand, and mpiexec returns their exit code.
 
 Started as ``python -m ssx_mpi.parallel.relay mpiexec ...``; imports nothing that is large.
 """

@@ -105,9 +105,7 @@ def stills(n: int, seed: int, turn: np.ndarray | None = None) -> Experiment:
         off = np.linalg.norm(s0 + q, axis=1) - 1
         near = (length > 0.05) & (length < 0.35) & (rng.random(len(q)) < np.exp(-0.5 * (off / 4e-4) ** 2))
         on_panel = (q[near] @ (turn @ [1.0, 0, 0]) > 0).astype(int)
-        predicted = prediction_gradients(
-            q[near], np.empty((0, near.sum(), 3)), np.linalg.inv(panels)[on_panel], s0
-        )[0]
+        predicted = prediction_gradients(q[near], np.empty((0, near.sum(), 3)), np.linalg.inv(panels)[on_panel], s0)[0]
         hkl.append(grid[near])
         crystal.append(np.full(near.sum(), k))
         panel.append(on_panel)

@@ -7,7 +7,7 @@ from pathlib import Path
 from ssx_mpi.parallel import dispatch, launch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import PlainJob  # noqa: E402
+from support import PlainJob
 
 
 class LateNews(PlainJob):

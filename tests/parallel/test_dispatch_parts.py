@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssx_mpi.parallel.dispatch import Listening, Prefix, Ranges
+from ssx_mpi.parallel.dispatch import Group, Listening, Prefix, Ranges, n_groups
 
 
 @settings(deadline=None)
@@ -18,7 +18,7 @@ def test_ranges_hand_out_everything_once_in_order_and_shrink(lengths, workers, l
     while (work := ranges.next()) is not None:
         # nobody holds more than a quarter of what would be its share of the rest
         left = sum(lengths) - len(items)
-        assert 1 <= work.stop - work.start <= max(1 + workers // 4096, min(longest, left // (4 * workers)))
+        assert 1 <= work.stop - work.start <= max(1, min(longest, left // (4 * workers)))
         items += range(work.start, work.stop)
     assert items == [i for start, stop in pending for i in range(start, stop)]
 
@@ -46,3 +46,23 @@ def test_silent_ranks_are_named_at_doubling_times_until_they_speak():
     assert listening.silent(145.0) == [(1, 145.0), (2, 95.0)]
     listening.heard(1, 150.0)
     assert listening.silent(160.0) == []
+
+
+@settings(deadline=None)
+@given(st.integers(1, 40_000), st.lists(st.integers(1, 9000), min_size=1, max_size=6))
+def test_groups_share_ranks_and_items_without_gap_or_overlap(size, lengths):
+    count = n_groups(size, None)
+    groups = sorted(
+        {Group.of(rank, size, count) for rank in range(0, size, max(1, size // 3000))}, key=lambda g: g.first
+    )
+    assert [g.number for g in groups] == list(range(count))
+    assert [g.first for g in groups] + [size] == [0] + [g.stop for g in groups]
+    for group in groups:
+        assert Group.of(group.first, size, count) == Group.of(group.stop - 1, size, count) == group
+    pending, start = [], 5
+    for length in lengths:
+        pending.append((start, start + length))
+        start += length + 3
+    shares = [r for group in groups for r in group.share(pending)]
+    items = sorted(i for first, stop in shares for i in range(first, stop))
+    assert items == [i for first, stop in pending for i in range(first, stop)]
