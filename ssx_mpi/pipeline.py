@@ -344,16 +344,19 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
     start = run.maker.experiment(first)
     grid = beam_centre.grid_for(start, lattice)
-    hits = [result for image, result in sorted(task.results.items()) if image < end and result.strong is not None]
-    scores = [beam_centre.score_still(result.experiment, result.strong, grid, lattice) for result in hits]
-    total = comm.sum(np.sum(scores, axis=0) if scores else np.zeros(len(grid.shifts)))
-    n_hits = int(comm.sum(np.array(len(scores))))
-    if n_hits == 0:
+    own = [
+        (image, beam_centre.score_still(result.experiment, result.strong, grid, lattice))
+        for image, result in task.results.items()
+        if image < end and result.strong is not None
+    ]
+    # averaged in the order of the images, so that not even the last digit depends on who found which hit
+    scores = [score for _, score in sorted((each for part in comm.allgather(own) for each in part), key=lambda x: x[0])]
+    if not scores:
         return None, False
-    found = best_shift(grid, total / n_hits)
+    found = best_shift(grid, np.mean(scores, axis=0))
     moved = found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
     if comm.rank == 0:
-        logger.info(text.beam_centre_line(found, n_hits, moved))
+        logger.info(text.beam_centre_line(found, len(scores), moved))
     return ((beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None), False
 
 
