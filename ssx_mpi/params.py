@@ -80,6 +80,17 @@ keep_intermediate = True
 restart = False
   .type = bool
   .help = "Begin anew in an output folder that holds a run, removing what that run wrote."
+time_limit = Auto
+  .type = str
+  .help = "Time that this run may take, as Slurm writes it (minutes, or hours:minutes:seconds). It stops in order"
+          "shortly before and the same command goes on. Auto is what is left of the Slurm job that it runs in."
+image_timeout = 300
+  .type = float(value_min=1)
+  .help = "An image that takes longer than this many seconds is abandoned and counted as a failure."
+max_failures = 0.98
+  .type = float(value_min=0, value_max=1)
+  .help = "Stop early when more than this share of the images fails in one way: cannot be read, of all; not indexed,"
+          "of the hits; not integrated, of those indexed. 1 never stops."
 output {{
   directory = .
     .type = path
@@ -189,7 +200,8 @@ class Parameters:
     """Everything that one run was asked for; paths are absolute.
 
     ``unit_cell`` holds a, b, c in angstrom and alpha, beta, gamma in degrees, ``space_group`` the Hermann-Mauguin
-    symbol with its setting, resolutions are in angstrom. ``nproc`` is None for as many as there are cores.
+    symbol with its setting, resolutions are in angstrom. ``nproc`` is None for as many as there are cores,
+    ``time_limit`` (seconds) None for that of the Slurm job, if any; ``image_timeout`` is in seconds.
     """
 
     sources: tuple[Source, ...]
@@ -208,6 +220,9 @@ class Parameters:
     engine: str
     keep_intermediate: bool
     restart: bool = field(metadata={"affects_results": False})
+    time_limit: float | None = field(metadata={"affects_results": False})
+    image_timeout: float = field(metadata={"affects_results": False})
+    max_failures: float = field(metadata={"affects_results": False})
     directory: Path = field(metadata={"affects_results": False})
     import_phil: Path | None
     spotfinding: Spotfinding
@@ -296,6 +311,9 @@ def read(extract, cwd: Path) -> Parameters:
         engine=extract.engine,
         keep_intermediate=extract.keep_intermediate,
         restart=extract.restart,
+        time_limit=read_duration(extract.time_limit),
+        image_timeout=extract.image_timeout,
+        max_failures=extract.max_failures,
         directory=path.absolute(extract.output.directory),
         import_phil=path.existing(extract.dials_import.phil, "dials_import.phil"),
         spotfinding=Spotfinding(
@@ -315,6 +333,28 @@ def read(extract, cwd: Path) -> Parameters:
             path.existing(extract.integration.phil, "integration.phil"),
         ),
     )
+
+
+def read_duration(text: Any) -> float | None:
+    """Seconds of a time as Slurm writes it: minutes, m:s, h:m:s, d-h, d-h:m or d-h:m:s; None for Auto or None.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    if text is None or str(text) in ("Auto", "None"):
+        return None
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(text).strip())
+    if not match:
+        raise InputError(f"time_limit={text}: give minutes, hours:minutes:seconds or days-hours, as for sbatch --time")
+    days, *rest = (int(n) if n is not None else None for n in match.groups())
+    numbers = [n for n in rest if n is not None]
+    if days is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    else:
+        hours, minutes, seconds = {1: (0, numbers[0], 0), 2: (0, *numbers), 3: tuple(numbers)}[len(numbers)]
+    return float((((days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def _symmetry(extract) -> tuple[str | None, tuple[float, ...] | None]:

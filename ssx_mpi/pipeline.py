@@ -46,11 +46,12 @@ from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
 from ssx_mpi.stages.stills import StillProcessor
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FirstCrystals, FirstHits, survey
+from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, survey
+from ssx_mpi.watch import Watch
 
 logger = logging.getLogger("ssx_mpi")
 
-DONE, NOTHING_FOUND, STOPPED = 0, 3, 75
+DONE, NOTHING_FOUND, TOO_MANY_FAILURES, STOPPED = 0, 3, 4, 75
 # geometry and indexing feed each other; on the sets tried so far little was gained after the third round
 _MOST_ROUNDS = 6
 # two dozen stills tell the beam centre to a hundredth of the spacing of spots
@@ -69,7 +70,7 @@ class Run:
     images: ImageSources
     maker: ExperimentMaker
     identity: dict[str, Any]
-    stopping: Callable[[], bool]
+    watch: Watch
 
     @property
     def directory(self) -> Path:
@@ -81,9 +82,7 @@ class Run:
         return StillProcessor(maker, build_engine(self.parameters, self.scopes), self.parameters.min_spots)
 
 
-def process(
-    comm: Communicator, parameters: Parameters, stopping: Callable[[], bool], claimed: Callable[[], None]
-) -> int:
+def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: Callable[[], None]) -> int:
     """Do all that `parameters` ask for; collective.
 
     Parameters
@@ -92,15 +91,16 @@ def process(
         The ranks.
     parameters
         Of the run.
-    stopping
-        True once this rank was asked to stop.
+    watch
+        Of this rank; tells when to stop.
     claimed
         Called on every rank when all input is found good and the output folder is ours.
 
     Returns
     -------
     int
-        The exit code: 0 done, 3 done without a crystal, 75 stopped with work left.
+        The exit code: 0 done, 3 done without a crystal, 4 stopped because too many images fail, 75 stopped with work
+        left.
 
     Raises
     ------
@@ -108,7 +108,7 @@ def process(
         On every rank, for input that cannot be processed; nothing was written over.
     """
     began = time.monotonic()
-    run = import_images(comm, parameters, stopping)
+    run = import_images(comm, parameters, watch)
     claimed()
     if not parameters.symmetry_known:
         return assess_crystals(comm, run)
@@ -122,13 +122,16 @@ def process(
     return process_batches(comm, run, geometry_, began)
 
 
-def import_images(comm: Communicator, parameters: Parameters, stopping: Callable[[], bool]) -> Run:
+def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> Run:
     """Find the images and check all input on rank 0, then tell every rank; the output folder is claimed last."""
 
     def check():
         texts = user_texts(parameters)
         scopes = dials_parameters(parameters, texts)
         images = find_images(parameters.sources)
+        for selection in (parameters.assess, parameters.geometry):
+            image_range(images, selection)
+        check_geometry_files(parameters, images, scopes)
         maker = _maker(parameters, images, scopes)
         check_same_detector(images, maker)
         check_compression(images, maker)
@@ -140,7 +143,7 @@ def import_images(comm: Communicator, parameters: Parameters, stopping: Callable
     texts, images, identity, continued = on_root(comm, check, InputError)
     scopes = dials_parameters(parameters, texts)
     maker = read_mask_for(parameters, _maker(parameters, images, scopes))
-    run = Run(parameters, scopes, images, maker, identity, stopping)
+    run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
         for note in scopes.notes:
             logger.info(note)
@@ -155,8 +158,27 @@ def _going_on(continued: bool) -> str:
     return "; going on with the run in this folder" if continued else ""
 
 
+def check_geometry_files(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> None:
+    """Make sure that the geometries given belong to the detector of the images.
+
+    Raises
+    ------
+    InputError
+        When one cannot be read, or has other panels.
+    """
+    given = [path for path in (parameters.starting_geometry, parameters.reference_geometry) if path]
+    if given:
+        header = ExperimentMaker(images, overrides=_overrides(parameters, scopes)).experiment(0).detector
+        for path in given:
+            read_geometry(path, like=header)
+
+
+def _overrides(parameters: Parameters, scopes: DialsParameters):
+    return read_import_overrides(scopes.dials_import) if parameters.import_phil else None
+
+
 def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> ExperimentMaker:
-    overrides = read_import_overrides(scopes.dials_import) if parameters.import_phil else None
+    overrides = _overrides(parameters, scopes)
     start = read_geometry(parameters.starting_geometry) if parameters.starting_geometry else None
     return ExperimentMaker(images, start, None, overrides)
 
@@ -182,7 +204,7 @@ def given_geometry(comm: Communicator, run: Run):
     path = run.parameters.reference_geometry
     if path is None:
         return None
-    return on_root(comm, lambda: read_geometry(path, like=run.maker.experiment(0).detector), InputError)
+    return on_root(comm, lambda: read_geometry(path), InputError)
 
 
 def stored_geometry(comm: Communicator, run: Run):
@@ -209,9 +231,9 @@ def first_crystals(
 
     Returns the task with its results, one past the last image that counts, and whether it was stopped on request.
     """
-    first, stop = image_range(run, selection)
+    first, stop = image_range(run.images, selection)
     progress = Progress(title, stop - first, comm.rank == 0)
-    task = FirstCrystals(comm, processor, run.stopping, progress.show)
+    task = FirstCrystals(comm, processor, run.watch, progress.show)
     pending = [(first, stop)] if stop > first else []
     end, stopped, _ = dispatch.run(comm, task, pending, wanted=selection.n_crystals, longest=4)
     progress.close()
@@ -219,7 +241,7 @@ def first_crystals(
     return task, end, stopped
 
 
-def image_range(run: Run, selection: CrystalSelection) -> tuple[int, int]:
+def image_range(images: ImageSources, selection: CrystalSelection) -> tuple[int, int]:
     """The images that a selection allows, counted from zero, the end not included.
 
     Raises
@@ -228,11 +250,9 @@ def image_range(run: Run, selection: CrystalSelection) -> tuple[int, int]:
         For a range outside the data.
     """
     if selection.first is None or selection.last is None:
-        return 0, len(run.images)
-    if selection.first < 1 or selection.last > len(run.images):
-        raise InputError(
-            f"images_to_use={selection.first}:{selection.last}: images are numbered 1 to {len(run.images)}"
-        )
+        return 0, len(images)
+    if selection.first < 1 or selection.last > len(images):
+        raise InputError(f"images_to_use={selection.first}:{selection.last}: images are numbered 1 to {len(images)}")
     return selection.first - 1, selection.last
 
 
@@ -258,7 +278,7 @@ def assess_crystals(comm: Communicator, run: Run) -> int:
         experiments, _ = unpack(packed)
         logger.info(
             "Assessed %d images: %s hits, %d lattices on %d images",
-            end - image_range(run, run.parameters.assess)[0],
+            end - image_range(run.images, run.parameters.assess)[0],
             statistics.counts["hits"],
             statistics.counts["lattices"],
             statistics.counts["indexed"],
@@ -314,9 +334,9 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     parameters = run.parameters
     if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
         return None, False
-    first, stop = image_range(run, parameters.geometry)
+    first, stop = image_range(run.images, parameters.geometry)
     progress = Progress("first hits", stop - first, comm.rank == 0)
-    task = FirstHits(comm, run.processor(), run.stopping, progress.show)
+    task = FirstHits(comm, run.processor(), run.watch, progress.show)
     end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
     progress.close()
     if stopped:
@@ -364,7 +384,7 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
         geometry_ = comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None)
         task.processor = run.processor(geometry_)
         _index_again(run, task)
-        if comm.bcast(run.stopping()):
+        if comm.bcast(run.watch.stopping()):
             return None, STOPPED
     if comm.bcast(refined is None):
         return None, NOTHING_FOUND
@@ -433,7 +453,7 @@ def _index_again(run: Run, task: FirstCrystals) -> None:
     """Index the hits once more with the geometry of the task's processor, each rank its own."""
     for image in sorted(task.results):
         result = task.results[image]
-        if result.hit and not run.stopping():
+        if result.hit and not run.watch.stopping():
             task.results[image] = task.processor.index_again(result)
 
 
@@ -468,7 +488,7 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
     live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
     if comm.rank == 0:
         for news in found.finished:
-            live.add_finished(news.number, news.statistics)
+            live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
     job = Batches(
         comm=comm,
@@ -476,24 +496,25 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         survey=found,
         processor=run.processor(geometry_),
         stored=StoredSteps(run.maker.with_geometry(geometry_), run.directory, parameters.batch_size),
-        stopping=run.stopping,
+        watch=run.watch,
+        failures=FailureShare(parameters.max_failures),
         hear=lambda news: live.hear(news.number, news.statistics, news.bad_images),
         progress=live.show,
     )
-    _, stopped, traffic = dispatch.run(comm, job, found.pending)
+    _, stopped, traffic = dispatch.run(comm, job, job.pending)
     for left in found.records.values():
         left.close()
     traffics = comm.gather(traffic)
     status = DONE
     if traffics is not None:
         if stopped:
-            status = STOPPED
+            status = TOO_MANY_FAILURES if job.failures.verdict else STOPPED
         elif not live.total.counts["crystals" if "integrate" in parameters.steps else "hits"]:
             status = NOTHING_FOUND
-        state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}[status]
+        state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}.get(status, "too_many_failures")
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
         if stopped:
-            logger.info("Stopped on request: the same command goes on from here")
+            logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
     return comm.bcast(status)
 
 

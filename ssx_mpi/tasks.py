@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.params import STEPS, InputError
 from ssx_mpi.records.batches import Batch, BatchRecords, read_summary
 from ssx_mpi.report.statistics import Statistics
+from ssx_mpi.report.text import duration
 from ssx_mpi.stages import beam_centre
+from ssx_mpi.stages.results import Failure
 from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
+from ssx_mpi.watch import ImageAbandoned, Watch
+
+logger = logging.getLogger("ssx_mpi")
 
 # names of bad images in the log for one batch; the summary of the batch has them all
 _MOST_NAMED = 50
+# stages at which the whole image is lost, in the order in which they may fail
+_IMAGE_LOST = ("crash", "timeout", "read", "find_spots")
+# so many images, hits or indexed images are needed to tell that too many of them fail
+_FEWEST_TO_JUDGE = 200
 
 
-class FirstCrystals:
+class _Watched:
+    """What every job over images does in the same way: it lets the watch look at each of them."""
+
+    watch: Watch
+
+    def attempt(self, image: int, work: Callable[[], StillResult]) -> StillResult | None:
+        """The result of `work`, or a failure as the result; None when it was abandoned because the job is to stop."""
+        if image in self.watch.set_aside:
+            return StillResult(image, failures=[Failure("crash", self.watch.set_aside[image])])
+        try:
+            return self.watch.image(image, work)
+        except ImageAbandoned:
+            if self.watch.stopping():
+                return None
+            return StillResult(image, failures=[Failure("timeout", "took longer than image_timeout")])
+
+    def stopping(self) -> bool:
+        return self.watch.stopping()
+
+    def waiting(self) -> None:
+        self.watch.waiting()
+
+    def silent(self, rank: int, seconds: float) -> None:
+        host, image, since = self.watch.whereabouts(rank)
+        at = "" if image is None or since is None else f", at image {self.name_of(image)} for {duration(since)}"
+        logger.warning("Nothing heard of rank %d on %s for %s%s", rank, host or "?", duration(seconds), at)
+
+    def name_of(self, image: int) -> str:
+        raise NotImplementedError
+
+
+class FirstCrystals(_Watched):
     """Spots and lattices of the first images, kept by the rank that found them.
 
     The value of an image is its number of lattices, so that the dispatch can tell when there are enough.
     """
 
-    def __init__(self, comm: Communicator, processor: StillProcessor, stopping: Callable[[], bool], show) -> None:
+    def __init__(self, comm: Communicator, processor: StillProcessor, watch: Watch, show) -> None:
         self._rank = comm.rank
         self.processor = processor
-        self.stopping = stopping
+        self.watch = watch
         self._show = show
         self.results: dict[int, StillResult] = {}
 
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult]:
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
+        result = self.attempt(item, lambda: self._index(item, breathe))
+        return None if result is None else (len(result.lattices), result)
+
+    def _index(self, item: int, breathe: Callable[[], None]) -> StillResult:
         result = self.processor.find_spots(item)
-        breathe()
+        self.watch.breathing(breathe)
         self.processor.index(result)
         # the pixels are not wanted again, and a blank keeps nothing at all
         result.experiment = result.frame = None
         if not result.hit:
             result.strong = None
-        return len(result.lattices), result
+        return result
+
+    def note(self, value: int) -> int:
+        return value
+
+    def name_of(self, image: int) -> str:
+        return self.processor.maker.images.name(image)
 
     def keeper(self, item: int) -> int:
         return self._rank
@@ -57,13 +109,16 @@ class FirstCrystals:
 class FirstHits(FirstCrystals):
     """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit."""
 
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult]:
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
+        result = self.attempt(item, lambda: self._spots(item))
+        return None if result is None else (int(result.strong is not None), result)
+
+    def _spots(self, item: int) -> StillResult:
         result = self.processor.find_spots(item)
         result.frame = None
-        enough = result.n_spots >= beam_centre.MIN_SPOTS
-        if not enough:
+        if result.n_spots < beam_centre.MIN_SPOTS:
             result.experiment = result.strong = None
-        return int(enough), result
+        return result
 
 
 @dataclass(frozen=True)
@@ -158,14 +213,29 @@ def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str,
     to_do = tuple(s for s in steps if s not in done)
     if not to_do:
         assert summary is not None
-        own.finished.append(BatchNews(batch.number, Statistics.from_json(summary["statistics"]), []))
+        left_out = [(name, stage, reason) for name, stage, reason in summary["left_out"]]
+        own.finished.append(BatchNews(batch.number, Statistics.from_json(summary["statistics"]), left_out))
+        BatchRecords.discard(batch)
         return
     before = STEPS[STEPS.index(to_do[0]) - 1] if to_do[0] != STEPS[0] else None
     if before is not None and before not in done:
         raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
     own.done[batch.number] = done
-    if BatchRecords.begun(batch):
-        records = keeping.records(batch.number, to_do)
+    begun = BatchRecords.begun(batch)
+    if begun and set(begun) <= set(done):
+        # a kill came between the files and the removal of the journal
+        BatchRecords.discard(batch)
+        begun = ()
+    if begun and begun != to_do:
+        raise InputError(
+            f"steps={'+'.join(to_do)}: batch {batch.number} in {batch.folder} was begun with steps={'+'.join(begun)}: "
+            "finish it with these first, or use restart=True to begin anew"
+        )
+    if begun:
+        try:
+            records = keeping.records(batch.number, to_do)
+        except ValueError as error:
+            raise InputError(f"{error}: use restart=True to begin anew") from None
         if records.complete:
             # a kill came between the last record and the files
             own.finished.append(finish(records, done + to_do))
@@ -178,7 +248,43 @@ def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str,
 
 
 @dataclass
-class Batches:
+class FailureShare:
+    """On rank 0, how images fail and whether too many do so in one way; `most` is the largest share that is let pass.
+
+    A share is taken of the images that came to the stage: blank images and images without a lattice are no failures
+    of integration.
+    """
+
+    most: float
+    images: Counter = field(default_factory=Counter)
+    failed: Counter = field(default_factory=Counter)
+    #: what to tell the user once it is too many
+    verdict: str = ""
+
+    def add(self, hit: bool, indexed: bool, failure: str) -> None:
+        """Count an image; `failure` is "stage: reason" or empty."""
+        self.images.update({"images": 1, "hits": int(hit), "indexed images": int(indexed)})
+        if not failure or self.verdict:
+            return
+        self.failed[failure] += 1
+        stage = failure.partition(":")[0]
+        of, name = {"index": ("hit", "hits"), "integrate": ("indexed", "indexed images")}.get(
+            stage, ("image", "images")
+        )
+        count, total = self.failed[failure], self.images[of]
+        if total >= _FEWEST_TO_JUDGE and count > self.most * total:
+            self.verdict = f"{count} of {total} {of} failed in one way ({failure}), over max_failures={self.most:g}"
+
+
+def _outcome(result: StillResult) -> tuple[bool, bool, str]:
+    """What rank 0 counts of a finished image: hit, indexed, and the failure that left it with nothing."""
+    lost = bool(result.failures) and not result.crystals
+    first = result.failures[0] if lost else None
+    return result.hit, bool(result.lattices), f"{first.stage}: {first.reason}" if first else ""
+
+
+@dataclass
+class Batches(_Watched):
     """All images of the batches that are not finished; each batch is kept by one rank."""
 
     comm: Communicator
@@ -186,12 +292,32 @@ class Batches:
     survey: Survey
     processor: StillProcessor
     stored: StoredSteps
-    stopping: Callable[[], bool]
+    watch: Watch
+    failures: FailureShare
     hear: Callable[[BatchNews], None]
     progress: Callable[[int], None]
 
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, bytes]:
+    @property
+    def pending(self) -> list[tuple[int, int]]:
+        """Ranges of images to process, those that may have ended an earlier run last."""
+        ranges: list[tuple[int, int]] = []
+        last: list[tuple[int, int]] = []
+        for start, stop in self.survey.pending:
+            for image in sorted(i for i in self.watch.suspects if start <= i < stop):
+                ranges.append((start, image))
+                last.append((image, image + 1))
+                start = image + 1
+            ranges.append((start, stop))
+        return [(start, stop) for start, stop in ranges + last if stop > start]
+
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[tuple[bool, bool, str], bytes] | None:
         steps = self.survey.steps[self.keeping.number_of(item)]
+        result = self.attempt(item, lambda: self._process(item, steps, lambda: self.watch.breathing(breathe)))
+        if result is None:
+            return None
+        return _outcome(result), self.processor.record(result, steps, self.keeping.common)
+
+    def _process(self, item: int, steps: tuple[str, ...], breathe: Callable[[], None]) -> StillResult:
         if "find_spots" in steps:
             result = self.processor.find_spots(item)
         else:
@@ -202,7 +328,16 @@ class Batches:
             breathe()
         if "integrate" in steps:
             self.processor.integrate(result)
-        return len(result.lattices), self.processor.record(result, steps, self.keeping.common)
+        return result
+
+    def note(self, value: tuple[bool, bool, str]) -> int:
+        self.failures.add(*value)
+        if self.failures.verdict:
+            self.watch.ask(f"because {self.failures.verdict}")
+        return 0
+
+    def name_of(self, image: int) -> str:
+        return self.processor.maker.images.name(image)
 
     def keeper(self, item: int) -> int:
         return self.keeping.keeper(self.keeping.number_of(item))
@@ -229,8 +364,9 @@ def finish(records: BatchRecords, steps_done: tuple[str, ...]) -> BatchNews:
     statistics = Statistics()
     for image in numbers:
         statistics.add_image(image)
-    records.finish(statistics.as_json(), list(steps_done))
-    return BatchNews(records.batch.number, statistics, _bad_images(numbers))
+    left_out = _bad_images(numbers)
+    records.finish(statistics.as_json(), list(steps_done), left_out)
+    return BatchNews(records.batch.number, statistics, left_out)
 
 
 def _bad_images(numbers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
@@ -239,6 +375,6 @@ def _bad_images(numbers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         (image["name"], stage, reason)
         for image in numbers
         for stage, reason in image["failures"]
-        if stage in ("read", "find_spots")
+        if stage in _IMAGE_LOST
     ]
     return bad[:_MOST_NAMED]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import logging.handlers
-import signal
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launch
@@ -20,6 +22,9 @@ machine, or under mpirun or srun to use the ranks of a job. Without space_group 
 and stops. -c shows the parameters, -e 1 those for experts too."""
 
 logger = logging.getLogger("ssx_mpi")
+
+# set by job scripts that start the same command once more: restart=True was meant for the first start
+_GO_ON = "SSX_MPI_GO_ON"
 
 
 def run(arguments: list[str] | None = None) -> None:
@@ -43,23 +48,64 @@ def run(arguments: list[str] | None = None) -> None:
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
     from ssx_mpi.params import InputError
+    from ssx_mpi.records.files import StorageError
     from ssx_mpi.stages.geometry import quiet_dials
+    from ssx_mpi.watch import Watch
 
-    stop = _StopRequest()
     try:
         parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        if os.environ.get(_GO_ON):
+            parameters = replace(parameters, restart=False)
+        folder = _Folder(comm, parameters)
+        watch = Watch(parameters.time_limit, parameters.image_timeout)
         to_file = _nothing
         if comm.rank == 0:
             to_file = _start_log(parameters.directory, verbosity)
             logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, " ".join(arguments))
         quiet_dials()
-        return pipeline.process(comm, parameters, stop.requested, to_file)
+
+        def claimed() -> None:
+            folder.lock()
+            to_file()
+            watch.open(comm, parameters.directory)
+
+        status = pipeline.process(comm, parameters, watch, claimed)
+        watch.close(comm)
+        return status
+    except StorageError as error:
+        # one rank alone comes here; what is in the journals is whole
+        print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
+        comm.abort(1)
+        return 1
     except (InputError, dials_compat.DialsError) as error:
         # every rank comes here with the same error
         if comm.rank == 0:
             _refuse(error)
         comm.barrier()
         return 2
+
+
+class _Folder:
+    """The folder of the run, kept from other runs by rank 0 for as long as this lives."""
+
+    def __init__(self, comm: Communicator, parameters) -> None:
+        self._comm = comm
+        self._directory = parameters.directory
+        self._held: IO[bytes] | None = None
+        self.lock()
+
+    def lock(self) -> None:
+        """Take the lock where it is not held yet, or was removed with what an earlier run had left; collective."""
+        from ssx_mpi.parallel.collective import on_root
+        from ssx_mpi.params import InputError
+        from ssx_mpi.records.run import lock
+
+        def take() -> None:
+            if self._held is not None:
+                self._held.close()
+            self._held = lock(self._directory)
+
+        on_root(self._comm, take, InputError)
 
 
 def _input_error() -> type[Exception]:
@@ -83,6 +129,7 @@ def _parse(arguments: list[str], quiet: bool = False):
         For an unknown parameter, or one with an impossible value.
     """
     from dials.util.options import ArgumentParser
+    from libtbx.utils import Sorry
 
     from ssx_mpi import params
 
@@ -96,7 +143,7 @@ def _parse(arguments: list[str], quiet: bool = False):
             raise params.InputError(f"{argument}: there is no such file")
     try:
         extract, options, unknown = parser.parse_args(arguments, return_unhandled=True)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (Sorry, RuntimeError, ValueError, AssertionError) as error:
         raise params.InputError(" ".join(str(error).split())) from None
     if unknown:
         raise params.InputError(params.unknown_parameter(unknown[0]))
@@ -127,18 +174,3 @@ def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:
 
 def _nothing() -> None:
     """The log is written by rank 0 alone."""
-
-
-class _StopRequest:
-    """Remembers that a signal asked for an orderly end."""
-
-    def __init__(self) -> None:
-        self._requested = False
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame) -> None:
-        self._requested = True
-
-    def requested(self) -> bool:
-        return self._requested

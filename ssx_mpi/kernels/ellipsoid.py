@@ -26,6 +26,7 @@ Beilsten-Edmands et al. (2024), Methods in Enzymology 709, 207-244.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -202,6 +203,26 @@ def on_ewald_sphere(s0: np.ndarray, s2: np.ndarray, sigmas: np.ndarray) -> OnEwa
     return OnEwaldSphere(R, epsilon, S[:, 2, 2], ratio * epsilon[:, None], covariance)
 
 
+def least_eigenvalue(matrix: np.ndarray) -> float:
+    """Least eigenvalue of a symmetric (3, 3) `matrix`, in closed form: a + 2 p cos((arccos(det(B)/2) + 2 pi) / 3).
+
+    LAPACK's last digit depends on where its work space lies in memory, so on what a rank did before; results must not.
+
+    References
+    ----------
+    Smith (1961). Commun. ACM 4, 168, "Eigenvalues of a symmetric 3 x 3 matrix"
+    """
+    (m00, m01, m02), (_, m11, m12), (_, _, m22) = matrix.tolist()
+    mean = (m00 + m11 + m22) / 3
+    d0, d1, d2 = m00 - mean, m11 - mean, m22 - mean
+    p = math.sqrt((d0 * d0 + d1 * d1 + d2 * d2 + 2 * (m01 * m01 + m02 * m02 + m12 * m12)) / 6)
+    if p == 0:
+        return mean
+    det = d0 * (d1 * d2 - m12 * m12) - m01 * (m01 * d2 - m12 * m02) + m02 * (m01 * m12 - d1 * m02)
+    angle = math.acos(min(1.0, max(-1.0, det / (2 * p**3)))) / 3
+    return mean + 2 * p * math.cos(angle + 2 * math.pi / 3)
+
+
 def partialities(seen: OnEwaldSphere, sigma: np.ndarray, n_observed: int) -> tuple[np.ndarray, np.ndarray]:
     """Part of each reflection that is seen, relative to the most that a still can see of any.
 
@@ -221,7 +242,7 @@ def partialities(seen: OnEwaldSphere, sigma: np.ndarray, n_observed: int) -> tup
     -------
     partiality, variance_of_inverse : (n,) float64
     """
-    least = np.linalg.eigvalsh(sigma)[0]
+    least = least_eigenvalue(sigma)
     q = seen.epsilon**2 / seen.variance
     partiality = np.exp(-q / 2) * np.sqrt(least / seen.variance)
     return partiality, seen.epsilon**2 * np.exp(q) / (n_observed * least)

@@ -1,13 +1,16 @@
 """Handing out work over the ranks, and bringing the results to where they are kept: the one message loop.
 
-Rank 0 coordinates: it hands out ranges of items, in order, long at first and shrinking towards the end. A rank asks
-for its next range when it begins the last one that it has, so that the answer is there before it is needed. Results
-go straight to the rank that keeps them, never through the coordinator. Small numbers about finished items travel with
-the requests.
+Rank 0 coordinates: it hands out ranges of items, in order, long at first and shrinking towards the end. Every rank
+can work out which range is its first, and takes it without asking: thousands of requests at the start would wait for
+each other. A rank asks for its next range when it begins the last one that it has, so that the answer is there before
+it is needed. Results go straight to the rank that keeps them, never through the coordinator. Small numbers about
+finished items travel with the requests.
 
 The end is found by the non-blocking consensus of Hoefler et al. (2010, PPoPP, "Scalable communication protocols for
 dynamic sparse data exchange"): results are sent with synchronous sends; a rank whose sends have all been received and
-that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it.
+that gets no more work enters a non-blocking barrier, and goes on receiving until all ranks are in it. A result that
+comes while a rank is in the barrier may make it send news, so there are two rounds: after the first no results are on
+their way, after the second no news.
 """
 
 from __future__ import annotations
@@ -24,8 +27,15 @@ from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator
 
 #: from this size on, rank 0 only coordinates: one rank in 64 costs less than the others would wait for it
 DEDICATED_FROM = 64
+#: so many workers for each item of the shortest range: with thousands of them, ranges of one item at the end would ask
+#: for more answers than the coordinator can give (benchmarks/scaling.py)
+WORKERS_PER_LEAST_ITEM = 4096
 # a waiting rank looks for messages this often, in seconds; MPI's own waiting would keep a core busy
 _POLL = 0.001
+# a rank that has sent nothing for so many seconds tells rank 0 that it is there, whenever it can
+_BEAT = 20.0
+# one of which nothing was heard for so many seconds is named, then again after twice the time, and so on
+_SILENT = 60.0
 # results that may wait for their keeper before a rank waits for it too; each is a few megabytes
 _MOST_UNSENT = 16
 
@@ -39,6 +49,7 @@ class Tag(IntEnum):
     NEWS = 4
     REPORT = 5
     STOP = 6
+    BEAT = 7
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,7 @@ class Ranges:
     Parameters
     ----------
     pending : iterable of (start, stop)
-        Items to do, in ascending ranges that do not overlap.
+        Items to do, in ranges that do not overlap.
     workers : int
         Ranks that ask.
     longest : int
@@ -66,6 +77,7 @@ class Ranges:
         self._pending = deque((start, stop) for start, stop in pending if stop > start)
         self.remaining = sum(stop - start for start, stop in self._pending)
         self._workers = workers
+        self._least = 1 + int(workers // WORKERS_PER_LEAST_ITEM)
         self._longest = longest
 
     def next(self) -> Work | None:
@@ -74,7 +86,7 @@ class Ranges:
             return None
         start, stop = self._pending.popleft()
         # a rank holds a range and the one after it, so each gets a quarter of its share at the most
-        length = max(1, min(self._longest, self.remaining // (4 * self._workers), stop - start))
+        length = min(max(self._least, min(self._longest, self.remaining // (4 * self._workers))), stop - start)
         if start + length < stop:
             self._pending.appendleft((start + length, stop))
         self.remaining -= length
@@ -133,14 +145,54 @@ class Traffic:
     seconds: float = 0.0
 
 
+class Listening:
+    """Which ranks have not been heard of for long, each named when the silence has doubled since the last time."""
+
+    def __init__(self, ranks: Iterable[int], now: float) -> None:
+        self._heard = dict.fromkeys(ranks, now)
+        self._named: dict[int, float] = {}
+        self._next_look = now
+
+    def heard(self, rank: int, now: float) -> None:
+        """`rank` sent something."""
+        if rank in self._heard:
+            self._heard[rank] = now
+            self._named.pop(rank, None)
+
+    def let_go(self, rank: int) -> None:
+        """`rank` has done all that it will be given."""
+        self._heard.pop(rank, None)
+
+    def silent(self, now: float) -> list[tuple[int, float]]:
+        """Ranks to name now, with the seconds of their silence."""
+        if now < self._next_look:
+            return []
+        self._next_look = now + _SILENT / 12
+        found = []
+        for rank, heard in self._heard.items():
+            if now - heard >= self._named.get(rank, _SILENT):
+                self._named[rank] = 2 * (now - heard)
+                found.append((rank, now - heard))
+        return found
+
+
 class Job(Protocol):
     """What is dispatched; the dispatch never looks into it."""
 
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, Any]:
-        """Do `item`; return its value for the coordinator (a small number) and its result.
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[Any, Any] | None:
+        """Do `item`; return its value for the coordinator (a small thing) and its result, None if it was not finished.
 
         Long work calls `breathe` now and then, so that other ranks need not wait for answers from this one.
         """
+
+    def note(self, value: Any) -> int:
+        """Rank 0: an item was finished with `value`; returns how much it counts towards what is wanted."""
+
+    def waiting(self) -> None:
+        """This rank has nothing to do but to wait for others."""
+
+    def silent(self, rank: int, seconds: float) -> None:
+        """Rank 0: nothing was heard of `rank` for so long, though it has items in hand."""
 
     def keeper(self, item: int) -> int:
         """The rank that keeps the result of `item`."""
@@ -174,7 +226,7 @@ def run(
     job
         What to do; the same on every rank.
     pending : list of (start, stop)
-        Items to do in ascending order; only rank 0's counts.
+        Items to do in the order in which they are begun; the same on every rank.
     wanted : int, optional
         Stop as soon as the values of the first items, in order, add up to this.
     longest : int
@@ -196,13 +248,15 @@ def run(
         loop = _SerialLoop(job, pending, wanted)
     loop.run()
     loop.traffic.seconds = time.monotonic() - began
-    end, stopped = comm.bcast((loop.prefix.end, loop.stopped))
+    left = loop.prefix.cutoff is None and loop.done < sum(stop - start for start, stop in pending)
+    end, stopped = comm.bcast((loop.prefix.end, loop.stopped and left))
     return end, stopped, loop.traffic
 
 
 class _Loop:
     prefix: Prefix
     stopped = False
+    done = 0
     traffic: Traffic
 
     def run(self) -> None:
@@ -225,13 +279,17 @@ class _SerialLoop(_Loop):
                 if self.job.stopping():
                     self.stopped = True
                     return
-                value, result = self.job.work(item, _no_one_waits)
+                outcome = self.job.work(item, _no_one_waits)
+                if outcome is None:
+                    continue
+                value, result = outcome
+                self.done += 1
                 self.traffic.items += 1
                 news = self.job.keep(item, result)
                 if news is not None:
                     self.job.news(news)
-                self.prefix.add(item, value)
-                self.job.progress(self.traffic.items)
+                self.prefix.add(item, self.job.note(value))
+                self.job.progress(self.done)
 
 
 def _no_one_waits() -> None:
@@ -248,35 +306,46 @@ class _MpiLoop(_Loop):
         self.traffic = Traffic()
         self.dedicated = self.size >= DEDICATED_FROM
         self.queue: deque[Work] = deque()
-        self.finished: list[tuple[int, int]] = []
+        self.finished: list[tuple[int, Any]] = []
         self.asked = False
         self.no_more = self.dedicated and self.rank == 0
         self.sends: deque[tuple[Any, Any]] = deque()
+        self.reported = self.leaving = False
+        self.spoke = time.monotonic()
+        workers = self.size - 1 if self.dedicated else self.size
+        self.ranges = Ranges(pending, workers, longest)
+        first = [self.ranges.next() for _ in range(workers)]
+        own = None if self.no_more else first[self.rank - 1 if self.dedicated else self.rank]
+        if own is not None:
+            self.queue.append(own)
         if self.rank == 0:
-            workers = self.size - 1 if self.dedicated else self.size
-            self.ranges = Ranges(pending, workers, longest)
             self.prefix = Prefix(pending, wanted)
             self.released = 0
             self.workers = workers
-            self.done = 0
+            self.listening = Listening(range(1, self.size), self.spoke)
         else:
             self.prefix = Prefix([], wanted)
 
     def run(self) -> None:
-        barrier = None
-        while True:
+        barrier, rounds_left = None, 2
+        while rounds_left:
             self.pump()
             if self.rank == 0:
                 self.job.progress(self.done)
-            if self.job.stopping():
+                for rank, seconds in self.listening.silent(time.monotonic()):
+                    self.job.silent(rank, seconds)
+            # on the way out there is nothing left to stop, and the message could miss its receiver
+            if barrier is None and rounds_left == 2 and self.job.stopping():
                 self._stop()
             item = self._next_item()
             if item is not None:
                 self._do(item)
             elif barrier is None and self._ready_to_leave():
+                self.leaving = True
                 barrier = self.comm.Ibarrier()
             elif barrier is not None and barrier.Test():
-                break
+                barrier = None
+                rounds_left -= 1
             else:
                 self._wait()
         self.comm.Free()
@@ -284,12 +353,13 @@ class _MpiLoop(_Loop):
     def _ready_to_leave(self) -> bool:
         if self.queue or not self.no_more:
             return False
-        if self.finished:
+        if not self.reported:
+            self.reported = True
             self._report()
         return not self.sends and (self.rank != 0 or self.released == self.workers)
 
     def _report(self) -> None:
-        """Tell the coordinator what was finished since the last request."""
+        """Tell the coordinator what was finished since the last request, and that this was all."""
         finished, self.finished = self.finished, []
         if self.rank == 0:
             self._note(finished)
@@ -310,6 +380,7 @@ class _MpiLoop(_Loop):
             self._send(None, 0, Tag.STOP)
 
     def _wait(self) -> None:
+        self.job.waiting()
         time.sleep(_POLL)
         self.traffic.waiting += _POLL
 
@@ -333,7 +404,10 @@ class _MpiLoop(_Loop):
             self._send(finished, 0, Tag.REQUEST)
 
     def _do(self, item: int) -> None:
-        value, result = self.job.work(item, self.pump)
+        outcome = self.job.work(item, self.pump)
+        if outcome is None:
+            return
+        value, result = outcome
         self.traffic.items += 1
         self.finished.append((item, value))
         keeper = self.job.keeper(item)
@@ -358,6 +432,8 @@ class _MpiLoop(_Loop):
         from mpi4py import MPI
 
         # synchronous: the request completes when the message is being received, which the consensus needs
+        if to == 0:
+            self.spoke = time.monotonic()
         buffer = MPI.pickle.dumps(content)
         self.sends.append((self.comm.Issend([buffer, MPI.BYTE], to, tag), buffer))
         self.traffic.messages[tag.name] += 1
@@ -375,9 +451,14 @@ class _MpiLoop(_Loop):
             self._receive(Tag(status.Get_tag()), status.Get_source(), MPI.pickle.loads(buffer))
         while self.sends and self.sends[0][0].Test():
             self.sends.popleft()
+        # once a rank is leaving, nothing may be under way from it any more
+        if self.rank != 0 and not self.leaving and time.monotonic() - self.spoke > _BEAT:
+            self._send(None, 0, Tag.BEAT)
         self.traffic.answering += time.perf_counter() - began
 
     def _receive(self, tag: Tag, source: int, content: Any) -> None:
+        if self.rank == 0:
+            self.listening.heard(source, time.monotonic())
         if tag is Tag.REQUEST:
             self._answer(source, content)
         elif tag is Tag.WORK:
@@ -388,16 +469,17 @@ class _MpiLoop(_Loop):
             self.job.news(content)
         elif tag is Tag.REPORT:
             self._note(content)
-        else:
+            self.listening.let_go(source)
+        elif tag is Tag.STOP:
             self._stop()
 
-    def _note(self, finished: list[tuple[int, int]]) -> None:
+    def _note(self, finished: list[tuple[int, Any]]) -> None:
         self.done += len(finished)
-        settled = [self.prefix.add(item, value) for item, value in finished]
+        settled = [self.prefix.add(item, self.job.note(value)) for item, value in finished]
         if any(settled):
             self.ranges.clear()
 
-    def _answer(self, rank: int, finished: list[tuple[int, int]]) -> None:
+    def _answer(self, rank: int, finished: list[tuple[int, Any]]) -> None:
         self._note(finished)
         work = self.ranges.next()
         if work is None:

@@ -76,7 +76,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
 
 
 def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
-    """Replace this process by `mpiexec` with `n_ranks` ranks of ``python -m module arguments``.
+    """Replace this process by one that runs `mpiexec` with `n_ranks` ranks of ``python -m module arguments``.
 
     Call before MPI is initialised. Does nothing when already under a launcher, or when one rank is wanted.
 
@@ -96,7 +96,8 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     print(f"Starting on {n_ranks} ranks with {mpiexec} (nproc= sets the number)", flush=True)
-    os.execv(mpiexec, [mpiexec, "-n", str(n_ranks), sys.executable, "-m", module, *arguments])
+    command = [mpiexec, "-n", str(n_ranks), sys.executable, "-m", module, *arguments]
+    os.execv(sys.executable, [sys.executable, "-m", "ssx_mpi.parallel.relay", *command])
 
 
 def guarded(main: Callable[[Communicator], int]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.records import experiments
-from ssx_mpi.records.files import replacing, write_json
-from ssx_mpi.records.journal import Entry, Journal
+from ssx_mpi.records.files import replacing, storing, write_json
+from ssx_mpi.records.journal import Entry, Journal, identity_of
 from ssx_mpi.records.tables import TablePart, write_joined
 
 SUMMARY = "batch.json"
@@ -85,9 +85,16 @@ class BatchRecords:
         self._journal = Journal(batch.folder / _JOURNAL, {"identity": identity, "steps": list(steps)})
 
     @staticmethod
-    def begun(batch: Batch) -> bool:
-        """Whether there is a journal of `batch`."""
-        return (batch.folder / _JOURNAL).exists()
+    def begun(batch: Batch) -> tuple[str, ...]:
+        """The steps that the journal of `batch` was begun with; none without a journal."""
+        identity = identity_of(batch.folder / _JOURNAL)
+        return tuple(identity["steps"]) if identity else ()
+
+    @staticmethod
+    def discard(batch: Batch) -> None:
+        """Remove the journal of a finished `batch`, left by a kill between its last file and this."""
+        with storing(batch.folder / _JOURNAL):
+            (batch.folder / _JOURNAL).unlink(missing_ok=True)
 
     @property
     def numbers(self) -> list[dict[str, Any]]:
@@ -115,7 +122,7 @@ class BatchRecords:
         """Append the record of an image to the journal."""
         self._journal.append(record)
 
-    def finish(self, statistics: dict[str, Any], steps_done: list[str]) -> None:
+    def finish(self, statistics: dict[str, Any], steps_done: list[str], left_out: list[tuple[str, str, str]]) -> None:
         """Write the final files of the complete batch, its summary last, and remove the journal."""
         entries = [self._journal.entries[image] for image in sorted(self._journal.entries)]
         for step in self._steps:
@@ -123,9 +130,9 @@ class BatchRecords:
                 self._write_step(entries, *_OUTPUT[step])
         write_json(self.batch.folder / IMAGES, self.numbers)
         summary = {"first": self.batch.first, "stop": self.batch.stop, "steps": steps_done, "statistics": statistics}
-        write_json(self.batch.folder / SUMMARY, {"identity": self._identity, **summary})
+        write_json(self.batch.folder / SUMMARY, {"identity": self._identity, "left_out": left_out, **summary})
         self._journal.close()
-        self._journal.path.unlink()
+        self.discard(self.batch)
 
     def _write_step(self, entries: list[Entry], models: str, models_name: str, table: str, table_name: str) -> None:
         parts, lists, n_experiments, n_imagesets = [], [], 0, 0

@@ -5,23 +5,51 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
+class StorageError(Exception):
+    """A file of the run cannot be written: full disk, quota, lost permission. The message is one line for the user."""
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Whatever the system refuses within the block is the fault of writing `path`.
+
+    Raises
+    ------
+    StorageError
+        Naming `path` and the reason.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the place of `path` when the block ends without an error."""
+    """A binary file to write, which takes the place of `path` when the block ends without an error.
+
+    Raises
+    ------
+    StorageError
+        When the system refuses.
+    """
     beside = path.with_name(f".{path.name}.partial")
     try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with storing(path):
+            with beside.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        # a file system that refused the writing may refuse this too
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise
 
 
@@ -36,8 +64,9 @@ def link(path: Path, target: Path) -> None:
     relative = os.path.relpath(target, path.parent)
     if path.is_symlink() and str(path.readlink()) == relative:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(relative)
-    beside.replace(path)
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.partial")
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(relative)
+        beside.replace(path)

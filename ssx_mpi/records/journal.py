@@ -19,6 +19,7 @@ from typing import Any
 
 import msgpack
 
+from ssx_mpi.records.files import storing
 from ssx_mpi.records.tables import Column, TableLayout
 
 _FRAME = struct.Struct("<4sQQII")
@@ -62,6 +63,15 @@ def _entry(header: bytes, start: int) -> Entry:
     return Entry(content["image"], content["content"], tables, start)
 
 
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """The identity that the journal at `path` was begun with; None where there is none, or only a part of that line."""
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 class Journal:
     """An append-only file of records, open for writing and for reading back.
 
@@ -76,20 +86,27 @@ class Journal:
     ------
     ValueError
         When the file belongs to another run or is no journal.
+    StorageError
+        When it cannot be written.
     """
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.entries: dict[int, Entry] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
         first_line = json.dumps(identity, sort_keys=True).encode() + b"\n"
-        self._end = self._first_line_end(first_line)
-        for entry, end in self._whole_records():
-            self.entries[entry.image] = entry
-            self._end = end
-        self._file.truncate(self._end)
-        self._file.seek(self._end)
+        with storing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
+            try:
+                self._end = self._first_line_end(first_line)
+            except ValueError:
+                self._file.close()
+                raise
+            for entry, end in self._whole_records():
+                self.entries[entry.image] = entry
+                self._end = end
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
 
     def _first_line_end(self, first_line: bytes) -> int:
         head = self._file.read(len(first_line))
@@ -97,7 +114,7 @@ class Journal:
             # new, or killed while its first line was being written
             self._file.seek(0)
             self._file.truncate()
-            self._file.write(first_line)
+            self._write(first_line)
         elif head != first_line:
             raise ValueError(f"{self.path} belongs to a run with other parameters or images")
         return len(first_line)
@@ -120,17 +137,27 @@ class Journal:
         return os.pread(self._file.fileno(), n_bytes, at)
 
     def append(self, record: bytes) -> Entry:
-        """Add a record made by :func:`encode`; an image that is there already keeps its first record."""
+        """Add a record made by :func:`encode`; an image that is there already keeps its first record.
+
+        Raises
+        ------
+        StorageError
+            When the disk does not take it; the records before it stay whole.
+        """
         entry = decode(record)
         if entry.image in self.entries:
             return self.entries[entry.image]
-        view = memoryview(record)
-        while view:
-            view = view[self._file.write(view) :]
+        with storing(self.path):
+            self._write(record)
         moved = Entry(entry.image, entry.content, entry.tables, self._end + entry.start)
         self._end += len(record)
         self.entries[entry.image] = moved
         return moved
+
+    def _write(self, content: bytes) -> None:
+        view = memoryview(content)
+        while view:
+            view = view[self._file.write(view) :]
 
     def column(self, entry: Entry, column: Column) -> bytes:
         """The bytes of one column of a table of `entry`."""
@@ -138,7 +165,8 @@ class Journal:
 
     def sync(self) -> None:
         """Make sure that what was appended survives the loss of the machine."""
-        os.fsync(self._file.fileno())
+        with storing(self.path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ssx_mpi.params import InputError
-from ssx_mpi.records.files import write_json
+from ssx_mpi.records import in_hand
+from ssx_mpi.records.files import StorageError, write_json
 
 _IDENTITY = "import/run.json"
-_OURS = ("import", "assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction")
+_LOCK = "import/lock"
+_OURS = (
+    *("import", "assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction"),
+    in_hand.FOLDER,
+)
+_OUR_FILES = ("ssx_mpi.json", "ssx_mpi.html", in_hand.STRIKES)
 
 
 def fingerprint(identity: dict[str, str]) -> dict[str, str]:
@@ -49,7 +56,37 @@ def claim(directory: Path, identity: dict[str, str], restart: bool) -> bool:
         write_json(path, identity)
     except OSError as error:
         raise InputError(f"output.directory={directory} cannot be written: {error.strerror}") from None
+    except StorageError as error:
+        raise InputError(f"output.directory={directory}: {error}") from None
     return False
+
+
+def lock(directory: Path) -> IO[bytes] | None:
+    """Keep other runs out of `directory` for as long as what is returned is open; None where there is no run yet.
+
+    The system lets go of the lock when the process ends, however it does. File systems that cannot lock are trusted.
+
+    Raises
+    ------
+    InputError
+        When another process works in the folder.
+    """
+    path = directory / _LOCK
+    if not path.parent.is_dir():
+        return None
+    try:
+        file = path.open("ab")
+    except OSError:
+        # without permission to write nothing will go wrong here; whoever wants to write says so
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{directory}: another process is at work in this folder; wait for it, or end it") from None
+    except OSError:
+        pass
+    return file
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -67,5 +104,5 @@ def clear(directory: Path) -> None:
     for folder in (*(directory / name for name in _OURS), *directory.glob("batch_*")):
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
-    for name in ("ssx_mpi.json", "ssx_mpi.html"):
+    for name in _OUR_FILES:
         (directory / name).unlink(missing_ok=True)

@@ -42,9 +42,10 @@ class LiveReport:
         self._done = self._done_before = 0
         self._progress = Progress("images", n_images, shown)
 
-    def add_finished(self, number: int, statistics: Statistics) -> None:
+    def add_finished(self, number: int, statistics: Statistics, bad: list[tuple[str, str, str]]) -> None:
         """Count a batch that an earlier run finished."""
         self._batches[number] = statistics
+        self._bad += bad
         self.total += statistics
         self._link(number)
 

@@ -1,0 +1,364 @@
+"""How the dispatch scales: measured on this machine, and simulated where no machine is at hand.
+
+  python benchmarks/scaling.py real RUN ARGUMENTS...   strong scaling of the program itself, 1 and 2 pinned ranks in turns
+  python benchmarks/scaling.py validate                the simulation against the real dispatch on 1 to 4 ranks
+  python benchmarks/scaling.py simulate [COSTS.json]   up to 16,384 ranks and 10 million images
+
+The simulation is a discrete-event one (simpy) of what ssx_mpi.parallel.dispatch does, with the program's own ranges and
+constants. Its inputs are the cost of an image (drawn from `COSTS.json`, the CPU-seconds by stage of each image of a
+run, as batch_*/images.json have them, or from the distribution below), the latency of a message, the time that the
+coordinator needs for a request, that a keeper needs for a record, and the rate at which a batch is written. In the
+validation the real dispatch runs with images that sleep, so that more ranks than cores are possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simpy
+
+from ssx_mpi.parallel import dispatch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds that things take.
+
+    latency: of a message between nodes. request: of the coordinator for a request and its answer. record: of a keeper
+    for the record of an image. finish: of a keeper for the files of a batch. poll: between looks of an idle rank.
+    """
+
+    latency: float = 5e-6
+    request: float = 60e-6
+    record: float = 150e-6
+    finish: float = 0.8
+    poll: float = dispatch._POLL
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of a simulated run; times in seconds."""
+
+    makespan: float
+    efficiency: float
+    coordinator_busy: float
+    requests: int
+    worst_feedback: float
+
+
+def typical_costs(rng: np.random.Generator, n: int) -> np.ndarray:
+    """CPU-seconds (n, 3) of spot finding, indexing and integration: a third hits, with a tail of slow ones."""
+    hit = rng.random(n) < 0.33
+    spots = rng.lognormal(np.log(0.05), 0.2, n)
+    index = np.where(hit, rng.lognormal(np.log(0.25), 0.5, n), 0.0)
+    integrate = np.where(hit, rng.lognormal(np.log(0.35), 0.5, n), 0.0)
+    return np.column_stack([spots, index, integrate])
+
+
+def read_costs(path: Path) -> np.ndarray:
+    """CPU-seconds (n, 3) of the images of a run, from the images.json files of its batches."""
+    rows = []
+    for file in sorted(path.glob("batch_*/images.json")):
+        rows += [
+            [i["seconds"].get(s, 0.0) for s in ("find_spots", "index", "integrate")]
+            for i in json.loads(file.read_text())
+        ]
+    if not rows:
+        sys.exit(f"{path} has no batch_*/images.json")
+    return np.array(rows)
+
+
+class Dispatch:
+    """The dispatch of `n_images` over `ranks`, image costs drawn from `costs`; :meth:`run` gives the outcome."""
+
+    def __init__(
+        self, ranks: int, n_images: int, costs: np.ndarray, machine: Machine, batch: int = 1000, seed: int = 1
+    ):
+        self.env = simpy.Environment()
+        self.machine, self.n_images, self.batch = machine, n_images, batch
+        self.dedicated = ranks >= dispatch.DEDICATED_FROM
+        self.workers = ranks - 1 if self.dedicated else ranks
+        self.ranks = ranks
+        rng = np.random.default_rng(seed)
+        # the same images whoever gets them; a rank also keeps its share of all records, in the time of its own images
+        self.stages = costs[rng.integers(0, len(costs), n_images)] if len(costs) != n_images else costs
+        self.cost = self.stages.sum(axis=1) + machine.record
+        self.ends = np.concatenate([[0.0], np.cumsum(self.cost)])
+        self.ranges = dispatch.Ranges([(0, n_images)], self.workers, 64)
+        self.coordinator = simpy.Resource(self.env, 1)
+        self.busy, self.requests = 0.0, 0
+        self.batch_end = np.zeros(-(-n_images // batch))
+        self.finished_at = 0.0
+        # when rank 0 works too, it answers between the stages of its images
+        self.free_at: list[float] = []
+        self.rng = rng
+
+    def run(self) -> Outcome:
+        first = [self.ranges.next() for _ in range(self.workers)]
+        for rank, work in enumerate(first):
+            self.env.process(self._worker(rank, work))
+        self.env.run()
+        total = float(self.cost.sum())
+        feedback = self._feedback()
+        return Outcome(
+            self.finished_at,
+            total / (self.ranks * self.finished_at),
+            self.busy / self.finished_at,
+            self.requests,
+            float(feedback.max()),
+        )
+
+    def _worker(self, rank: int, first):
+        """Ranges one after another; the next is asked for when the last in hand is begun."""
+        waiting: deque = deque([first] if first else [])
+        while True:
+            answer = self.env.process(self._ask(rank))
+            if waiting:
+                work = waiting.popleft()
+                yield from self._do(rank, work)
+            got = yield answer
+            if got is None:
+                return
+            if not waiting:
+                # an idle rank looks for its answer now and then
+                yield self.env.timeout(self.machine.poll / 2)
+            waiting.append(got)
+
+    def _do(self, rank: int, work):
+        began = self.env.now
+        if rank == 0 and not self.dedicated:
+            self.free_at = sorted(began + self._stage_ends(work))
+        yield self.env.timeout(self.ends[work.stop] - self.ends[work.start])
+        ends = began + self.ends[work.start + 1 : work.stop + 1] - self.ends[work.start]
+        batches = np.arange(work.start, work.stop) // self.batch
+        np.maximum.at(self.batch_end, batches, ends)
+        self.finished_at = max(self.finished_at, self.env.now)
+
+    def _stage_ends(self, work) -> np.ndarray:
+        """When, from its beginning, work on a range can be interrupted by messages."""
+        steps = self.stages[work.start : work.stop].copy()
+        steps[:, 2] += self.machine.record
+        return np.cumsum(steps.ravel())
+
+    def _ask(self, rank: int):
+        own = rank == 0 and not self.dedicated
+        if not own:
+            yield self.env.timeout(self.machine.latency)
+            if not self.dedicated:
+                later = [t for t in self.free_at if t >= self.env.now]
+                yield self.env.timeout(later[0] - self.env.now if later else self.machine.poll / 2)
+        with self.coordinator.request() as turn:
+            yield turn
+            if not own:
+                yield self.env.timeout(self.machine.request)
+                self.busy += self.machine.request
+                self.requests += 1
+            work = self.ranges.next()
+        if not own:
+            yield self.env.timeout(self.machine.latency)
+        return work
+
+    def _feedback(self) -> np.ndarray:
+        """Seconds from the last image of each batch to its block in the log.
+
+        The keeper looks at its messages between two stages of an image of its own, then writes the files of its batches
+        one after another.
+        """
+        order = np.argsort(self.batch_end)
+        keepers = (self.ranks - 1 - np.arange(len(self.batch_end))) % self.ranks
+        free: dict[int, float] = {}
+        delays = np.empty(len(order))
+        steps = self.stages[self.stages > 0]
+        # a stage that is under way when the record comes is a long one more often than a short one
+        chosen = self.rng.choice(steps, len(order), p=steps / steps.sum()) * self.rng.random(len(order))
+        for batch in order:
+            ready = self.batch_end[batch] + self.machine.latency + chosen[batch]
+            begin = max(ready, free.get(keepers[batch], 0.0))
+            free[keepers[batch]] = begin + self.machine.finish
+            delays[batch] = (
+                free[keepers[batch]] + 2 * self.machine.latency + self.machine.request - self.batch_end[batch]
+            )
+        return delays
+
+
+def simulate(costs: np.ndarray | None) -> None:
+    """The table of docs/scaling.md."""
+    rng = np.random.default_rng(7)
+    drawn = costs if costs is not None else typical_costs(rng, 100_000)
+    mean = drawn.sum(axis=1).mean()
+    print(
+        f"cost of an image: mean {mean:.3f} s, median {np.median(drawn.sum(axis=1)):.3f} s, max {drawn.sum(axis=1).max():.2f} s"
+    )
+    print(
+        f"{'ranks':>7} {'images':>10} {'a rank':>7} {'time (s)':>9} {'efficiency':>10} {'coordinator':>11} {'requests':>9} {'feedback (s)':>12}"
+    )
+    for ranks, images in (
+        *((n, 200 * n) for n in (64, 256, 1024, 4096, 16384)),
+        (16384, 10_000_000),
+    ):
+        o = Dispatch(ranks, images, drawn, Machine()).run()
+        print(
+            f"{ranks:>7} {images:>10} {images / ranks:>7.0f} {o.makespan:>9.1f} {o.efficiency:>10.3f} "
+            f"{o.coordinator_busy:>11.3f} {o.requests:>9} {o.worst_feedback:>12.2f}",
+            flush=True,
+        )
+
+
+# ---- the real dispatch with sleeping images -----------------------------------------------------------------------
+
+
+class Sleeping:
+    """A job for the dispatch whose images sleep for as long as they would work, stage by stage."""
+
+    def __init__(self, costs: np.ndarray, size: int) -> None:
+        self.costs, self.size = costs, size
+        self.seconds = 0.0
+
+    def work(self, item, breathe):
+        for seconds in self.costs[item]:
+            time.sleep(seconds)
+            breathe()
+        return 0, bytes(20_000)
+
+    def note(self, value):
+        return 0
+
+    def keeper(self, item):
+        return self.size - 1 - (item // 100) % self.size
+
+    def keep(self, item, result):
+        return None
+
+    def news(self, content):
+        return None
+
+    def progress(self, done):
+        return None
+
+    def stopping(self):
+        return False
+
+    def waiting(self):
+        return None
+
+    def silent(self, rank, seconds):
+        return None
+
+
+def sleeping_costs(n: int) -> np.ndarray:
+    """As the typical ones, a fifth as long."""
+    return typical_costs(np.random.default_rng(3), n) / 5
+
+
+def run_sleeping(n_images: int) -> None:
+    """One rank of the validation; rank 0 prints what it measured."""
+    from mpi4py import MPI
+
+    from ssx_mpi.parallel.communicator import MpiCommunicator, SerialCommunicator
+
+    comm = MpiCommunicator(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else SerialCommunicator()
+    costs = sleeping_costs(n_images)
+    comm.barrier()
+    began = time.monotonic()
+    _, _, traffic = dispatch.run(comm, Sleeping(costs, comm.size), [(0, n_images)])
+    comm.barrier()
+    seconds = time.monotonic() - began
+    traffics = comm.gather(traffic)
+    if traffics is not None:
+        requests = sum(t.messages["REQUEST"] for t in traffics)
+        print(json.dumps({"seconds": seconds, "requests": requests, **dispatch.summary(traffics)}))
+
+
+def validate(n_images: int) -> None:
+    """Time of the real dispatch and of the simulated one, on 1 to 4 ranks."""
+    costs = sleeping_costs(n_images)
+    overhead = _sleep_overhead()
+    machine = Machine(latency=30e-6, record=0.0)
+    print(
+        f"{n_images} images of {costs.sum(axis=1).mean():.3f} s; a sleep takes {overhead * 1e6:.0f} us longer than asked"
+    )
+    print(f"{'ranks':>5} {'real (s)':>9} {'simulated':>9} {'ratio':>6} {'real requests':>13} {'simulated':>9}")
+    for ranks in (1, 2, 3, 4):
+        command = [sys.executable, __file__, "sleep", str(n_images)]
+        launcher = ["mpiexec", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
+        real = json.loads(subprocess.run([*launcher, *command], capture_output=True, text=True, check=True).stdout)
+        o = Dispatch(ranks, n_images, costs + np.where(costs > 0, overhead, overhead), machine).run()
+        print(
+            f"{ranks:>5} {real['seconds']:>9.2f} {o.makespan:>9.2f} {real['seconds'] / o.makespan:>6.3f} "
+            f"{real['requests']:>13} {o.requests:>9}",
+            flush=True,
+        )
+
+
+def _sleep_overhead() -> float:
+    began = time.monotonic()
+    for _ in range(200):
+        time.sleep(0.005)
+    return (time.monotonic() - began) / 200 - 0.005
+
+
+# ---- the program itself -------------------------------------------------------------------------------------------
+
+
+def real(arguments: list[str], repeats: int) -> None:
+    """Strong and weak scaling from 1 to 2 ranks: images a second while processing, each rank on a core of its own.
+
+    Weak: two independent runs of one rank, one on each core at the same time, against one run of two ranks. What is
+    lost to the memory and the clock of a shared machine is lost to both.
+    """
+    env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    rows = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            start = lambda name, n, command: subprocess.Popen(  # noqa: E731
+                [*command, sys.executable, "-m", "ssx_mpi", *arguments, f"output.directory={folder}/{name}", *n],
+                env=env,
+                stdout=subprocess.DEVNULL,
+            )
+            alone = [start(f"alone{c}", ["nproc=1"], ["taskset", "-c", str(c)]) for c in cores]
+            assert all(p.wait() == 0 for p in alone)
+            together = start("two", [], ["mpiexec", "-n", "2", "--bind-to", "core"])
+            assert together.wait() == 0
+            rows.append([_rate(Path(folder) / n) for n in ("alone0", "alone1", "two")])
+            print(
+                f"one rank beside another: {rows[-1][0]:.2f} + {rows[-1][1]:.2f} images/s; two ranks: {rows[-1][2]:.2f}",
+                flush=True,
+            )
+    efficiency = statistics.median(two / (a + b) for a, b, two in rows)
+    print(f"efficiency of two ranks: {efficiency:.3f}")
+
+
+def _rate(directory: Path) -> float:
+    status = json.loads((directory / "ssx_mpi.json").read_text())
+    return status["n_images"] / status["dispatch"]["seconds"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["real", "validate", "simulate", "sleep"])
+    parser.add_argument("rest", nargs="*")
+    given = parser.parse_args()
+    if given.what == "real":
+        real(given.rest, repeats=3)
+    elif given.what == "validate":
+        validate(int(given.rest[0]) if given.rest else 600)
+    elif given.what == "sleep":
+        run_sleeping(int(given.rest[0]))
+    else:
+        simulate(read_costs(Path(given.rest[0])) if given.rest else None)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""The job scripts, as they are shipped, under a real Slurm of two nodes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from stills import journalled, reflections
+
+SCRIPTS = Path(__file__).parents[2] / "jobscripts"
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+#: seconds that a small job may take on a busy machine
+LONG = 400
+
+
+def output(folder: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(folder.glob("*.log")))
+
+
+def submit(cluster, programs, folder, script, *arguments, options=(), **environment) -> str:
+    """A shipped script with two ranks a node, so that this machine is not overrun."""
+    environment = {"RANKS_PER_NODE": "1", **programs, **environment}
+    return cluster.submit(*options, str(SCRIPTS / script), *arguments, cwd=folder, **environment)
+
+
+def test_one_node(cluster, programs, stills, undisturbed, tmp_path):
+    job = submit(cluster, programs, tmp_path, "one_node.sh", *stills.arguments(tmp_path / "run"), RANKS_PER_NODE="2")
+    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert reflections(tmp_path / "run") == undisturbed
+    assert "on 2 ranks" in output(tmp_path)
+
+
+def test_a_cancelled_job_and_a_dead_node_lose_nothing(cluster, programs, stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    arguments = stills.arguments(directory)
+    first = submit(cluster, programs, tmp_path, "many_nodes.sh", *arguments)
+    cluster.wait(lambda: journalled(directory) > 1000, LONG)
+    cluster.call("scancel", first)
+    assert cluster.finished(first, 60)["JobState"] == "CANCELLED"
+    kept = journalled(directory)
+    assert kept > 0
+    second = submit(cluster, programs, tmp_path, "many_nodes.sh", *arguments)
+    cluster.wait(lambda: journalled(directory) > kept or (directory / "batch_2" / "batch.json").exists(), LONG)
+    cluster.kill_node("node2")
+    assert cluster.finished(second, 120)["JobState"] == "NODE_FAIL"
+    cluster.revive_node("node2")
+    last = submit(cluster, programs, tmp_path, "many_nodes.sh", *arguments, LAUNCHER="mpirun")
+    assert cluster.finished(last, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert reflections(directory) == undisturbed
+
+
+def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    job = submit(cluster, programs, tmp_path, "chain.sh", *stills.arguments(directory, "restart=True"))
+    cluster.wait(lambda: journalled(directory) > 1000, LONG)
+    # what Slurm does by itself 120 s before the end of the time
+    cluster.call("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(lambda: cluster.state(job).get("Restarts") == "1", LONG)
+    assert cluster.state(job)["JobState"] == "PENDING"
+    assert "going on in the next job" in output(tmp_path)
+    # Slurm would wait for two minutes
+    cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert reflections(directory) == undisturbed
+
+
+def test_an_array_processes_each_line(cluster, programs, stills, undisturbed, tmp_path):
+    runs = tmp_path / "runs.txt"
+    runs.write_text("output.directory=chip_1\noutput.directory=chip_2\n")
+    common = [a for a in stills.arguments(tmp_path) if not a.startswith("output.directory")]
+    job = submit(cluster, programs, tmp_path, "array.sh", "runs.txt", *common, options=("--array=1-2",))
+    for task in ("1", "2"):
+        assert cluster.finished(f"{job}_{task}", LONG)["JobState"] == "COMPLETED", output(tmp_path)
+        assert reflections(tmp_path / f"chip_{task}") == undisturbed
+
+
+def test_submit_hands_over_a_staged_run(cluster, programs, stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    job_parameters = ["nodes=2", "ranks_per_node=1", "time=00:20:00", "stage=local", "name=staged"]
+    command = [sys.executable, "-m", "ssx_mpi.command_line.submit", *job_parameters, *stills.arguments(directory)]
+    environment = {**cluster.environment, "PATH": f"{programs['PATH']}:{cluster.environment['PATH']}"}
+    done = subprocess.run(
+        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[4]
+    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert "on each node" in output(tmp_path)
+    assert reflections(directory) == undisturbed
+    assert not list(tmp_path.glob(".ssx_mpi_environment*"))
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"ssx_mpi.{job}"))

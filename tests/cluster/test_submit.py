@@ -1,0 +1,81 @@
+"""Job scripts and what ssx_mpi.submit asks for, without a batch system."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ssx_mpi.command_line import submit
+from ssx_mpi.submission import estimate, scripts
+
+SHIPPED = Path(__file__).parents[2] / "jobscripts"
+
+
+@pytest.mark.parametrize("kind", scripts.KINDS)
+@pytest.mark.parametrize("stage", [None, "local"])
+def test_scripts_are_sound_bash_and_their_options_come_first(kind, stage, tmp_path):
+    text = scripts.render(kind, scripts.Site(stage=stage, modules=("dials",), partition="short"), ["image=a b.h5"])
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+    lines = text.splitlines()
+    commands = [i for i, line in enumerate(lines) if line and not line.startswith("#")]
+    assert max(i for i, line in enumerate(lines) if line.startswith("#SBATCH")) < commands[0]
+    assert "'image=a b.h5'" in text
+    assert text.count("==== ") == 2
+    assert "module load dials" in lines
+    assert ("from_local_disk" in text) == (stage == "local")
+
+
+@pytest.mark.parametrize("kind", scripts.KINDS)
+def test_the_shipped_scripts_are_the_rendered_ones(kind):
+    site = scripts.Site(nodes=2 if kind == "many_nodes" else 1)
+    assert (SHIPPED / f"{kind}.sh").read_text() == scripts.render(kind, site)
+
+
+def test_dry_run_shows_the_job_and_its_reduction(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.cbf").touch()
+    with pytest.raises(SystemExit) as end:
+        submit.run(["--dry-run", "nodes=4", "time=00:30:00", "partition=short", "reduce=True", "image=x.cbf"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --nodes=4\n#SBATCH --time=00:30:00\n#SBATCH --partition=short" in text
+    assert "on_all_ranks ssx_mpi image=x.cbf" in text
+    assert f"on_all_ranks ssx_mpi.reduce directory={tmp_path}" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["nodes=x", "image=x.cbf"], "nodes=x"),
+        (["template=two", "image=x.cbf"], "template=two"),
+        (["runs=none.txt"], "runs=none.txt"),
+        (["spacegroup=P1", "image=x.cbf"], "did you mean space_group"),
+        (["nodes=1"], "no images given"),
+    ],
+)
+def test_bad_parameters_are_named_before_anything_is_submitted(arguments, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        submit.run(arguments)
+    assert end.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_suggestions_keep_the_ranks_busy():
+    few = estimate.suggest(1000, 0.5, ranks_per_node=64)
+    assert (few.nodes, few.time) == (1, "00:05:00")
+    many = estimate.suggest(10_000_000, 1.0, ranks_per_node=128)
+    assert many.nodes * 128 * 200 <= 10_000_000
+    assert 10_000_000 * 1.0 / (many.nodes * 128) <= 1210
+    given = estimate.suggest(100_000, 1.0, ranks_per_node=100, nodes=1)
+    assert given.seconds >= 180 + 1.5 * 1000
+
+
+def test_the_cost_is_taken_from_an_earlier_run(tmp_path):
+    path = tmp_path / "ssx_mpi.json"
+    path.write_text(
+        json.dumps({"total": {"cpu_seconds": {"find_spots": 30.0, "index": 20.0}, "counts": {"images": 100}}})
+    )
+    assert estimate.measured_cost(path) == 0.5
+    assert estimate.measured_cost(tmp_path / "none") is None

@@ -1,0 +1,100 @@
+"""Whatever ends a run, the same command goes on and ends with the same bytes."""
+
+import json
+import os
+import random
+import resource
+import signal
+import time
+
+import pytest
+from stills import journalled, kill_all, ranks_of, reflections, terminal, wait_for
+
+
+def status(directory) -> dict:
+    return json.loads((directory / "ssx_mpi.json").read_text())
+
+
+def test_kills_at_any_moment_change_nothing(stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    moments = random.Random(11)
+    for kill in range(4):
+        process = stills.start(directory, nproc=1 + kill % 3)
+        before = journalled(directory)
+        wait_for(lambda before=before: journalled(directory) != before, process)
+        time.sleep(moments.uniform(0, 0.6))
+        if kill % 2 and (ranks := ranks_of(process)):
+            os.kill(moments.choice(ranks), signal.SIGKILL)
+            assert process.wait(timeout=60) not in (0, 75)
+        else:
+            kill_all(process)
+    assert stills.run(directory, nproc=2) == 0
+    assert reflections(directory) == undisturbed
+    total = status(directory)["total"]["counts"]
+    assert total["images"] == 24
+    assert not list(directory.glob("batch_*/journal"))
+    assert not (directory / "in_hand").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, "launcher"), (signal.SIGUSR2, "launcher"), (signal.SIGUSR1, "rank")]
+)
+def test_a_request_to_stop_ends_in_order_with_75(stills, tmp_path, undisturbed, number, to):
+    directory = tmp_path / "run"
+    process = stills.start(directory)
+    wait_for(lambda: journalled(directory) > 1000, process)
+    target = process.pid if to == "launcher" else ranks_of(process)[-1]
+    os.kill(target, number)
+    assert process.wait(timeout=60) == 75
+    content = status(directory)
+    assert content["state"] == "stopped"
+    assert "the same command goes on from here" in terminal(directory)
+    assert not (directory / "in_hand").exists()
+    if number == signal.SIGTERM:
+        assert stills.run(directory) == 0
+        assert reflections(directory) == undisturbed
+
+
+def test_the_time_limit_is_kept_ahead_of_time(stills, tmp_path, monkeypatch):
+    # of ten seconds a fifth is kept for the end; the first images take so long to begin that some remain
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 1))
+    directory = tmp_path / "run"
+    assert stills.run(directory) == 75
+    assert "Stopped ahead of the time limit" in terminal(directory)
+    assert time.time() < int(os.environ["SLURM_JOB_END_TIME"]) + 60
+
+
+def test_two_runs_do_not_share_a_folder(stills, tmp_path):
+    directory = tmp_path / "run"
+    first = stills.start(directory, nproc=1)
+    wait_for(lambda: journalled(directory) > 1000, first)
+    assert stills.run(directory, nproc=1) == 2
+    assert "another process is at work in this folder" in terminal(directory)
+    kill_all(first)
+
+
+def test_a_full_disk_stops_with_the_reason_and_loses_nothing(stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+
+    def little_room():
+        # stands for a quota: no file may grow beyond this (more ranks than one have large files in shared memory)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, 120_000))
+
+    assert stills.run(directory, nproc=1, preexec_fn=little_room) == 1
+    text = terminal(directory)
+    assert "journal cannot be written: File too large" in text
+    assert "Traceback" not in text
+    assert journalled(directory) > 0
+    assert stills.run(directory) == 0
+    assert reflections(directory) == undisturbed
+
+
+def test_other_parameters_are_refused_and_named(stills, tmp_path):
+    directory = tmp_path / "run"
+    process = stills.start(directory, nproc=1)
+    wait_for(lambda: journalled(directory) > 1000, process)
+    kill_all(process)
+    kept = journalled(directory)
+    assert stills.run(directory, "min_spots=17", nproc=1) == 2
+    assert "min_spots was 10, is 17" in terminal(directory)
+    assert journalled(directory) == kept
