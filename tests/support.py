@@ -122,3 +122,25 @@ def ssx_mpi(*arguments: str) -> Finished:
             signal.signal(number, before)
     assert isinstance(status, int), status
     return Finished(status, out.getvalue(), err.getvalue())
+
+
+class PlainJob:
+    """What a job for the dispatch has to have besides its work, for tests that do not care about it."""
+
+    def note(self, value):
+        return value
+
+    def waiting(self):
+        pass
+
+    def silent(self, rank, seconds):
+        raise AssertionError(f"rank {rank} is taken for silent")
+
+    def news(self, content):
+        raise AssertionError("this job makes no news")
+
+    def progress(self, done):
+        pass
+
+    def stopping(self):
+        return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import TESTS, run_mpi
+from support import TESTS, PlainJob, run_mpi
 
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import MpiCommunicator
@@ -46,7 +46,7 @@ def test_ranks_are_numbered_and_connected(comm):
     assert comm.sum(np.ones(2)).tolist() == [comm.size] * 2
 
 
-class Slow:
+class Slow(PlainJob):
     """Ten items whose results all go to the last rank, which is the slowest."""
 
     def __init__(self, comm):

@@ -1,43 +1,25 @@
-"""The uncertainty of a refined detector is that with which repeated experiments scatter."""
+"""One detector and many crystals refined together: truth is recovered, and repeated experiments scatter as said."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ssx_mpi.kernels import detector as d
+from ssx_mpi.kernels.lattice_refinement import invariant_strains, prediction_gradients
 
 S0 = np.array([0.0, 0.0, -1.0])
-ORIGIN, FAST, SLOW = np.array([-60.0, 55.0, -100.0]), np.array([1.0, 0, 0]), np.array([0, -1.0, 0])
 CELL = np.array([79.1, 79.1, 38.2])
+# two panels side by side, facing the crystal
+PANELS = np.array([np.array([[1.0, 0, 0], [0, -1.0, 0], [x, 55.0, -100.0]]).T for x in (-60.0, 1.0)])
 
 
 def rotation(rng: np.random.Generator) -> np.ndarray:
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q if np.linalg.det(q) > 0 else -q
-
-
-def stills(n: int, seed: int) -> tuple[d.Spots, np.ndarray, np.ndarray]:
-    """Reflections near the Ewald sphere of `n` tetragonal crystals, on a flat detector; A and B of each."""
-    rng = np.random.default_rng(seed)
-    b = np.diag(1 / CELL)
-    grid = np.stack(np.meshgrid(*[np.arange(-14, 15)] * 3), -1).reshape(-1, 3).astype(float)
-    hkl, crystal, a_matrices = [], [], []
-    for k in range(n):
-        a = rotation(rng) @ b
-        q = grid @ a.T
-        length = np.linalg.norm(q, axis=1)
-        near = (length > 0.05) & (length < 0.35) & (np.abs(np.linalg.norm(S0 + q, axis=1) - 1) < 1.2e-3)
-        hkl.append(grid[near])
-        crystal.append(np.full(near.sum(), k))
-        a_matrices.append(a)
-    indices = np.concatenate(hkl)
-    panels = [np.broadcast_to(v, indices.shape).copy() for v in (ORIGIN, FAST, SLOW)]
-    spots = d.Spots(indices, np.concatenate(crystal), *panels, np.zeros((len(indices), 3)))
-    return spots, np.array(a_matrices), np.broadcast_to(b, (n, 3, 3)).copy()
 
 
 def tetragonal() -> np.ndarray:
@@ -85,7 +67,7 @@ DIAGONAL = np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0]])
 )
 def test_each_crystal_system_has_its_number_of_strains(system, generators, free):
     group = generated(*generators)
-    basis = d.strain_basis(group)
+    basis = invariant_strains(group)
     assert len(basis) == free
     assert np.allclose(basis, basis.transpose(0, 2, 1))
     assert np.allclose(np.einsum("kij,lij->kl", basis, basis), np.eye(free))
@@ -93,109 +75,145 @@ def test_each_crystal_system_has_its_number_of_strains(system, generators, free)
         assert np.allclose(operation @ basis @ operation.T, basis)
 
 
-@given(st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=20)
-def test_predictions_are_where_rays_meet_the_panel(seed):
+@dataclass(frozen=True)
+class Experiment:
+    """Simulated stills: spots without noise, the true geometry, and the strains of each crystal in the laboratory."""
+
+    spots: d.DetectorSpots
+    geometry: d.Geometry
+    strains: np.ndarray
+    s0: np.ndarray
+    psi: np.ndarray
+
+    def noisy(self, rng: np.random.Generator, sigma: float) -> d.DetectorSpots:
+        return replace(self.spots, xy=self.spots.xy + sigma * rng.normal(size=self.spots.xy.shape))
+
+
+def stills(n: int, seed: int, turn: np.ndarray | None = None) -> Experiment:
+    """Reflections of `n` tetragonal crystals near the Ewald sphere, normally about it; the whole turned by `turn`."""
     rng = np.random.default_rng(seed)
-    turn = rotation(rng)
-    fast, slow, normal = turn
-    origin = 100 * normal + rng.normal(size=3)
-    xy = rng.uniform(-50, 50, (7, 2))
-    points = origin + xy[:, :1] * fast + xy[:, 1:] * slow
-    s0 = turn.T @ [0, 0, 0.9]
-    q = points / np.linalg.norm(points, axis=1)[:, None] * 0.9 - s0
-    panels = [np.broadcast_to(v, q.shape) for v in (origin, fast, slow)]
-    assert np.allclose(d.predict(q, s0, *panels), np.column_stack([xy, np.zeros(7)]), atol=1e-8)
-
-
-def test_delta_psi_is_the_rotation_that_brings_a_reflection_onto_the_sphere():
-    s0, q = np.array([0, 0, 1.0]), np.array([[0.3, 0.0, -0.05]])
-    psi = d.predict(q, s0, *[np.array([v]) for v in ([0, 0, 100.0], [1.0, 0, 0], [0, 1.0, 0])])[0, 2]
-    # about the axis s0 x q, by the angle predicted, to first order in the angle
-    turned = about("y", -np.degrees(psi)) @ q[0]
-    other = about("y", np.degrees(psi)) @ q[0]
-    nearest = min(abs(np.linalg.norm(s0 + v) - 1) for v in (turned, other))
-    assert nearest < 0.05 * abs(np.linalg.norm(s0 + q[0]) - 1)
-
-
-def test_uncertainties_are_the_scatter_of_repeated_fits():
-    """Noise on the same spots, many times; a linear least-squares fit of everything to each."""
-    n, sigma_xy, sigma_psi = 6, 0.02, 1e-3
-    spots, a, b = stills(n, seed=4)
-    basis = d.strain_basis(tetragonal())
-    rng = np.random.default_rng(5)
-    noise = rng.normal(size=(400, *spots.residual.shape)) * [sigma_xy, sigma_xy, sigma_psi]
-    one = d.Spots(spots.hkl, spots.crystal, spots.origin, spots.fast, spots.slow, noise[0])
-    found = d.geometry_uncertainty(one, a, basis, b, S0)
-
-    scale = 1 / np.array([sigma_xy, sigma_xy, sigma_psi])
-    q = np.einsum("nij,nj->ni", a[spots.crystal], spots.hkl)
-    shared = numerical_detector_derivatives(q)
-    per_crystal = 3 + len(basis)
-    design = np.zeros((*shared.shape[:2], 5 + n * per_crystal))
-    design[:, :, :5] = shared
-    own = numerical_crystal_derivatives(q, spots, a, b, basis)
+    turn = np.eye(3) if turn is None else turn
+    s0, panels = turn @ S0, turn @ PANELS
+    b = np.diag(1 / CELL)
+    grid = np.stack(np.meshgrid(*[np.arange(-14, 15)] * 3), -1).reshape(-1, 3).astype(float)
+    basis = invariant_strains(tetragonal())
+    hkl, crystal, panel, xy, psi, a_matrices, strains = [], [], [], [], [], [], []
     for k in range(n):
-        mine = spots.crystal == k
-        design[mine, :, 5 + k * per_crystal : 5 + (k + 1) * per_crystal] = own[mine]
-    flat = (design * scale[:, None]).reshape(-1, design.shape[2])
-    fits = np.linalg.lstsq(flat, (noise * scale).reshape(400, -1).T, rcond=None)[0].T
-    strains = fits[:, 5:].reshape(400, n, per_crystal)[:, :, 3:]
-    mean_length = -np.einsum("fks,s->f", strains, np.trace(basis, axis1=1, axis2=2)) / 3 / n
-    # 400 repetitions know a scatter to 4%, the one set of residuals its noise to about 2%
-    for i, name in enumerate(d.GLOBAL_NAMES):
-        assert found.sigma[name] == pytest.approx(fits[:, i].std(), rel=0.15), name
-        correlation = np.corrcoef(fits[:, i], mean_length)[0, 1]
-        assert found.cell_correlation[name] == pytest.approx(correlation, abs=0.15), name
-    assert found.relative_cell_sigma == pytest.approx(mean_length.std(), rel=0.15)
-    # a longer distance makes a longer cell
-    assert found.cell_correlation["distance"] > 0.5
+        u = turn @ rotation(rng)
+        q = grid @ (u @ b).T
+        length = np.linalg.norm(q, axis=1)
+        off = np.linalg.norm(s0 + q, axis=1) - 1
+        near = (length > 0.05) & (length < 0.35) & (rng.random(len(q)) < np.exp(-0.5 * (off / 4e-4) ** 2))
+        on_panel = (q[near] @ (turn @ [1.0, 0, 0]) > 0).astype(int)
+        predicted = prediction_gradients(
+            q[near], np.empty((0, near.sum(), 3)), np.linalg.inv(panels)[on_panel], s0
+        )[0]
+        hkl.append(grid[near])
+        crystal.append(np.full(near.sum(), k))
+        panel.append(on_panel)
+        xy.append(predicted.xy)
+        psi.append(predicted.delta_psi)
+        a_matrices.append(u @ b)
+        strains.append(np.einsum("ij,mjl,nl->min", u, basis, u))
+    spots = d.DetectorSpots(*map(np.concatenate, (hkl, crystal, panel, xy)))
+    geometry = d.start_geometry(panels, np.array(a_matrices))
+    return Experiment(spots, geometry, np.array(strains), s0, np.concatenate(psi))
 
 
-def numerical_detector_derivatives(q: np.ndarray, h: float = 1e-4) -> np.ndarray:
-    """(n, 3, 5), from the definition: distance along the normal, two shifts, two tilts."""
-
-    def at(parameters: np.ndarray) -> np.ndarray:
-        distance, shift_fast, shift_slow, tilt_fast, tilt_slow = parameters
-        normal = np.array([0, 0, -1.0])
-        turn = about("x", np.degrees(tilt_fast)) @ about("y", -np.degrees(tilt_slow))
-        # all spots are on one panel: the mean of their origins, about which it tilts, is its own
-        origin = ORIGIN + distance * normal + shift_fast * FAST + shift_slow * SLOW
-        panels = [np.broadcast_to(v, q.shape) for v in (origin, turn @ FAST, turn @ SLOW)]
-        return d.predict(q, S0, *panels)
-
-    unit = np.eye(5) * h
-    return np.stack([(at(u) - at(-u)) / (2 * h) for u in unit], axis=2)
+def displaced(experiment: Experiment, step) -> d.Geometry:
+    """The true geometry with the detector moved by the five parameters `step`: a wrong header to start from."""
+    moved, _ = d._moved(experiment.geometry, experiment.strains, np.array(step), np.zeros((len(experiment.strains), 5)))
+    return d.start_geometry(moved.panels, moved.a_matrices)
 
 
-def numerical_crystal_derivatives(q, spots, a, b, basis, h: float = 1e-6) -> np.ndarray:
-    """(n, 3, 3 + k): turns about the axes of the laboratory, and strains of the crystal's own frame."""
-    u = a @ np.linalg.inv(b)
-    panels = (spots.origin, spots.fast, spots.slow)
-    columns = []
-    for axis in "xyz":
-        turned = [q @ about(axis, sign * np.degrees(h)).T for sign in (1, -1)]
-        columns.append((d.predict(turned[0], S0, *panels) - d.predict(turned[1], S0, *panels)) / (2 * h))
-    for strain in basis:
-        strained = []
-        for sign in (1, -1):
-            new = u @ (np.eye(3) + sign * h * strain) @ b
-            strained.append(np.einsum("nij,nj->ni", new[spots.crystal], spots.hkl))
-        columns.append((d.predict(strained[0], S0, *panels) - d.predict(strained[1], S0, *panels)) / (2 * h))
-    return np.stack(columns, axis=2)
+def test_a_wrong_detector_is_put_right():
+    experiment = stills(12, seed=1)
+    start = displaced(experiment, [0.4, -0.1, 0.15, 2e-3, -1e-3])
+    spots = experiment.noisy(np.random.default_rng(2), 0.01)
+    refined = d.refine_detector(spots, start, experiment.strains, experiment.s0)
+    off = refined.geometry.panels[:, :, 2] - experiment.geometry.panels[:, :, 2]
+    # the distance trades off with the cells, and the panels go with the tilts at their ends
+    assert np.all(np.abs(off[:, :2]) < 5 * refined.uncertainty.sigma["shift_fast"] + 0.01)
+    assert np.all(np.abs(off[:, 2]) < 5 * refined.uncertainty.sigma["distance"])
+    rmsd = refined.steps[-1].rmsd
+    assert rmsd[0] == pytest.approx(0.01, rel=0.1) and rmsd[1] == pytest.approx(0.01, rel=0.1)
+    # the motion says what was done to the panels
+    assert np.allclose(
+        refined.geometry.rotation @ start.panels[:, :, 2:] + refined.geometry.translation[:, None],
+        refined.geometry.panels[:, :, 2:],
+    )
+
+
+def test_uncertainties_are_the_scatter_of_repeated_experiments():
+    rng = np.random.default_rng(5)
+    found, cells, said = [], [], []
+    for repetition in range(80):
+        # other crystals every time: delta psi is part of the scatter, and fixed for given crystals
+        experiment = stills(6, seed=100 + repetition)
+        spots = experiment.noisy(rng, 0.02)
+        refined = d.refine_detector(spots, experiment.geometry, experiment.strains, experiment.s0)
+        found.append(refined.geometry.panels[:, 2, 2].mean() - experiment.geometry.panels[:, 2, 2].mean())
+        volumes = np.linalg.det(np.linalg.inv(refined.geometry.a_matrices))
+        cells.append(np.mean((np.abs(volumes) / np.prod(CELL)) ** (1 / 3)) - 1)
+        said.append(
+            [
+                refined.uncertainty.sigma["distance"],
+                refined.uncertainty.relative_cell_sigma,
+                refined.uncertainty.cell_correlation["distance"],
+            ]
+        )
+    sigma, cell_sigma, correlation = np.mean(said, axis=0)
+    # 80 repetitions know a scatter to 8%
+    assert sigma == pytest.approx(np.std(found), rel=0.25)
+    assert cell_sigma == pytest.approx(np.std(cells), rel=0.25)
+    assert correlation == pytest.approx(np.corrcoef(-np.array(found), cells)[0, 1], abs=0.15)
+    assert correlation > 0.5
+
+
+def test_the_whole_experiment_may_be_turned():
+    turn = rotation(np.random.default_rng(8))
+    one, other = stills(4, seed=3), stills(4, seed=3, turn=turn)
+    results = []
+    for experiment in (one, other):
+        start = displaced(experiment, [0.2, 0.05, -0.05, 0, 0])
+        spots = experiment.noisy(np.random.default_rng(1), 0.01)
+        results.append(d.refine_detector(spots, start, experiment.strains, experiment.s0))
+    first, second = results
+    assert np.allclose(turn @ first.geometry.panels, second.geometry.panels, atol=1e-6)
+    for name, sigma in first.uncertainty.sigma.items():
+        assert second.uncertainty.sigma[name] == pytest.approx(sigma, rel=1e-4)
+
+
+def test_outliers_do_no_harm():
+    experiment = stills(8, seed=6)
+    rng = np.random.default_rng(7)
+    spots = experiment.noisy(rng, 0.01)
+    bad = rng.random(len(spots.hkl)) < 0.05
+    spots.xy[bad] += rng.normal(scale=1.0, size=(bad.sum(), 2))
+    refined = d.refine_detector(spots, experiment.geometry, experiment.strains, experiment.s0)
+    far = np.hypot(*refined.residual[:, :2].T) > 0.1
+    assert np.all(refined.weight[far] == 0)
+    assert refined.steps[-1].rmsd[0] < 0.013
+
+
+def test_cells_without_strains_are_held():
+    experiment = stills(5, seed=9)
+    spots = experiment.noisy(np.random.default_rng(3), 0.01)
+    refined = d.refine_detector(spots, experiment.geometry, experiment.strains[:, :0], experiment.s0)
+    gram = refined.geometry.a_matrices.transpose(0, 2, 1) @ refined.geometry.a_matrices
+    assert np.allclose(gram, np.diag(1 / CELL**2), rtol=1e-9, atol=1e-15)
+    free = d.refine_detector(spots, experiment.geometry, experiment.strains, experiment.s0)
+    # with the cells known, so is the distance
+    assert refined.uncertainty.sigma["distance"] < 0.5 * free.uncertainty.sigma["distance"]
 
 
 def test_more_crystals_and_less_noise_tell_more():
-    basis = d.strain_basis(tetragonal())
+    def sigma(n: int, noise: float) -> float:
+        experiment = stills(n, seed=n)
+        spots = experiment.noisy(np.random.default_rng(1), noise)
+        found = d.geometry_uncertainty(spots, experiment.geometry, experiment.strains, experiment.s0)
+        return found.sigma["shift_fast"]
 
-    def uncertainty(n: int, noise: float) -> d.GeometryUncertainty:
-        spots, a, b = stills(n, seed=n)
-        rng = np.random.default_rng(1)
-        residual = rng.normal(size=spots.residual.shape) * [noise, noise, 0.05 * noise]
-        return d.geometry_uncertainty(d.Spots(**{**vars(spots), "residual": residual}), a, basis, b, S0)
-
-    few, many, noisy = uncertainty(4, 0.02), uncertainty(16, 0.02), uncertainty(4, 0.06)
-    for name in d.GLOBAL_NAMES:
-        # four times the crystals halve it
-        assert 0.3 < many.sigma[name] / few.sigma[name] < 0.75
-        assert noisy.sigma[name] / few.sigma[name] == pytest.approx(3, rel=0.01)
+    # four times the crystals halve it
+    assert 0.3 < sigma(16, 0.02) / sigma(4, 0.02) < 0.75
+    assert sigma(4, 0.06) > 1.5 * sigma(4, 0.02)

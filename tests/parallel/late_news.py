@@ -1,11 +1,16 @@
 """A job whose last results reach their keeper when it has nothing left to do: their news must still arrive."""
 
+import sys
 import time
+from pathlib import Path
 
 from ssx_mpi.parallel import dispatch, launch
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support import PlainJob  # noqa: E402
 
-class LateNews:
+
+class LateNews(PlainJob):
     def __init__(self, comm):
         self.comm = comm
         self.heard = []
@@ -31,21 +36,6 @@ class LateNews:
 
     def news(self, content):
         self.heard.append(content)
-
-    def note(self, value):
-        return value
-
-    def waiting(self):
-        pass
-
-    def silent(self, rank, seconds):
-        raise AssertionError(f"rank {rank} is taken for silent")
-
-    def progress(self, done):
-        pass
-
-    def stopping(self):
-        return False
 
 
 def main(comm):

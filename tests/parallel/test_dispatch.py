@@ -8,7 +8,7 @@ from itertools import chain, starmap
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import run_mpi
+from support import PlainJob, run_mpi
 
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import SerialCommunicator
@@ -72,7 +72,7 @@ def test_the_prefix_depends_on_the_order_of_items_alone(pending, data):
     assert sum(settled) == int(sum(values.values()) >= wanted)
 
 
-class Squares:
+class Squares(PlainJob):
     """Work without images: item i gives i * i, its value is i % 3, and the last item of ten makes news."""
 
     def __init__(self, comm, stop_at: int | None = None) -> None:

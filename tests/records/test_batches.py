@@ -77,7 +77,7 @@ def test_files_are_in_the_order_of_the_images(batch, order):
     for image in order:
         own.add(record(image, n_lattices=(image - 8) % 3))
     assert own.complete
-    own.finish({"any": 1}, list(STEPS))
+    own.finish({"any": 1}, list(STEPS), [])
     made = ExperimentListFactory.from_json_file(str(batch.folder / "integrated_1.expt"), check_format=False)
     table = flex.reflection_table.from_file(str(batch.folder / "integrated_1.refl"))
     assert [e.identifier for e in made] == ["edge-19.0", "edge-20.0", "edge-20.1"]
@@ -93,7 +93,7 @@ def test_intermediate_files_are_left_out_on_request(batch):
     own = records(batch, keep=False)
     for image in range(8, 12):
         own.add(record(image, 1))
-    own.finish({}, list(STEPS))
+    own.finish({}, list(STEPS), [])
     names = {p.name for p in batch.folder.iterdir()}
     assert names == {"integrated_1.expt", "integrated_1.refl", "images.json", "batch.json"}
 
@@ -102,7 +102,7 @@ def test_the_last_step_is_written_even_then(batch):
     own = records(batch, keep=False, steps=("find_spots",))
     for image in range(8, 12):
         own.add(record(image, 0))
-    own.finish({}, ["find_spots"])
+    own.finish({}, ["find_spots"], [])
     assert {"strong.refl", "imported.expt"} <= {p.name for p in batch.folder.iterdir()}
     imported = ExperimentListFactory.from_json_file(str(batch.folder / "imported.expt"), check_format=False)
     strong = flex.reflection_table.from_file(str(batch.folder / "strong.refl"))
@@ -113,7 +113,7 @@ def test_nothing_indexed_gives_no_such_files(batch):
     own = records(batch)
     for image in range(8, 12):
         own.add(record(image, 0))
-    own.finish({}, list(STEPS))
+    own.finish({}, list(STEPS), [])
     assert not list(batch.folder.glob("in[dt]e*"))
 
 
@@ -122,7 +122,7 @@ def test_a_summary_is_that_of_one_run(batch):
     own = records(batch)
     for image in range(8, 12):
         own.add(record(image, 1))
-    own.finish({"counts": 4}, list(STEPS))
+    own.finish({"counts": 4}, list(STEPS), [])
     summary = read_summary(batch, IDENTITY)
     assert summary is not None
     assert (summary["first"], summary["stop"], summary["statistics"]) == (8, 12, {"counts": 4})

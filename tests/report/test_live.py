@@ -42,7 +42,7 @@ def test_the_json_has_the_same_numbers_after_each_batch(live, tmp_path):
 
 def test_batches_that_were_finished_before_count(live, tmp_path, caplog):
     caplog.set_level(logging.INFO, "ssx_mpi")
-    live.add_finished(1, statistics(10, 3))
+    live.add_finished(1, statistics(10, 3), [])
     live.start(10)
     live.show(10)
     live.hear(2, statistics(10, 1), [])
