@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from support import run_mpi
@@ -52,7 +54,8 @@ def test_mpi_communicator(n, tmp_path):
     script.write_text(CHECKS)
     done = run_mpi(n, [script], timeout=60)
     assert done.status == 0, done.text
-    assert sorted(done.out.split("\n")) == ["", *(f"rank {r} is through" for r in range(n))]
+    # lines of different ranks may run into each other
+    assert sorted(re.findall(r"rank (\d) is through", done.out)) == [str(r) for r in range(n)]
 
 
 def test_one_process_alone():

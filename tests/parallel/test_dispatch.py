@@ -162,7 +162,7 @@ for case in {cases}:
         )[1]
         job.keep = lambda item, result: (keep(item, result), time.sleep(0.1), item)[2]
         job.keeper = lambda item: comm.size - 1
-    outcome = dispatch.run(comm, job, [tuple(p) for p in case["pending"]] if comm.rank == 0 else [], case.get("wanted"))
+    outcome = dispatch.run(comm, job, [tuple(p) for p in case["pending"]], case.get("wanted"))
     parts = comm.gather((job.kept, job.begun, job.heard, outcome[:2]))
     if comm.rank == 0:
         for rank, (kept, begun, heard, _) in enumerate(parts):
@@ -236,7 +236,7 @@ def _check(case, answer, n: int, dedicated: int) -> None:
 
 def test_summary_adds_up_over_ranks():
     one, two = dispatch.Traffic(), dispatch.Traffic()
-    one.items, one.seconds, one.answering, one.bytes = 3, 2.0, 0.5, 40
+    one.items, one.seconds, one.answering, one.bytes, one.coordinates = 3, 2.0, 0.5, 40, True
     two.items, two.seconds, two.waiting = 1, 2.0, 1.0
     one.messages["WORK"], two.messages["REQUEST"], two.messages["WORK"] = 1, 2, 1
     total = dispatch.summary([one, two])
