@@ -1,12 +1,12 @@
 """How the dispatch scales: measured on this machine, and simulated where no machine is at hand.
 
-  python benchmarks/scaling.py real RUN ARGUMENTS...   strong scaling of the program itself, 1 and 2 pinned ranks in turns
-  python benchmarks/scaling.py validate                the simulation against the real dispatch on 1 to 4 ranks
-  python benchmarks/scaling.py simulate [COSTS.json]   up to 16,384 ranks and 10 million images
+  python benchmarks/scaling.py real ARGUMENTS...    the program itself on 1 and 2 pinned ranks, with these parameters
+  python benchmarks/scaling.py validate             the simulation against the real dispatch on 1 to 4 ranks
+  python benchmarks/scaling.py simulate [RUN]       up to 16,384 ranks and 10 million images
 
 The simulation is a discrete-event one (simpy) of what ssx_mpi.parallel.dispatch does, with the program's own ranges and
-constants. Its inputs are the cost of an image (drawn from `COSTS.json`, the CPU-seconds by stage of each image of a
-run, as batch_*/images.json have them, or from the distribution below), the latency of a message, the time that the
+constants. Its inputs are the cost of an image (drawn from the CPU-seconds by stage that the folder RUN has in
+batch_*/images.json, or from the distribution below), the latency of a message, the time that the
 coordinator needs for a request, that a keeper needs for a record, and the rate at which a batch is written. In the
 validation the real dispatch runs with images that sleep, so that more ranks than cores are possible.
 """
@@ -40,7 +40,7 @@ class Machine:
     """
 
     latency: float = 5e-6
-    request: float = 60e-6
+    request: float = 100e-6
     record: float = 150e-6
     finish: float = 0.8
     poll: float = dispatch._POLL
@@ -70,10 +70,8 @@ def read_costs(path: Path) -> np.ndarray:
     """CPU-seconds (n, 3) of the images of a run, from the images.json files of its batches."""
     rows = []
     for file in sorted(path.glob("batch_*/images.json")):
-        rows += [
-            [i["seconds"].get(s, 0.0) for s in ("find_spots", "index", "integrate")]
-            for i in json.loads(file.read_text())
-        ]
+        images = json.loads(file.read_text())
+        rows += [[i["seconds"].get(s, 0.0) for s in ("find_spots", "index", "integrate")] for i in images]
     if not rows:
         sys.exit(f"{path} has no batch_*/images.json")
     return np.array(rows)
@@ -87,17 +85,18 @@ class Dispatch:
     ):
         self.env = simpy.Environment()
         self.machine, self.n_images, self.batch = machine, n_images, batch
-        self.dedicated = ranks >= dispatch.DEDICATED_FROM
-        self.workers = ranks - 1 if self.dedicated else ranks
         self.ranks = ranks
+        count = dispatch.n_groups(ranks, None)
+        self.groups = [dispatch.Group.of(-(-number * ranks // count), ranks, count) for number in range(count)]
         rng = np.random.default_rng(seed)
         # the same images whoever gets them; a rank also keeps its share of all records, in the time of its own images
         self.stages = costs[rng.integers(0, len(costs), n_images)] if len(costs) != n_images else costs
         self.cost = self.stages.sum(axis=1) + machine.record
         self.ends = np.concatenate([[0.0], np.cumsum(self.cost)])
-        self.ranges = dispatch.Ranges([(0, n_images)], self.workers, 64)
-        self.coordinator = simpy.Resource(self.env, 1)
-        self.busy, self.requests = 0.0, 0
+        pending = [(0, n_images)]
+        self.ranges = [dispatch.Ranges(g.share(pending), len(g.workers), 64) for g in self.groups]
+        self.coordinators = [simpy.Resource(self.env, 1) for _ in self.groups]
+        self.busy, self.requests = [0.0] * count, 0
         self.batch_end = np.zeros(-(-n_images // batch))
         self.finished_at = 0.0
         # when rank 0 works too, it answers between the stages of its images
@@ -105,28 +104,28 @@ class Dispatch:
         self.rng = rng
 
     def run(self) -> Outcome:
-        first = [self.ranges.next() for _ in range(self.workers)]
-        for rank, work in enumerate(first):
-            self.env.process(self._worker(rank, work))
+        for group in self.groups:
+            for rank in group.workers:
+                self.env.process(self._worker(group, rank, self.ranges[group.number].next()))
         self.env.run()
         total = float(self.cost.sum())
         feedback = self._feedback()
         return Outcome(
             self.finished_at,
             total / (self.ranks * self.finished_at),
-            self.busy / self.finished_at,
+            max(self.busy) / self.finished_at,
             self.requests,
             float(feedback.max()),
         )
 
-    def _worker(self, rank: int, first):
+    def _worker(self, group: dispatch.Group, rank: int, first):
         """Ranges one after another; the next is asked for when the last in hand is begun."""
         waiting: deque = deque([first] if first else [])
         while True:
-            answer = self.env.process(self._ask(rank))
+            answer = self.env.process(self._ask(group, rank))
             if waiting:
                 work = waiting.popleft()
-                yield from self._do(rank, work)
+                yield from self._do(group, rank, work)
             got = yield answer
             if got is None:
                 return
@@ -135,9 +134,9 @@ class Dispatch:
                 yield self.env.timeout(self.machine.poll / 2)
             waiting.append(got)
 
-    def _do(self, rank: int, work):
+    def _do(self, group: dispatch.Group, rank: int, work):
         began = self.env.now
-        if rank == 0 and not self.dedicated:
+        if rank == 0 and not group.dedicated:
             self.free_at = sorted(began + self._stage_ends(work))
         yield self.env.timeout(self.ends[work.stop] - self.ends[work.start])
         ends = began + self.ends[work.start + 1 : work.stop + 1] - self.ends[work.start]
@@ -151,20 +150,20 @@ class Dispatch:
         steps[:, 2] += self.machine.record
         return np.cumsum(steps.ravel())
 
-    def _ask(self, rank: int):
-        own = rank == 0 and not self.dedicated
+    def _ask(self, group: dispatch.Group, rank: int):
+        own = rank == group.first
         if not own:
             yield self.env.timeout(self.machine.latency)
-            if not self.dedicated:
+            if not group.dedicated:
                 later = [t for t in self.free_at if t >= self.env.now]
                 yield self.env.timeout(later[0] - self.env.now if later else self.machine.poll / 2)
-        with self.coordinator.request() as turn:
+        with self.coordinators[group.number].request() as turn:
             yield turn
             if not own:
                 yield self.env.timeout(self.machine.request)
-                self.busy += self.machine.request
+                self.busy[group.number] += self.machine.request
                 self.requests += 1
-            work = self.ranges.next()
+            work = self.ranges[group.number].next()
         if not own:
             yield self.env.timeout(self.machine.latency)
         return work
@@ -196,23 +195,18 @@ def simulate(costs: np.ndarray | None) -> None:
     """The table of docs/scaling.md."""
     rng = np.random.default_rng(7)
     drawn = costs if costs is not None else typical_costs(rng, 100_000)
-    mean = drawn.sum(axis=1).mean()
-    print(
-        f"cost of an image: mean {mean:.3f} s, median {np.median(drawn.sum(axis=1)):.3f} s, max {drawn.sum(axis=1).max():.2f} s"
-    )
-    print(
-        f"{'ranks':>7} {'images':>10} {'a rank':>7} {'time (s)':>9} {'efficiency':>10} {'coordinator':>11} {'requests':>9} {'feedback (s)':>12}"
-    )
+    total = drawn.sum(axis=1)
+    print(f"cost of an image: mean {total.mean():.3f} s, median {np.median(total):.3f} s, longest {total.max():.2f} s")
+    titles = ("ranks", "images", "a rank", "time (s)", "efficiency", "coordinator", "requests", "feedback (s)")
+    print(" ".join(f"{title:>12}" for title in titles))
     for ranks, images in (
         *((n, 200 * n) for n in (64, 256, 1024, 4096, 16384)),
         (16384, 10_000_000),
     ):
         o = Dispatch(ranks, images, drawn, Machine()).run()
-        print(
-            f"{ranks:>7} {images:>10} {images / ranks:>7.0f} {o.makespan:>9.1f} {o.efficiency:>10.3f} "
-            f"{o.coordinator_busy:>11.3f} {o.requests:>9} {o.worst_feedback:>12.2f}",
-            flush=True,
-        )
+        numbers = (f"{o.makespan:.1f}", f"{o.efficiency:.3f}", f"{o.coordinator_busy:.3f}", o.requests)
+        row = (ranks, images, images // ranks, *numbers, f"{o.worst_feedback:.2f}")
+        print(" ".join(f"{value:>12}" for value in row), flush=True)
 
 
 # ---- the real dispatch with sleeping images -----------------------------------------------------------------------
@@ -286,19 +280,26 @@ def validate(n_images: int) -> None:
     overhead = _sleep_overhead()
     machine = Machine(latency=30e-6, record=0.0)
     print(
-        f"{n_images} images of {costs.sum(axis=1).mean():.3f} s; a sleep takes {overhead * 1e6:.0f} us longer than asked"
+        f"{n_images} images of {costs.sum(axis=1).mean():.3f} s; a sleep takes {overhead * 1e6:.0f} us more than asked"
     )
     print(f"{'ranks':>5} {'real (s)':>9} {'simulated':>9} {'ratio':>6} {'real requests':>13} {'simulated':>9}")
     for ranks in (1, 2, 3, 4):
         command = [sys.executable, __file__, "sleep", str(n_images)]
         launcher = ["mpiexec", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
-        real = json.loads(subprocess.run([*launcher, *command], capture_output=True, text=True, check=True).stdout)
-        o = Dispatch(ranks, n_images, costs + np.where(costs > 0, overhead, overhead), machine).run()
+        done = subprocess.run([*launcher, *command], env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+        real = json.loads(done.stdout)
+        o = Dispatch(ranks, n_images, costs + overhead, machine).run()
         print(
             f"{ranks:>5} {real['seconds']:>9.2f} {o.makespan:>9.2f} {real['seconds'] / o.makespan:>6.3f} "
             f"{real['requests']:>13} {o.requests:>9}",
             flush=True,
         )
+
+
+def _environment() -> dict[str, str]:
+    """For Open MPI, which refuses root and more ranks than cores."""
+    allowed = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "OMPI_MCA_rmaps_base_oversubscribe")
+    return {**os.environ, **dict.fromkeys(allowed, "1")}
 
 
 def _sleep_overhead() -> float:
@@ -317,7 +318,7 @@ def real(arguments: list[str], repeats: int) -> None:
     Weak: two independent runs of one rank, one on each core at the same time, against one run of two ranks. What is
     lost to the memory and the clock of a shared machine is lost to both.
     """
-    env = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    env = _environment()
     cores = sorted(os.sched_getaffinity(0))[:2]
     rows = []
     for _ in range(repeats):
@@ -332,10 +333,8 @@ def real(arguments: list[str], repeats: int) -> None:
             together = start("two", [], ["mpiexec", "-n", "2", "--bind-to", "core"])
             assert together.wait() == 0
             rows.append([_rate(Path(folder) / n) for n in ("alone0", "alone1", "two")])
-            print(
-                f"one rank beside another: {rows[-1][0]:.2f} + {rows[-1][1]:.2f} images/s; two ranks: {rows[-1][2]:.2f}",
-                flush=True,
-            )
+            a, b, two = rows[-1]
+            print(f"one rank beside another: {a:.2f} + {b:.2f} images/s; two ranks: {two:.2f}", flush=True)
     efficiency = statistics.median(two / (a + b) for a, b, two in rows)
     print(f"efficiency of two ranks: {efficiency:.3f}")
 
