@@ -31,7 +31,7 @@ for requirement in requires("ssx_mpi"):
 endef
 export MISSING
 
-.PHONY: help setup install demo test lint clean
+.PHONY: help setup install demo cluster test lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
