@@ -15,6 +15,8 @@ export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 
+# the batch system and modules that the tests start, where they can be had
+CLUSTER_PACKAGES := slurm-wlm munge libpmix-dev lmod
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 # Only what cannot be imported is installed: a second h5py beside the one that dxtbx is linked with would bring a second
 # HDF5 library, which does not know the file handles of the first (Debian's h5py does not bear its own name in pip)
@@ -29,7 +31,7 @@ for requirement in requires("ssx_mpi"):
 endef
 export MISSING
 
-.PHONY: help setup install demo test lint clean
+.PHONY: help setup install demo cluster test lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -91,7 +93,15 @@ demo: setup
 	@$(BIN)/python -m ssx_mpi.simulation.truth $(DEMO)/images $(DEMO)/run
 	@echo "== demo: look at $(DEMO)/run/ssx_mpi.log and ssx_mpi.json; integrated crystals are in $(DEMO)/run/DataFiles =="
 
-test: setup
+cluster:
+	@if command -v slurmctld >/dev/null && [ -d /usr/share/lmod ]; then :; \
+	elif [ $$(id -u) = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "== test: installing with apt: $(CLUSTER_PACKAGES)"; \
+	  (apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+	    $(CLUSTER_PACKAGES)) >/dev/null || echo "-- not to be had: the tests of Slurm and modules will be skipped"; \
+	else echo "== test: no Slurm here: its tests will be skipped"; fi
+
+test: setup cluster
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -132,16 +132,17 @@ def _extract(stage: str, defaults: str | None, user_text: str | None):
 
     scope = dials_compat.program_phil(_PROGRAMS[stage])
     sources = [libtbx.phil.parse(defaults)] if defaults else []
-    if user_text is not None:
-        try:
-            theirs = libtbx.phil.parse(user_text)
-            _, unused = scope.fetch(sources=[theirs], track_unused_definitions=True)
-        except Exception as error:  # PHIL raises RuntimeError, Sorry and bare exceptions for malformed text
-            raise InputError(f"{stage}.phil: not valid PHIL ({str(error).splitlines()[0]})") from None
-        if unused:
-            raise InputError(f"{stage}.phil: {_PROGRAMS[stage]} has no parameter {unused[0].path}")
-        sources.append(theirs)
-    return scope.fetch(sources=sources).extract()
+    if user_text is None:
+        return scope.fetch(sources=sources).extract()
+    try:
+        theirs = libtbx.phil.parse(user_text)
+        _, unused = scope.fetch(sources=[theirs], track_unused_definitions=True)
+        extracted = scope.fetch(sources=[*sources, theirs]).extract()
+    except Exception as error:  # PHIL raises RuntimeError, Sorry and bare exceptions for malformed text
+        raise InputError(f"{stage}.phil: not valid PHIL ({str(error).splitlines()[0]})") from None
+    if unused:
+        raise InputError(f"{stage}.phil: {_PROGRAMS[stage]} has no parameter {unused[0].path}")
+    return extracted
 
 
 def _refinement_defaults(p: Parameters) -> str:

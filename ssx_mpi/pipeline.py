@@ -129,6 +129,9 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         texts = user_texts(parameters)
         scopes = dials_parameters(parameters, texts)
         images = find_images(parameters.sources)
+        for selection in (parameters.assess, parameters.geometry):
+            image_range(images, selection)
+        check_geometry_files(parameters, images, scopes)
         maker = _maker(parameters, images, scopes)
         check_same_detector(images, maker)
         check_compression(images, maker)
@@ -155,8 +158,27 @@ def _going_on(continued: bool) -> str:
     return "; going on with the run in this folder" if continued else ""
 
 
+def check_geometry_files(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> None:
+    """Make sure that the geometries given belong to the detector of the images.
+
+    Raises
+    ------
+    InputError
+        When one cannot be read, or has other panels.
+    """
+    given = [path for path in (parameters.starting_geometry, parameters.reference_geometry) if path]
+    if given:
+        header = ExperimentMaker(images, overrides=_overrides(parameters, scopes)).experiment(0).detector
+        for path in given:
+            read_geometry(path, like=header)
+
+
+def _overrides(parameters: Parameters, scopes: DialsParameters):
+    return read_import_overrides(scopes.dials_import) if parameters.import_phil else None
+
+
 def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> ExperimentMaker:
-    overrides = read_import_overrides(scopes.dials_import) if parameters.import_phil else None
+    overrides = _overrides(parameters, scopes)
     start = read_geometry(parameters.starting_geometry) if parameters.starting_geometry else None
     return ExperimentMaker(images, start, None, overrides)
 
@@ -182,7 +204,7 @@ def given_geometry(comm: Communicator, run: Run):
     path = run.parameters.reference_geometry
     if path is None:
         return None
-    return on_root(comm, lambda: read_geometry(path, like=run.maker.experiment(0).detector), InputError)
+    return on_root(comm, lambda: read_geometry(path), InputError)
 
 
 def stored_geometry(comm: Communicator, run: Run):
@@ -209,7 +231,7 @@ def first_crystals(
 
     Returns the task with its results, one past the last image that counts, and whether it was stopped on request.
     """
-    first, stop = image_range(run, selection)
+    first, stop = image_range(run.images, selection)
     progress = Progress(title, stop - first, comm.rank == 0)
     task = FirstCrystals(comm, processor, run.watch, progress.show)
     pending = [(first, stop)] if stop > first else []
@@ -219,7 +241,7 @@ def first_crystals(
     return task, end, stopped
 
 
-def image_range(run: Run, selection: CrystalSelection) -> tuple[int, int]:
+def image_range(images: ImageSources, selection: CrystalSelection) -> tuple[int, int]:
     """The images that a selection allows, counted from zero, the end not included.
 
     Raises
@@ -228,11 +250,9 @@ def image_range(run: Run, selection: CrystalSelection) -> tuple[int, int]:
         For a range outside the data.
     """
     if selection.first is None or selection.last is None:
-        return 0, len(run.images)
-    if selection.first < 1 or selection.last > len(run.images):
-        raise InputError(
-            f"images_to_use={selection.first}:{selection.last}: images are numbered 1 to {len(run.images)}"
-        )
+        return 0, len(images)
+    if selection.first < 1 or selection.last > len(images):
+        raise InputError(f"images_to_use={selection.first}:{selection.last}: images are numbered 1 to {len(images)}")
     return selection.first - 1, selection.last
 
 
@@ -258,7 +278,7 @@ def assess_crystals(comm: Communicator, run: Run) -> int:
         experiments, _ = unpack(packed)
         logger.info(
             "Assessed %d images: %s hits, %d lattices on %d images",
-            end - image_range(run, run.parameters.assess)[0],
+            end - image_range(run.images, run.parameters.assess)[0],
             statistics.counts["hits"],
             statistics.counts["lattices"],
             statistics.counts["indexed"],
@@ -314,7 +334,7 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     parameters = run.parameters
     if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
         return None, False
-    first, stop = image_range(run, parameters.geometry)
+    first, stop = image_range(run.images, parameters.geometry)
     progress = Progress("first hits", stop - first, comm.rank == 0)
     task = FirstHits(comm, run.processor(), run.watch, progress.show)
     end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
@@ -324,16 +344,19 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
     start = run.maker.experiment(first)
     grid = beam_centre.grid_for(start, lattice)
-    hits = [result for image, result in sorted(task.results.items()) if image < end and result.strong is not None]
-    scores = [beam_centre.score_still(result.experiment, result.strong, grid, lattice) for result in hits]
-    total = comm.sum(np.sum(scores, axis=0) if scores else np.zeros(len(grid.shifts)))
-    n_hits = int(comm.sum(np.array(len(scores))))
-    if n_hits == 0:
+    own = [
+        (image, beam_centre.score_still(result.experiment, result.strong, grid, lattice))
+        for image, result in task.results.items()
+        if image < end and result.strong is not None
+    ]
+    # averaged in the order of the images, so that not even the last digit depends on who found which hit
+    scores = [score for _, score in sorted((each for part in comm.allgather(own) for each in part), key=lambda x: x[0])]
+    if not scores:
         return None, False
-    found = best_shift(grid, total / n_hits)
+    found = best_shift(grid, np.mean(scores, axis=0))
     moved = found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
     if comm.rank == 0:
-        logger.info(text.beam_centre_line(found, n_hits, moved))
+        logger.info(text.beam_centre_line(found, len(scores), moved))
     return ((beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None), False
 
 

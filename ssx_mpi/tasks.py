@@ -110,14 +110,15 @@ class FirstHits(FirstCrystals):
     """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit."""
 
     def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
-        result = self.attempt(item, lambda: self.processor.find_spots(item))
-        if result is None:
-            return None
+        result = self.attempt(item, lambda: self._spots(item))
+        return None if result is None else (int(result.strong is not None), result)
+
+    def _spots(self, item: int) -> StillResult:
+        result = self.processor.find_spots(item)
         result.frame = None
-        enough = result.n_spots >= beam_centre.MIN_SPOTS
-        if not enough:
+        if result.n_spots < beam_centre.MIN_SPOTS:
             result.experiment = result.strong = None
-        return int(enough), result
+        return result
 
 
 @dataclass(frozen=True)
@@ -220,11 +221,21 @@ def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str,
     if before is not None and before not in done:
         raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
     own.done[batch.number] = done
-    if BatchRecords.begun(batch):
+    begun = BatchRecords.begun(batch)
+    if begun and set(begun) <= set(done):
+        # a kill came between the files and the removal of the journal
+        BatchRecords.discard(batch)
+        begun = ()
+    if begun and begun != to_do:
+        raise InputError(
+            f"steps={'+'.join(to_do)}: batch {batch.number} in {batch.folder} was begun with steps={'+'.join(begun)}: "
+            "finish it with these first, or use restart=True to begin anew"
+        )
+    if begun:
         try:
             records = keeping.records(batch.number, to_do)
         except ValueError as error:
-            raise InputError(f"{error}: give the steps that it was begun with, or restart=True") from None
+            raise InputError(f"{error}: use restart=True to begin anew") from None
         if records.complete:
             # a kill came between the last record and the files
             own.finished.append(finish(records, done + to_do))

@@ -129,6 +129,7 @@ def _parse(arguments: list[str], quiet: bool = False):
         For an unknown parameter, or one with an impossible value.
     """
     from dials.util.options import ArgumentParser
+    from libtbx.utils import Sorry
 
     from ssx_mpi import params
 
@@ -142,7 +143,7 @@ def _parse(arguments: list[str], quiet: bool = False):
             raise params.InputError(f"{argument}: there is no such file")
     try:
         extract, options, unknown = parser.parse_args(arguments, return_unhandled=True)
-    except (RuntimeError, ValueError, AssertionError) as error:
+    except (Sorry, RuntimeError, ValueError, AssertionError) as error:
         raise params.InputError(" ".join(str(error).split())) from None
     if unknown:
         raise params.InputError(params.unknown_parameter(unknown[0]))

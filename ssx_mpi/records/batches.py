@@ -10,7 +10,7 @@ from typing import Any
 
 from ssx_mpi.records import experiments
 from ssx_mpi.records.files import replacing, storing, write_json
-from ssx_mpi.records.journal import Entry, Journal
+from ssx_mpi.records.journal import Entry, Journal, identity_of
 from ssx_mpi.records.tables import TablePart, write_joined
 
 SUMMARY = "batch.json"
@@ -85,9 +85,10 @@ class BatchRecords:
         self._journal = Journal(batch.folder / _JOURNAL, {"identity": identity, "steps": list(steps)})
 
     @staticmethod
-    def begun(batch: Batch) -> bool:
-        """Whether there is a journal of `batch`."""
-        return (batch.folder / _JOURNAL).exists()
+    def begun(batch: Batch) -> tuple[str, ...]:
+        """The steps that the journal of `batch` was begun with; none without a journal."""
+        identity = identity_of(batch.folder / _JOURNAL)
+        return tuple(identity["steps"]) if identity else ()
 
     @staticmethod
     def discard(batch: Batch) -> None:

@@ -63,6 +63,15 @@ def _entry(header: bytes, start: int) -> Entry:
     return Entry(content["image"], content["content"], tables, start)
 
 
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """The identity that the journal at `path` was begun with; None where there is none, or only a part of that line."""
+    try:
+        with path.open("rb") as file:
+            return json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 class Journal:
     """An append-only file of records, open for writing and for reading back.
 
@@ -88,7 +97,11 @@ class Journal:
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("r+b" if path.exists() else "w+b", buffering=0)
-            self._end = self._first_line_end(first_line)
+            try:
+                self._end = self._first_line_end(first_line)
+            except ValueError:
+                self._file.close()
+                raise
             for entry, end in self._whole_records():
                 self.entries[entry.image] = entry
                 self._end = end

@@ -41,19 +41,42 @@ def next_command(assessment, parameters: Parameters) -> str:
     for source in parameters.sources:
         span = f":{source.first}:{source.last}" if source.first is not None else ""
         words.append(f"{source.kind}={source.name}{span}")
-    for name in ("reference_geometry", "starting_geometry", "mask"):
-        if getattr(parameters, name):
-            words.append(f"{name}={getattr(parameters, name)}")
-    for name in ("d_min", "d_max"):
-        if getattr(parameters, name) is not None:
-            words.append(f"{name}={getattr(parameters, name):g}")
-    words.append(f"max_lattices={parameters.max_lattices}")
+    words += [f"{name}={value}" for name, value in _choices(parameters).items() if value is not None]
     words.append("unit_cell=" + ",".join(f"{p:.2f}" for p in best.best_cell))
     words.append("space_group=" + (parameters.space_group or best.metric_symmetry).replace(" ", ""))
     words.append(f"output.directory={parameters.directory}")
     # this folder holds the assessment, which the next run replaces
     words.append("restart=True")
     return shlex.join(words)
+
+
+def _choices(p: Parameters) -> dict[str, Any]:
+    """What the next run takes over from this one, by the names of the parameters; None for what was not given."""
+    return {
+        "reference_geometry": p.reference_geometry,
+        "starting_geometry": p.starting_geometry,
+        "mask": p.mask,
+        "d_min": p.d_min,
+        "d_max": p.d_max,
+        "max_lattices": p.max_lattices,
+        "min_spots": p.min_spots,
+        "batch_size": p.batch_size,
+        "engine": p.engine,
+        "keep_intermediate": p.keep_intermediate,
+        "geometry_refinement.n_crystals": p.geometry.n_crystals,
+        "geometry_refinement.images_to_use": f"{p.geometry.first}:{p.geometry.last}" if p.geometry.first else None,
+        "beam_search": p.beam_search,
+        "restrain_cell": p.restrain_cell,
+        "spotfinding.min_spot_size": p.spotfinding.min_spot_size,
+        "spotfinding.max_spot_size": p.spotfinding.max_spot_size,
+        "integration.algorithm": p.integration.algorithm,
+        "rlp_mosaicity": p.integration.rlp_mosaicity,
+        "dials_import.phil": p.import_phil,
+        "spotfinding.phil": p.spotfinding.phil,
+        "indexing.phil": p.indexing_phil,
+        "geometry_refinement.phil": p.refinement_phil,
+        "integration.phil": p.integration.phil,
+    }
 
 
 def as_json(assessment, command: str) -> dict[str, Any]:

@@ -412,6 +412,19 @@ class ExperimentMaker:
         imageset.set_scan(None, 0)
         return Experiment(imageset=imageset, beam=beam, detector=detector, identifier=self.images.identifier(image))
 
+    def check_data(self, image: int) -> None:
+        """Make sure that `image` has pixels of its own.
+
+        Raises
+        ------
+        BadImage
+            When the data file that it comes from is missing or damaged.
+        """
+        self._imageset(image)
+        path, index = self.images.locate(image)
+        if index is not None and self._stack is not None and self._stack.path == path:
+            self._stack.data_files.check(index)
+
     def header_detector(self, image: int):
         """The detector as the header of `image` has it, or the one that replaces it."""
         return self.geometry[0] if self.geometry else self._header_models(self._imageset(image))[0]
@@ -561,6 +574,7 @@ class _Stack:
         self._data = first.data()
         self._detector = first.get_detector(0)
         self._instance = instance
+        self.data_files = _DataFiles(path)
 
     def imageset(self, index: int):
         from dxtbx.imageset import ImageSet
@@ -571,3 +585,68 @@ class _Stack:
         # XFEL files have the wavelength of each shot
         imageset.set_beam(self._instance.get_beam(index), 0)
         return imageset
+
+
+class _DataFiles:
+    """The files that the images of a virtual dataset come from.
+
+    Where one of them is missing or damaged, HDF5 gives blank images without a word.
+    """
+
+    def __init__(self, path: str):
+        import h5py
+
+        self._path = path
+        self._faults: dict[tuple, str | None] = {}
+        # first image, one past the last, and where they are: file, dataset and how many images that must have
+        self._ranges: list[tuple[int, int, tuple]] = []
+        with h5py.File(path, "r") as file:
+            dataset = _virtual_stack(file)
+            for source in dataset.virtual_sources() if dataset is not None else []:
+                (first, *_), (last, *_) = source.vspace.get_select_bounds()
+                needed = last - first + 1
+                if source.src_space.get_select_type() == h5py.h5s.SEL_HYPERSLABS:
+                    needed = source.src_space.get_select_bounds()[1][0] + 1
+                # "." is the file itself
+                name = path if source.file_name == "." else str(Path(path).parent / source.file_name)
+                self._ranges.append((first, last + 1, (name, source.dset_name, needed)))
+
+    def check(self, index: int) -> None:
+        """Make sure that the data of image `index` are there.
+
+        Raises
+        ------
+        BadImage
+            When they are not.
+        """
+        for first, stop, where in self._ranges:
+            if first <= index < stop:
+                if where not in self._faults:
+                    self._faults[where] = _fault_of_data_file(*where)
+                fault = self._faults[where]
+                if fault is not None:
+                    raise BadImage(f"{self._path}:{index}", fault, where[0])
+
+
+def _virtual_stack(file):
+    """The virtual dataset of the images of an NXmx file, None where they are stored otherwise."""
+    for entry in file.values():
+        data = entry.get("data") if hasattr(entry, "get") else None
+        stack = data.get("data") if data is not None and hasattr(data, "keys") else None
+        if stack is not None and stack.ndim >= 3 and stack.is_virtual:
+            return stack
+    return None
+
+
+def _fault_of_data_file(name: str, dataset: str, needed: int) -> str | None:
+    """Why the data file `name` does not have `needed` images in `dataset`; None when it has."""
+    import h5py
+
+    try:
+        with h5py.File(name, "r") as file:
+            n_images = file[dataset].shape[0]
+    except FileNotFoundError:
+        return "its data file is missing"
+    except (OSError, RuntimeError, KeyError, AttributeError):
+        return "its data file is damaged"
+    return None if n_images >= needed else "its data file has too few images"

@@ -70,6 +70,7 @@ class StillProcessor:
         result = StillResult(image)
         began = time.process_time()
         try:
+            self.maker.check_data(image)
             result.experiment = self.maker.experiment(image)
             result.frame = self._engine.read(result.experiment.imageset)
             table = self._engine.find_spots(result.experiment, result.frame)

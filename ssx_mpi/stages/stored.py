@@ -32,7 +32,7 @@ class StoredSteps:
         self._numbers: dict[int, dict[str, Any]] = {}
         self._table: Any = None
         self._experiments: list[Any] = []
-        self._first: dict[int, int] = {}
+        self._first: dict[str, int] = {}
 
     def load(self, image: int, indexed: bool) -> StillResult:
         """What became of `image` so far, with its strong spots or, with `indexed`, its indexed lattices."""
@@ -54,7 +54,7 @@ class StoredSteps:
         if indexed:
             result.indexed = self._crystals(image, result)
         else:
-            result.strong = self._own_rows(self._first[image], 1)
+            result.strong = self._own_rows(self._first[self._maker.images.identifier(image)], 1)
         return result
 
     def _load_batch(self, batch: int, indexed: bool) -> None:
@@ -69,11 +69,9 @@ class StoredSteps:
         if indexed and self._table is not None:
             path = str(folder / "indexed.expt")
             self._experiments = list(ExperimentListFactory.from_json_file(path, check_format=False))
-        self._first, position = {}, 0
-        for image in sorted(self._numbers):
-            self._first[image] = position
-            readable = not any(stage == "read" for stage, _ in self._numbers[image]["failures"])
-            position += len(self._numbers[image]["lattices"]) if indexed else int(readable)
+        # by identifier: images that could not be read, took too long or were set aside have no experiment at all
+        names = self._table.experiment_identifiers() if self._table is not None else {}
+        self._first = {str(name): int(row) for row, name in zip(names.keys(), names.values())}
         self._loaded = (batch, indexed)
 
     def _own_rows(self, first: int, count: int):
@@ -94,7 +92,8 @@ class StoredSteps:
     def _crystals(self, image: int, result: StillResult) -> Crystals:
         from dxtbx.model import Experiment, ExperimentList
 
-        first, own = self._first[image], ExperimentList()
+        first = self._first[self._maker.images.identifier(image, 0)]
+        own = ExperimentList()
         for stored in self._experiments[first : first + len(result.lattices)]:
             own.append(
                 Experiment(

@@ -1,0 +1,141 @@
+"""The journal keeps every whole record through a kill at any byte, and belongs to one run only."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+from dials.array_family import flex
+
+from ssx_mpi.records.journal import _FRAME, Journal, decode, encode, identity_of
+from ssx_mpi.records.tables import take_apart
+
+IDENTITY = {"run": "abc", "steps": ["find_spots"]}
+
+
+def record(image: int) -> bytes:
+    """A record with two tables, of sizes that depend on the image."""
+    strong = flex.reflection_table()
+    strong["intensity"] = flex.double(np.arange(image + 2) * 1.5)
+    indexed = flex.reflection_table()
+    indexed["id"] = flex.int(range(image + 1))
+    tables = {name: take_apart(t.as_msgpack()) for name, t in (("strong", strong), ("indexed", indexed))}
+    return encode(image, {"numbers": {"image": image, "name": f"x_{image}.cbf"}}, tables)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "batch_1" / "journal"
+
+
+@pytest.fixture
+def opened(path):
+    """Opens the journal as the next run would."""
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.closing(Journal(path, IDENTITY)))
+
+
+def fill(path, images) -> list[int]:
+    """Write a journal; returns where each record ends."""
+    journal, ends = Journal(path, IDENTITY), [path.stat().st_size]
+    for image in images:
+        journal.append(record(image))
+        ends.append(path.stat().st_size)
+    journal.close()
+    return ends
+
+
+def intensities(journal: Journal, image: int) -> list[float]:
+    entry = journal.entries[image]
+    return np.frombuffer(journal.column(entry, entry.tables["strong"].columns["intensity"])).tolist()
+
+
+def test_what_was_appended_is_read_back(path, opened):
+    fill(path, [3, 0, 7])
+    journal = opened()
+    assert list(journal.entries) == [3, 0, 7]
+    for image in (3, 0, 7):
+        assert journal.entries[image].content == {"numbers": {"image": image, "name": f"x_{image}.cbf"}}
+        assert intensities(journal, image) == [1.5 * k for k in range(image + 2)]
+        indexed = journal.entries[image].tables["indexed"]
+        ids = np.frombuffer(journal.column(journal.entries[image], indexed.columns["id"]), np.int32)
+        assert ids.tolist() == list(range(image + 1))
+
+
+def test_cut_at_any_byte_every_whole_record_stays(path):
+    ends = fill(path, [0, 1, 2])
+    content = path.read_bytes()
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        journal = Journal(path, IDENTITY)
+        whole = sum(length >= end for end in ends[1:])
+        assert list(journal.entries) == list(range(whole)), length
+        # and it goes on from there
+        journal.append(record(9))
+        journal.close()
+        again = Journal(path, IDENTITY)
+        assert list(again.entries) == [*range(whole), 9]
+        assert all(intensities(again, i) == [1.5 * k for k in range(i + 2)] for i in again.entries)
+        again.close()
+
+
+@pytest.mark.parametrize("where", ["magic", "lengths", "header", "blob"])
+def test_a_damaged_record_and_what_follows_it_are_cut_off(path, opened, where):
+    ends = fill(path, [0, 1, 2])
+    content = bytearray(path.read_bytes())
+    at = {
+        "magic": ends[1],
+        "lengths": ends[1] + 9,
+        "header": ends[1] + _FRAME.size + 5,
+        "blob": ends[2] - 1,
+    }[where]
+    content[at] ^= 0xFF
+    path.write_bytes(content)
+    journal = opened()
+    assert list(journal.entries) == [0]
+    assert path.stat().st_size == ends[1]
+
+
+def test_an_image_keeps_its_first_record(path, opened):
+    fill(path, [4])
+    size = path.stat().st_size
+    journal = opened()
+    other = encode(4, {"numbers": "other"}, {})
+    assert journal.append(other).content["numbers"]["name"] == "x_4.cbf"
+    assert path.stat().st_size == size
+
+
+@pytest.mark.parametrize(
+    "other", [{"run": "abd", "steps": ["find_spots"]}, {"run": "abc", "steps": ["index"]}, {"run": "abc"}]
+)
+def test_another_runs_journal_is_refused_and_left_as_it_is(path, other):
+    fill(path, [1, 2])
+    content = path.read_bytes()
+    with pytest.raises(ValueError, match="other parameters"):
+        Journal(path, other)
+    assert path.read_bytes() == content
+
+
+def test_any_other_file_is_refused_and_left_as_it_is(path):
+    path.parent.mkdir()
+    path.write_bytes(b"notes of a user\n")
+    with pytest.raises(ValueError, match="belongs to"):
+        Journal(path, IDENTITY)
+    assert path.read_bytes() == b"notes of a user\n"
+
+
+def test_a_journal_says_whose_it_is(path):
+    assert identity_of(path) is None
+    fill(path, [1])
+    assert identity_of(path) == IDENTITY
+    path.write_bytes(path.read_bytes()[:10])
+    assert identity_of(path) is None
+
+
+def test_a_record_can_be_read_without_a_journal():
+    packed = record(5)
+    entry = decode(packed)
+    column = entry.tables["strong"].columns["intensity"]
+    at = entry.start + column.offset
+    assert np.frombuffer(packed[at : at + column.n_bytes]).tolist() == [1.5 * k for k in range(7)]

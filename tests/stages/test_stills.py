@@ -1,0 +1,219 @@
+"""One still from image to crystals: a bad image is a failure with a name and a reason, never an exception."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssx_mpi.command_line.process import _parse
+from ssx_mpi.dials_parameters import dials_parameters
+from ssx_mpi.params import Source
+from ssx_mpi.records.journal import decode
+from ssx_mpi.stages.engines import build_engine
+from ssx_mpi.stages.importing import ExperimentMaker, find_images
+from ssx_mpi.stages.results import Crystals, Failure, StageError
+from ssx_mpi.stages.stills import Engine, StillProcessor
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Folder of five CBF images; the first and the last two have a crystal."""
+    from ssx_mpi.parallel.communicator import SerialCommunicator
+    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation.data_set import simulate
+
+    folder = tmp_path_factory.mktemp("cbf")
+    wanted = p.SimulationParameters(
+        n_images=5,
+        seed=1,
+        hit_rate=0.5,
+        lattices=(1.0,),
+        crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
+        detector=p.DetectorParameters("pilatus200k", 75.0),
+        output=p.OutputParameters(folder / "x_#.cbf", "cbf"),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        simulate(wanted, SerialCommunicator())
+    return folder
+
+
+@pytest.fixture
+def images(made, tmp_path) -> Path:
+    """A copy of them to do harm to."""
+    return shutil.copytree(made, tmp_path / "images")
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """Both engines, for lysozyme."""
+    cell = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90", "max_lattices=1", "image=x.cbf")
+    built = {}
+    for name in ("fast", "dials"):
+        parameters = _parse([*cell, f"engine={name}"], quiet=True)[0]
+        built[name] = build_engine(parameters, dials_parameters(parameters, {}))
+    return built
+
+
+def processor(folder: Path, engine: Engine, min_spots: int = 10) -> StillProcessor:
+    maker = ExperimentMaker(find_images((Source("template", f"{folder}/x_#.cbf"),)))
+    return StillProcessor(maker, engine, min_spots)
+
+
+def harm(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    start = content.index(bytes.fromhex("0c1a04d5"))
+    if how == "truncated":
+        path.write_bytes(content[: start + 40_000])
+    elif how == "header only":
+        path.write_bytes(content[: start - 200])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("###CBF: nothing that follows makes sense\n" * 20)
+    elif how == "missing":
+        path.unlink()
+    elif how == "misshapen":
+        for name, n in (("Fastest", 487), ("Second", 407)):
+            old = b"X-Binary-Size-%s-Dimension: %d" % (name.encode(), n)
+            assert old in content
+            content = content.replace(old, b"X-Binary-Size-%s-Dimension: %d" % (name.encode(), n - 1))
+        path.write_bytes(
+            content.replace(b"X-Binary-Number-of-Elements: 198209", b"X-Binary-Number-of-Elements: 197316")
+        )
+
+
+@pytest.mark.parametrize("engine", ["fast", "dials"])
+@pytest.mark.parametrize("how", ["truncated", "header only", "empty", "text", "missing", "misshapen"])
+def test_a_bad_image_is_counted_named_and_left_out(images, engines, engine, how):
+    work = processor(images, engines[engine])
+    harm(images / "x_3.cbf", how)
+    good, bad = work.find_spots(3), work.find_spots(2)
+    again = work.find_spots(3)
+    work.index(bad)
+    work.integrate(bad)
+    assert [f.stage for f in bad.failures] == ["read"]
+    assert bad.failures[0].reason
+    assert str(images) not in bad.failures[0].reason
+    assert not bad.hit
+    numbers = work.describe(bad)
+    assert numbers["name"] == "x_3.cbf"
+    assert numbers["failures"] == [["read", bad.failures[0].reason]]
+    # and those before and after it are what they were
+    assert (good.failures, again.failures) == ([], [])
+    assert good.n_spots == again.n_spots > 100
+
+
+def test_the_same_fault_has_the_same_reason(images, engines):
+    work = processor(images, engines["fast"])
+    for name in ("x_1.cbf", "x_5.cbf"):
+        harm(images / name, "truncated")
+    first, last = work.find_spots(0), work.find_spots(4)
+    assert first.failures == last.failures
+
+
+def test_a_hit_becomes_a_crystal_and_a_blank_does_not(made, engines):
+    work = processor(made, engines["fast"])
+    found = []
+    for image in range(5):
+        result = work.find_spots(image)
+        work.index(result)
+        work.integrate(result)
+        assert not result.failures
+        found.append((result.hit, len(result.lattices), len(result.crystals)))
+        assert (result.n_spots >= 10) == result.hit
+        assert set(result.seconds) >= {"find_spots"}
+        if result.crystals:
+            assert result.lattices[0].n_indexed > 50
+            assert np.hypot(result.lattices[0].rmsd_x, result.lattices[0].rmsd_y) < 0.3
+            assert result.crystals[0].cell[:3] == pytest.approx((79.1, 79.1, 38.2), rel=0.01)
+            assert result.crystals[0].n_reflections > 100
+    assert found.count((True, 1, 1)) == 3
+    assert found.count((False, 0, 0)) == 2
+
+
+def test_min_spots_decides_what_a_hit_is(made, engines):
+    hit = processor(made, engines["fast"]).find_spots(3)
+    assert processor(made, engines["fast"], min_spots=hit.n_spots).find_spots(3).hit
+    assert not processor(made, engines["fast"], min_spots=hit.n_spots + 1).find_spots(3).hit
+
+
+def test_both_engines_find_the_same_spots(made, engines):
+    fast, dials = (processor(made, engines[name]).find_spots(3).strong for name in ("fast", "dials"))
+    assert len(fast) == len(dials)
+    for name in ("bbox", "intensity.sum.value", "xyzobs.px.value"):
+        assert np.allclose(np.asarray(list(fast[name])), np.asarray(list(dials[name]))), name
+
+
+def test_the_record_has_all_that_the_files_need(made, engines):
+    work = processor(made, engines["fast"])
+    result = work.find_spots(3)
+    work.index(result)
+    work.integrate(result)
+    record = work.record(result, ("find_spots", "index", "integrate"), {})
+    entry = decode(record)
+    assert entry.image == 3
+    assert set(entry.tables) == {"strong", "indexed", "integrated"}
+    assert entry.tables["strong"].n_rows == result.n_spots
+    assert entry.tables["integrated"].identifiers == {0: work.maker.images.identifier(3, 0)}
+    assert entry.content["numbers"]["crystals"][0]["n_reflections"] == result.crystals[0].n_reflections
+    assert set(entry.content["experiments"]) == {"imported", "indexed", "integrated"}
+
+
+def test_indexed_again_it_keeps_its_spots_and_forgets_old_failures(made, engines):
+    work = processor(made, engines["fast"])
+    result = work.find_spots(3)
+    result.failures.append(Failure("index", "no lattice found"))
+    again = work.index_again(result)
+    assert again.failures == []
+    assert len(again.lattices) == 1
+    assert (again.n_spots, again.experiment) == (result.n_spots, None)
+
+
+class TestFailingStages:
+    """Stages that fail as libraries do."""
+
+    def work(self, made, engines, **changed) -> StillProcessor:
+        fast = engines["fast"]
+        return processor(made, Engine(**{**vars(fast), **changed}))
+
+    def test_an_indexer_without_an_answer(self, made, engines):
+        def index(experiment, strong):
+            raise StageError("no lattice found")
+
+        work = self.work(made, engines, index=index)
+        result = work.find_spots(3)
+        work.index(result)
+        work.integrate(result)
+        assert result.failures == [Failure("index", "no lattice found")]
+        assert result.hit
+        assert not result.crystals
+
+    def test_a_crystal_that_cannot_be_integrated(self, made, engines):
+        work = self.work(made, engines, integrate=lambda crystals, frame: (None, ["no room for the background"]))
+        result = work.find_spots(3)
+        work.index(result)
+        work.integrate(result)
+        assert result.failures == [Failure("integrate", "no room for the background")]
+        assert isinstance(result.indexed, Crystals)
+
+    @pytest.mark.parametrize("error", [RuntimeError("dxtbx Error: 12 of 13"), ValueError("/data/x.cbf"), IndexError()])
+    def test_what_libraries_raise_is_a_reason_without_numbers_and_paths(self, made, engines, error):
+        def find_spots(experiment, frame):
+            raise error
+
+        (failure,) = self.work(made, engines, find_spots=find_spots).find_spots(3).failures
+        assert failure.stage == "find_spots"
+        assert failure.reason in ("dxtbx Error: # of #", "…", "IndexError")
+
+    @pytest.mark.parametrize("error", [TypeError("a fault"), NameError("a fault"), MemoryError()])
+    def test_faults_of_the_program_end_it(self, made, engines, error):
+        def find_spots(experiment, frame):
+            raise error
+
+        with pytest.raises(type(error)):
+            self.work(made, engines, find_spots=find_spots).find_spots(3)

@@ -1,0 +1,115 @@
+"""What differs between builds of DIALS is found out by asking the build."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import pytest
+from support import run
+
+from ssx_mpi import dials_compat
+from ssx_mpi.dials_compat import DialsError
+
+
+def test_the_version_is_a_tuple_of_numbers():
+    assert dials_compat.dials_version() >= dials_compat.OLDEST_DIALS
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        ("DIALS 3.12.1-gabc", (3, 12, 1)),
+        ("DIALS 3.30.0-0-g5a1b2c3-release", (3, 30, 0)),
+        ("DIALS 3.dev.1234", None),
+        ("DIALS 3.22", (3, 22)),
+    ],
+)
+def test_versions_as_builds_write_them(monkeypatch, text, version):
+    module = importlib.import_module("dials.util.version")
+    monkeypatch.setattr(module, "dials_version", lambda: text)
+    read = dials_compat.dials_version.__wrapped__
+    if version is None:
+        with pytest.raises(DialsError, match=r"3\.dev"):
+            read()
+    else:
+        assert read() == version
+
+
+def test_a_version_that_is_too_old_is_refused_with_its_number(monkeypatch):
+    monkeypatch.setattr(dials_compat, "dials_version", lambda: (3, 5, 2))
+    with pytest.raises(DialsError, match=r"DIALS 3\.5\.2 is too old"):
+        dials_compat.prepare()
+
+
+def test_without_dials_it_says_which_python_has_none(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "dials" else find(name))
+    with pytest.raises(DialsError, match="no DIALS for") as refused:
+        dials_compat.prepare()
+    assert sys.executable in str(refused.value)
+
+
+def test_the_program_without_dials_ends_with_one_line(tmp_path):
+    program = (
+        "import importlib.util, sys; find = importlib.util.find_spec;"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'dials' else find(name, *a);"
+        "from ssx_mpi.command_line.process import run; run(['image=x.h5', 'nproc=1'])"
+    )
+    done = run([sys.executable, "-c", program], timeout=60, cwd=tmp_path)
+    assert done.status == 2
+    assert "no DIALS for" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_stills_indexing_can_be_imported():
+    # the module that it needs and does not use is missing from Debian's build
+    importlib.import_module("dials.algorithms.indexing.nave_parameters")
+    assert "xfel_mono_sim_ext" in sys.modules
+
+
+def test_preparing_again_changes_nothing(monkeypatch):
+    import os
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    before = dict(os.environ)
+    dials_compat.prepare()
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("program", ["dials_import", "find_spots", "ssx_index", "refine", "ssx_integrate"])
+def test_every_program_has_its_scope(program):
+    assert dials_compat.program_phil(program).fetch().extract() is not None
+
+
+def words(*names: str):
+    """A stand-in for the scope of dials.ssx_integrate whose models have these names."""
+    import libtbx.phil
+
+    return libtbx.phil.parse(f"profile.ellipsoid.rlp_mosaicity.model = {' '.join(names)}\n  .type = choice")
+
+
+@pytest.mark.parametrize(
+    ("known", "asked", "name"),
+    [
+        (("simple1", "simple6", "angular2", "*angular4"), "simple1angular1", "angular2"),
+        (("simple1", "simple6", "angular2", "*angular4"), "simple1angular3", "angular4"),
+        (("simple1", "*simple6", "simple1angular1", "simple6angular1"), "simple6angular1", "simple6angular1"),
+        (("simple1", "*simple6"), "simple6", "simple6"),
+    ],
+)
+def test_ellipsoid_models_have_the_names_of_the_installed_version(monkeypatch, known, asked, name):
+    monkeypatch.setattr(dials_compat, "program_phil", lambda program: words(*known))
+    assert dials_compat.rlp_mosaicity(asked) == name
+
+
+def test_a_model_that_this_version_lacks_is_refused_with_those_that_it_has(monkeypatch):
+    monkeypatch.setattr(dials_compat, "program_phil", lambda program: words("simple1", "*simple6"))
+    with pytest.raises(DialsError, match="no ellipsoid model simple6angular1: it has simple1, simple6"):
+        dials_compat.rlp_mosaicity("simple6angular1")
+
+
+@pytest.mark.parametrize(("sparse", "engine"), [(True, "SparseLevMar"), (False, "LevMar")])
+def test_the_sparse_engine_is_used_where_there_is_one(monkeypatch, sparse, engine):
+    monkeypatch.setattr(dials_compat, "has_sparse_engine", lambda: sparse)
+    assert dials_compat.refinement_engine() == engine

@@ -1,0 +1,186 @@
+"""Parameters as a user gives them: what is read from them, and what is refused with which words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ssx_mpi import params
+from ssx_mpi.command_line.process import _parse
+from ssx_mpi.params import CrystalSelection, InputError, Source
+
+
+@pytest.fixture
+def parse(tmp_path, monkeypatch):
+    """The parameters for command-line arguments given in an empty folder with one image, ``x.cbf``."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.cbf").write_bytes(b"")
+    return lambda *arguments: _parse(["image=x.cbf", *arguments], quiet=True)[0]
+
+
+def refusal(parse, *arguments: str) -> str:
+    """The one line with which `arguments` are refused."""
+    with pytest.raises(InputError) as caught:
+        parse(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults_are_those_that_users_know(parse):
+    p = parse()
+    assert (p.max_lattices, p.min_spots, p.batch_size) == (3, 10, 1000)
+    assert (p.spotfinding.min_spot_size, p.spotfinding.max_spot_size) == (3, 20)
+    assert p.geometry == p.assess == CrystalSelection(250, None, None)
+    assert p.steps == ("find_spots", "index", "integrate")
+    assert (p.integration.algorithm, p.integration.rlp_mosaicity) == ("ellipsoid", "simple6")
+    assert (p.nproc, p.unit_cell, p.space_group, p.symmetry_known) == (None, None, None, False)
+
+
+def test_paths_are_absolute_and_start_at_the_working_folder(parse, tmp_path):
+    (tmp_path / "ref.expt").write_text("{}")
+    p = parse("reference_geometry=ref.expt", "output.directory=out/deep")
+    assert p.sources == (Source("image", str(tmp_path / "x.cbf")),)
+    assert p.reference_geometry == tmp_path / "ref.expt"
+    assert p.directory == tmp_path / "out" / "deep"
+
+
+def test_short_names_work_where_they_are_unambiguous(parse):
+    p = parse("unit_cell=79.1,79.1,38.2,90,90,90", "space_group=P43212", "max_lattices=1", "rlp_mosaicity=simple1")
+    assert p.unit_cell == (79.1, 79.1, 38.2, 90, 90, 90)
+    assert p.space_group == "P 43 21 2"
+    assert (p.max_lattices, p.integration.rlp_mosaicity) == (1, "simple1")
+
+
+def test_each_source_has_its_own_range(parse, tmp_path):
+    p = parse("image=a.h5:1001:2000", "image=b.h5:1:5", "template=l_###.cbf:2:3", "template=l_###.cbf", "directory=d")
+    assert p.sources[1:] == (
+        Source("image", str(tmp_path / "a.h5"), 1001, 2000),
+        Source("image", str(tmp_path / "b.h5"), 1, 5),
+        Source("template", str(tmp_path / "l_###.cbf"), 2, 3),
+        Source("template", str(tmp_path / "l_###.cbf")),
+        Source("directory", str(tmp_path / "d")),
+    )
+
+
+def test_a_colon_in_a_name_is_no_range(parse, tmp_path):
+    assert parse("image=scan_12:30.h5").sources[1] == Source("image", str(tmp_path / "scan_12:30.h5"))
+    assert parse("image=12:30:scan.h5").sources[1] == Source("image", str(tmp_path / "12:30:scan.h5"))
+
+
+@pytest.mark.parametrize("bad", ["5:4", "-3:4", ":4", "4:"])
+def test_malformed_ranges_are_refused_by_name(parse, bad):
+    assert f"image=a.h5:{bad}" in refusal(parse, f"image=a.h5:{bad}")
+
+
+@pytest.mark.parametrize("bad", ["7", "3:2", "a:b", "1:2:3"])
+@pytest.mark.parametrize("stage", ["geometry_refinement", "assess_crystals"])
+def test_malformed_selections_are_refused_by_name(parse, stage, bad):
+    assert f"{stage}.images_to_use={bad}" in refusal(parse, f"{stage}.images_to_use={bad}")
+
+
+@pytest.mark.parametrize(
+    ("argument", "closest"),
+    [
+        ("max_latices=2", "max_lattices"),
+        ("unitcell=1,1,1,90,90,90", "unit_cell"),
+        ("spacegroup=P1", "space_group"),
+        ("geometry_refinement.ncrystals=3", "geometry_refinement.n_crystals"),
+        ("spotfinding.min_spotsize=3", "spotfinding.min_spot_size"),
+        ("min_spotsize=3", "spotfinding.min_spot_size"),
+    ],
+)
+def test_an_unknown_parameter_names_the_closest_one(parse, argument, closest):
+    message = refusal(parse, argument)
+    assert argument in message
+    assert f"did you mean {closest}=?" in message
+
+
+def test_nothing_like_it_points_to_the_list(parse):
+    assert "-c lists the parameters" in refusal(parse, "zzzz=3")
+
+
+def test_a_bare_file_name_says_how_to_give_images(parse, tmp_path):
+    (tmp_path / "data.h5").write_bytes(b"")
+    assert "image=" in refusal(parse, "data.h5")
+
+
+@pytest.mark.parametrize("argument", ["max_lattices=0", "max_lattices=two", "batch_size=0", "d_min=-1", "nproc=0"])
+def test_impossible_values_are_refused_by_name(parse, argument):
+    assert argument.split("=")[0] in refusal(parse, argument)
+
+
+@pytest.mark.parametrize(
+    "argument", ["space_group=P43221", "unit_cell=79,79,38,90,90,0", "engine=slow", "steps=find_spot"]
+)
+def test_values_that_are_none_are_refused(parse, argument):
+    assert refusal(parse, argument)
+
+
+@pytest.mark.parametrize(
+    ("group", "cell"),
+    [("P43212", "79,82,38,90,90,90"), ("P213", "96,96,96,90,90,93"), ("P212121", "30,40,50,90,95,90")],
+)
+def test_a_cell_that_the_space_group_forbids(parse, group, cell):
+    message = refusal(parse, f"space_group={group}", f"unit_cell={cell}")
+    assert "forbidden by space_group" in message
+    assert cell.split(",")[1] in message
+
+
+def test_a_cell_within_measurement_of_the_space_group_is_taken(parse):
+    assert parse("space_group=P43212", "unit_cell=79.1,79.2,38.2,90,90,90").symmetry_known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "reference_geometry",
+        "starting_geometry",
+        "mask",
+        "dials_import.phil",
+        "spotfinding.phil",
+        "indexing.phil",
+        "geometry_refinement.phil",
+        "integration.phil",
+    ],
+)
+def test_every_file_that_is_not_there_is_named(parse, name):
+    assert refusal(parse, f"{name}=lost.file") == f"{name}=lost.file: there is no such file"
+
+
+def test_a_phil_file_of_ours_that_is_not_there_is_named(parse):
+    assert "lost.phil: there is no such file" in refusal(parse, "lost.phil")
+
+
+def test_a_phil_file_of_ours_is_read(parse, tmp_path):
+    (tmp_path / "mine.phil").write_text("max_lattices = 7\nspotfinding.min_spot_size = 2\n")
+    p = parse("mine.phil")
+    assert (p.max_lattices, p.spotfinding.min_spot_size) == (7, 2)
+
+
+def test_steps_come_in_their_order_and_none_is_none(parse):
+    assert parse("steps=integrate+find_spots").steps == ("find_spots", "integrate")
+    assert parse("steps=index").steps == ("index",)
+    assert parse("steps=None").steps == ()
+
+
+def test_identity_leaves_out_what_does_not_change_results(parse, tmp_path):
+    p = parse()
+    other = replace(p, nproc=7, steps=("index",), restart=True, directory=tmp_path / "elsewhere")
+    assert other.identity() == p.identity()
+    for changed in (replace(p, d_min=2.0), replace(p, max_lattices=1), replace(p, engine="dials")):
+        assert changed.identity() != p.identity()
+
+
+def test_identity_notices_an_edited_file(parse, tmp_path):
+    (tmp_path / "spots.phil").write_text("spotfinder.filter.min_spot_size=2")
+    before = parse("spotfinding.phil=spots.phil").identity()
+    (tmp_path / "spots.phil").write_text("spotfinder.filter.min_spot_size=4")
+    after = parse("spotfinding.phil=spots.phil").identity()
+    assert {name for name in before if before[name] != after[name]} == {"spotfinding"}
+
+
+def test_every_parameter_has_help():
+    without = [d.path for d in params.scope().all_definitions() if not d.object.help]
+    assert without == []
