@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 NODES = ("node1", "node2")
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun")
 _PMIX = Path("/usr/lib/x86_64-linux-gnu/pmix2/lib")
-_PORT = 16917
+# below those that the system gives out by itself
+_PORTS = range(16900, 30000, 20)
 
 _CONFIGURATION = """\
 ClusterName=ssx
@@ -95,7 +97,8 @@ class Cluster:
         key = self.home / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o600)
-        text = _CONFIGURATION.format(home=self.home, port=_PORT, first=_PORT + 4, last=_PORT + 5)
+        port = next(p for p in _PORTS if all(map(_is_free, (p, p + 4, p + 5))))
+        text = _CONFIGURATION.format(home=self.home, port=port, first=port + 4, last=port + 5)
         (self.home / "slurm.conf").write_text(text)
         files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid", "seed-file": "munge.seed"}
         self.call("munged", *(f"--{o}={self.home / f}" for o, f in files.items()), f"--log-file={self.home}/log/munged")
@@ -173,6 +176,15 @@ class Cluster:
         while not condition():
             assert time.monotonic() < end, "waited too long"
             time.sleep(0.3)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as trial:
+        try:
+            trial.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _end(process: int) -> None:
