@@ -56,22 +56,22 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
         parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
         if os.environ.get(_GO_ON):
             parameters = replace(parameters, restart=False)
-        folder = _Folder(comm, parameters)
-        watch = Watch(parameters.time_limit, parameters.image_timeout)
-        to_file = _nothing
-        if comm.rank == 0:
-            to_file = _start_log(parameters.directory, verbosity)
-            logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, " ".join(arguments))
-        quiet_dials()
+        with _Folder(comm, parameters) as folder:
+            watch = Watch(parameters.time_limit, parameters.image_timeout)
+            to_file = _nothing
+            if comm.rank == 0:
+                to_file = _start_log(parameters.directory, verbosity)
+                logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, " ".join(arguments))
+            quiet_dials()
 
-        def claimed() -> None:
-            folder.lock()
-            to_file()
-            watch.open(comm, parameters.directory)
+            def claimed() -> None:
+                folder.lock()
+                to_file()
+                watch.open(comm, parameters.directory)
 
-        status = pipeline.process(comm, parameters, watch, claimed)
-        watch.close(comm)
-        return status
+            status = pipeline.process(comm, parameters, watch, claimed)
+            watch.close(comm)
+            return status
     except StorageError as error:
         # one rank alone comes here; what is in the journals is whole
         print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
@@ -86,13 +86,20 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
 
 
 class _Folder:
-    """The folder of the run, kept from other runs by rank 0 for as long as this lives."""
+    """The folder of the run, kept from other runs by rank 0 while this is entered."""
 
     def __init__(self, comm: Communicator, parameters) -> None:
         self._comm = comm
         self._directory = parameters.directory
         self._held: IO[bytes] | None = None
+
+    def __enter__(self) -> _Folder:
         self.lock()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._held is not None:
+            self._held.close()
 
     def lock(self) -> None:
         """Take the lock where it is not held yet, or was removed with what an earlier run had left; collective."""
