@@ -10,7 +10,7 @@ from stills import journalled, reflections
 
 SCRIPTS = Path(__file__).parents[2] / "jobscripts"
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(300)]
 
 #: seconds that a small job may take on a busy machine
 LONG = 400
