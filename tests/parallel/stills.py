@@ -23,6 +23,8 @@ from ssx_mpi.simulation.parameters import (
 )
 
 CELL = "unit_cell=79.1,79.1,38.2,90,90,90"
+#: environment of a run that is to be disturbed at its work
+SLOWLY = {"PYTHONPATH": str(Path(__file__).with_name("slowly"))}
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,18 @@ class Stills:
         return [*given, "batch_size=6", f"output.directory={directory}", *more]
 
     def start(self, directory: Path, *more: str, nproc: int = 2, **options) -> subprocess.Popen:
-        """The program at work, its output in ``terminal.log`` beside `directory`."""
-        command = [sys.executable, "-m", "ssx_mpi", *self.arguments(directory, *more, f"nproc={nproc}")]
-        options.setdefault("env", {**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1"})
+        """The program at work, slow enough to be disturbed, its output in ``terminal.log`` beside `directory`."""
+        return self._start(directory, *more, f"nproc={nproc}", environment=SLOWLY, **options)
+
+    def _start(self, directory: Path, *more: str, environment: dict[str, str], **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "ssx_mpi", *self.arguments(directory, *more)]
+        options["env"] = {**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **environment}
         with directory.with_name("terminal.log").open("a") as terminal:
             return subprocess.Popen(command, stdout=terminal, stderr=terminal, **options)
 
     def run(self, directory: Path, *more: str, nproc: int = 2, **options) -> int:
         """Exit code of the whole program."""
-        return self.start(directory, *more, nproc=nproc, **options).wait(timeout=240)
+        return self._start(directory, *more, f"nproc={nproc}", environment={}, **options).wait(timeout=240)
 
 
 def terminal(directory: Path) -> str:
