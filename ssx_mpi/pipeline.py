@@ -56,6 +56,8 @@ DONE, NOTHING_FOUND, TOO_MANY_FAILURES, STOPPED = 0, 3, 4, 75
 _MOST_ROUNDS = 6
 # two dozen stills tell the beam centre to a hundredth of the spacing of spots
 _HITS_FOR_BEAM_CENTRE = 24
+# images in import/imported.expt: each has to be opened
+_MOST_IMPORTED = 20
 # a shift is taken when it stands out from all others and explains more spots than the header by more than noise
 _SIGNIFICANT = 6.0
 _WORTH_MOVING = 0.05
@@ -125,23 +127,23 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
 def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> Run:
     """Find the images and check all input on rank 0, then tell every rank; the output folder is claimed last."""
 
+    # the same texts on every rank: all of them raise, or none
+    scopes = dials_parameters(parameters, on_root(comm, lambda: user_texts(parameters), InputError))
+
     def check():
-        texts = user_texts(parameters)
-        scopes = dials_parameters(parameters, texts)
         images = find_images(parameters.sources)
         for selection in (parameters.assess, parameters.geometry):
             image_range(images, selection)
         check_geometry_files(parameters, images, scopes)
         maker = _maker(parameters, images, scopes)
-        check_same_detector(images, maker)
+        read = check_same_detector(images, maker)
         check_compression(images, maker)
         read_mask_for(parameters, maker)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
-        return texts, images, run_folder.fingerprint(identity), continued
+        return images, run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
 
-    texts, images, identity, continued = on_root(comm, check, InputError)
-    scopes = dials_parameters(parameters, texts)
+    images, identity, continued, read = on_root(comm, check, InputError)
     maker = read_mask_for(parameters, _maker(parameters, images, scopes))
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
@@ -150,7 +152,7 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         for stage, reason in left_to_dials(parameters, scopes).items():
             logger.info("The algorithm of DIALS does the %s: %s", stage, reason)
         logger.info("%d images from %d sources%s", len(images), len(images.sources), _going_on(continued))
-        _write_import(run)
+        _write_import(run, read)
     return run
 
 
@@ -168,7 +170,8 @@ def check_geometry_files(parameters: Parameters, images: ImageSources, scopes: D
     """
     given = [path for path in (parameters.starting_geometry, parameters.reference_geometry) if path]
     if given:
-        header = ExperimentMaker(images, overrides=_overrides(parameters, scopes)).experiment(0).detector
+        maker = ExperimentMaker(images, overrides=_overrides(parameters, scopes))
+        header = maker.experiment(maker.first_readable()).detector
         for path in given:
             read_geometry(path, like=header)
 
@@ -187,16 +190,15 @@ def read_mask_for(parameters: Parameters, maker: ExperimentMaker) -> ExperimentM
     """`maker` with the user's mask, if one is given."""
     if parameters.mask is None:
         return maker
-    return maker.with_mask(read_mask(parameters.mask, maker.experiment(0).detector))
+    return maker.with_mask(read_mask(parameters.mask, maker.experiment(maker.first_readable()).detector))
 
 
-def _write_import(run: Run) -> None:
+def _write_import(run: Run, read: list[int]) -> None:
     folder = run.directory / "import"
     if not (folder / "sources.json").exists():
         write_json(folder / "sources.json", run.images.as_json())
     if not (folder / "imported.expt").exists():
-        first = [run.maker.experiment(i) for i in run.images.firsts()]
-        write_json(folder / "imported.expt", pack(first))
+        write_json(folder / "imported.expt", pack([run.maker.experiment(image) for image in read]))
 
 
 def given_geometry(comm: Communicator, run: Run):
@@ -342,7 +344,7 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     if stopped:
         return None, True
     lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
-    start = run.maker.experiment(first)
+    start = run.maker.experiment(run.maker.first_readable())
     grid = beam_centre.grid_for(start, lattice)
     own = [
         (image, beam_centre.score_still(result.experiment, result.strong, grid, lattice))
