@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.params import CrystalSelection, InputError, Parameters
+from ssx_mpi.params import STEPS, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
-from ssx_mpi.records.batches import batches
+from ssx_mpi.records.batches import Batch, batches
 from ssx_mpi.records.files import write_json
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
@@ -44,9 +45,9 @@ from ssx_mpi.stages.importing import (
 )
 from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
-from ssx_mpi.stages.stills import StillProcessor
+from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, survey
+from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, check_steps, survey
 from ssx_mpi.watch import Watch
 
 logger = logging.getLogger("ssx_mpi")
@@ -114,6 +115,9 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     claimed()
     if not parameters.symmetry_known:
         return assess_crystals(comm, run)
+    if parameters.steps and parameters.steps[0] != STEPS[0]:
+        # before the geometry is refined for nothing
+        check_steps(comm, _batches(run), run.identity, parameters.steps)
     geometry_ = given_geometry(comm, run) or stored_geometry(comm, run)
     if geometry_ is None:
         geometry_, status = refine_geometry(comm, run)
@@ -226,21 +230,54 @@ def _refined_path(run: Run) -> Path:
     return run.directory / "geometry_refinement" / "refined.expt"
 
 
+@dataclass(frozen=True)
+class Searched:
+    """Images whose spots were found in the search for the beam centre: those before `end`, on the ranks that did it."""
+
+    results: dict[int, StillResult]
+    end: int
+
+
 def first_crystals(
-    comm: Communicator, run: Run, selection: CrystalSelection, processor: StillProcessor, title: str
+    comm: Communicator,
+    run: Run,
+    selection: CrystalSelection,
+    processor: StillProcessor,
+    title: str,
+    searched: Searched | None = None,
 ) -> tuple[FirstCrystals, int, bool]:
     """Index images in order until there are as many lattices as wanted; each rank keeps what it found.
 
+    The spots of images that were `searched` are not found again.
     Returns the task with its results, one past the last image that counts, and whether it was stopped on request.
     """
     first, stop = image_range(run.images, selection)
-    progress = Progress(title, stop - first, comm.rank == 0)
+    start = first if searched is None else searched.end
+    progress = Progress(title, stop - start, comm.rank == 0)
     task = FirstCrystals(comm, processor, run.watch, progress.show)
-    pending = [(first, stop)] if stop > first else []
-    end, stopped, _ = dispatch.run(comm, task, pending, wanted=selection.n_crystals, longest=4)
+    end, stopped, found = start, False, 0
+    if searched is not None:
+        task.results = dict(searched.results)
+        _index_again(run, task)
+        stopped = comm.bcast(run.watch.stopping())
+        found, end = _shortest_prefix(comm, task, selection.n_crystals, end)
+    if start < stop and not stopped and found < selection.n_crystals:
+        wanted = selection.n_crystals - found
+        end, stopped, _ = dispatch.run(comm, task, [(start, stop)], wanted=wanted, longest=4)
     progress.close()
     task.results = {image: result for image, result in task.results.items() if image < end}
     return task, end, stopped
+
+
+def _shortest_prefix(comm: Communicator, task: FirstCrystals, wanted: int, end: int) -> tuple[int, int]:
+    """Lattices of the first images that have `wanted` in all, and one past the last of these; `end` with fewer."""
+    own = [(image, len(result.lattices)) for image, result in task.results.items()]
+    found = 0
+    for image, n_lattices in sorted(each for part in comm.allgather(own) for each in part):
+        found += n_lattices
+        if found >= wanted:
+            return found, image + 1
+    return found, end
 
 
 def image_range(images: ImageSources, selection: CrystalSelection) -> tuple[int, int]:
@@ -323,43 +360,48 @@ def _advice(statistics: Statistics) -> str:
     return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
 
 
-def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, bool]:
+def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, Searched | None, bool]:
     """Find out from the first hits whether the beam centre is where the header says.
 
     Returns
     -------
     geometry
         (detector, beam) with the detector moved, None when the header is right as far as can be told.
+    searched
+        Images whose spots are known now; None when there was no search.
     stopped
         Whether the job was stopped on request meanwhile.
     """
     parameters = run.parameters
     if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
-        return None, False
+        return None, None, False
     first, stop = image_range(run.images, parameters.geometry)
     progress = Progress("first hits", stop - first, comm.rank == 0)
     task = FirstHits(comm, run.processor(), run.watch, progress.show)
     end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
     progress.close()
     if stopped:
-        return None, True
+        return None, None, True
     lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
     start = run.maker.experiment(run.maker.first_readable())
     grid = beam_centre.grid_for(start, lattice)
     own = [
         (image, beam_centre.score_still(result.experiment, result.strong, grid, lattice))
-        for image, result in task.results.items()
-        if image < end and result.strong is not None
+        for image, result in task.hits(end).items()
     ]
+    for result in task.results.values():
+        result.experiment = None
+    searched = Searched({image: result for image, result in task.results.items() if image < end}, end)
     # averaged in the order of the images, so that not even the last digit depends on who found which hit
     scores = [score for _, score in sorted((each for part in comm.allgather(own) for each in part), key=lambda x: x[0])]
     if not scores:
-        return None, False
+        return None, searched, False
     found = best_shift(grid, np.mean(scores, axis=0))
     moved = found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
     if comm.rank == 0:
         logger.info(text.beam_centre_line(found, len(scores), moved))
-    return ((beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None), False
+    shifted = (beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None
+    return shifted, searched, False
 
 
 def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, int]:
@@ -372,10 +414,11 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     status
         Exit code in that case.
     """
-    start, stopped = search_beam_centre(comm, run)
+    start, searched, stopped = search_beam_centre(comm, run)
     if stopped:
         return None, STOPPED
-    task, _, stopped = first_crystals(comm, run, run.parameters.geometry, run.processor(start), "first crystals")
+    processor = run.processor(start)
+    task, _, stopped = first_crystals(comm, run, run.parameters.geometry, processor, "first crystals", searched)
     if stopped:
         return None, STOPPED
     refined: Any = None
@@ -459,7 +502,8 @@ def _index_again(run: Run, task: FirstCrystals) -> None:
     for image in sorted(task.results):
         result = task.results[image]
         if result.hit and not run.watch.stopping():
-            task.results[image] = task.processor.index_again(result)
+            again = task.attempt(image, partial(task.processor.index_again, result))
+            task.results[image] = result if again is None else again
 
 
 def _conclude_refinement(run: Run, refined) -> None:
@@ -477,12 +521,16 @@ def _conclude_refinement(run: Run, refined) -> None:
     logger.info("Refined geometry: %s", _refined_path(run))
 
 
+def _batches(run: Run) -> list[Batch]:
+    return batches(run.directory, len(run.images), run.parameters.batch_size)
+
+
 def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> int:
     """All images that are not finished yet, in batches over the ranks."""
     parameters = run.parameters
     detector, beam = geometry_
     keeping = BatchKeeping(
-        batches=batches(run.directory, len(run.images), parameters.batch_size),
+        batches=_batches(run),
         batch_size=parameters.batch_size,
         identity=run.identity,
         common={"detector": detector.to_dict(), "beam": beam.to_dict()},

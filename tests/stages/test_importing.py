@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ssx_mpi import dials_parameters
 from ssx_mpi.params import InputError, Source
+from ssx_mpi.stages.frames import BadImage
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
     ImageSources,
@@ -285,6 +286,34 @@ class TestExperiments:
         experiment = maker.experiment(2)
         assert abs(experiment.detector[0].get_distance()) == pytest.approx(81.5, abs=1e-3)
         assert experiment.beam.get_wavelength() == 1.25
+
+
+class TestDamagedHeaders:
+    def test_they_are_faults_of_their_image_alone(self, chip, tmp_path):
+        """Also of the first image that a rank gets, when it does not know the format yet."""
+        (tmp_path / "x_1.cbf").write_bytes(b"")
+        (tmp_path / "x_2.cbf").write_text("###CBF: VERSION 1.5\n_array_data.header_convention PILATUS_1.2\n")
+        maker = ExperimentMaker(find_images((Source("template", f"{tmp_path}/x_#.cbf"),)))
+        for image in (0, 1):
+            with pytest.raises(BadImage):
+                maker.experiment(image)
+            with pytest.raises(BadImage):
+                maker.check_data(image)
+
+    def test_the_first_that_can_be_read_is_found(self, chip, tmp_path):
+        (tmp_path / "x_1.cbf").write_bytes(b"")
+        images = find_images((Source("image", f"{tmp_path}/x_1.cbf"), Source("image", str(chip.image))))
+        maker = ExperimentMaker(images)
+        assert maker.first_readable() == 1
+        with pytest.raises(InputError, match=r"x_1\.cbf"):
+            maker.first_readable(range(1))
+
+
+def test_files_named_one_by_one_become_one_source(tmp_path):
+    touch(tmp_path, *[f"x_{n:03d}.cbf" for n in range(40)])
+    images = find_images(tuple(Source("image", f"{tmp_path}/x_{n:03d}.cbf") for n in range(40)))
+    assert len(images.sources) == 1
+    assert images.name(39) == "x_039.cbf"
 
 
 class TestSameDetector:
