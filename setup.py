@@ -28,21 +28,24 @@ REQUIREMENTS = [
 ]
 
 
-def there_under_another_name(module: str) -> bool:
-    """Whether `module` can be imported here though pip does not know it, as Debian's h5py.
+def h5py_has_another_name() -> bool:
+    """Whether h5py can be imported here though pip does not know it by its name, as Debian's.
 
-    pip would install a second one, whose HDF5 library does not know the file handles of the one in dxtbx. The question
-    is put to the Python that is installed to: here, pip hides its packages.
+    pip would install a second one, for us or for hdf5plugin, and its HDF5 library does not know the file handles of the
+    one in dxtbx. The question is put to the Python that is installed to: here, pip hides its packages.
     """
     question = (
-        "import sys; from importlib.metadata import packages_distributions as known; from importlib.util import find_spec;"
-        "sys.exit(not (find_spec(sys.argv[1]) and sys.argv[1] not in known().get(sys.argv[1], [])))"
+        "import sys; from importlib.util import find_spec;"
+        "from importlib.metadata import packages_distributions as known;"
+        "sys.exit(not (find_spec('h5py') and 'h5py' not in known().get('h5py', [])))"
     )
-    return subprocess.run([sys.executable, "-I", "-c", question, module], check=False).returncode == 0
+    return subprocess.run([sys.executable, "-I", "-c", question], check=False).returncode == 0
 
+
+LEFT_OUT = ("h5py", "hdf5plugin") if h5py_has_another_name() else ()
 
 setup(
-    install_requires=[r for r in REQUIREMENTS if not (r.startswith("h5py") and there_under_another_name("h5py"))],
+    install_requires=[requirement for requirement in REQUIREMENTS if not requirement.startswith(LEFT_OUT)],
     ext_modules=[
         Extension(
             "ssx_mpi.kernels._loops",
@@ -58,5 +61,5 @@ setup(
             ],
             libraries=["m"],
         )
-    ]
+    ],
 )
