@@ -108,11 +108,18 @@ def test_merging_finds_scales_and_truth(simulated):
     scale = np.exp(rng.normal(size=n_crystals))
     share = rng.uniform(0.3, 1.0, n)
     intensity = array.data().as_numpy_array()[row] * scale[crystal] * share
-    observations = module.Observations(hkl, crystal, intensity, share)
-    n_merged, unscaled, scaled = module.merging_correlations(simulated, observations)
+    observations = module.Observations(hkl, crystal, intensity, np.full(n, 1e-6), share)
+    n_merged, unscaled, scaled, counting = module.merging_correlations(simulated, observations)
     assert n_merged == len(np.unique(row))
     assert scaled > 0.99
     assert unscaled < scaled - 0.02
+    assert counting > 0.9999
+    # with noise of a known variance and no other errors, the correlation is the one expected of that noise
+    sigma = 0.5 * array.data().as_numpy_array().mean() * scale[crystal] * share
+    noisy = module.Observations(hkl, crystal, intensity + sigma * rng.normal(size=n), sigma**2, share)
+    *_, scaled, counting = module.merging_correlations(simulated, noisy)
+    assert counting < 0.99
+    assert scaled == pytest.approx(counting, abs=0.02)
 
 
 def test_images_are_told_by_scan_index_or_name(tmp_path):
