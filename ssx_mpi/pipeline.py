@@ -1,7 +1,7 @@
-"""What the program does, from images to integrated data, as a story; the same on every rank.
+"""What the program does, from images to merged intensities, as a story; the same on every rank.
 
 Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
-crystals unless it is given, and process all images in batches.
+crystals unless it is given, process all images in batches, and reduce what was integrated.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.params import CrystalSelection, InputError, Parameters
+from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
+from ssx_mpi.params import REDUCE, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
 from ssx_mpi.records.batches import batches
 from ssx_mpi.records.files import write_json
+from ssx_mpi.reduction import step as reduction_step
+from ssx_mpi.reduction.live import LiveMerge, detector_resolution
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
-from ssx_mpi.report.live import LiveReport
+from ssx_mpi.report.live import LiveReport, record_reduction
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
 from ssx_mpi.stages import beam_centre, crystals, geometry
@@ -46,7 +49,7 @@ from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
 from ssx_mpi.stages.stills import StillProcessor
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, survey
+from ssx_mpi.tasks import Batches, BatchKeeping, BatchNews, FailureShare, FirstCrystals, FirstHits, Survey, survey
 from ssx_mpi.watch import Watch
 
 logger = logging.getLogger("ssx_mpi")
@@ -112,6 +115,8 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     claimed()
     if not parameters.symmetry_known:
         return assess_crystals(comm, run)
+    if parameters.steps == (REDUCE,):
+        return reduce_crystals(comm, run)
     geometry_ = given_geometry(comm, run) or stored_geometry(comm, run)
     if geometry_ is None:
         geometry_, status = refine_geometry(comm, run)
@@ -119,7 +124,10 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
             return status
     if not parameters.steps:
         return DONE
-    return process_batches(comm, run, geometry_, began)
+    status = process_batches(comm, run, geometry_, began)
+    if status != DONE or REDUCE not in parameters.steps:
+        return status
+    return reduce_crystals(comm, run)
 
 
 def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> Run:
@@ -136,6 +144,8 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         check_same_detector(images, maker)
         check_compression(images, maker)
         read_mask_for(parameters, maker)
+        if REDUCE in parameters.steps:
+            reduction_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
         return texts, images, run_folder.fingerprint(identity), continued
@@ -236,6 +246,8 @@ def first_crystals(
     task = FirstCrystals(comm, processor, run.watch, progress.show)
     pending = [(first, stop)] if stop > first else []
     end, stopped, _ = dispatch.run(comm, task, pending, wanted=selection.n_crystals, longest=4)
+    # what follows is not done in the time of an image
+    run.watch.waiting()
     progress.close()
     task.results = {image: result for image, result in task.results.items() if image < end}
     return task, end, stopped
@@ -487,12 +499,21 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         keep_intermediate=parameters.keep_intermediate,
         size=comm.size,
     )
-    found = survey(comm, keeping, parameters.steps)
+    found = survey(comm, keeping, parameters.image_steps)
     live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
+    merging = _live_merge(comm, run, geometry_)
+    if merging is not None:
+        earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
+        merging.add(comm.sum(earlier))
     if comm.rank == 0:
         for news in found.finished:
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
+
+    def hear(news: BatchNews) -> None:
+        so_far = merging.add(news.merged) if merging is not None else None
+        live.hear(news.number, news.statistics, news.bad_images, so_far)
+
     job = Batches(
         comm=comm,
         keeping=keeping,
@@ -501,8 +522,9 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         stored=StoredSteps(run.maker.with_geometry(geometry_), run.directory, parameters.batch_size),
         watch=run.watch,
         failures=FailureShare(parameters.max_failures),
-        hear=lambda news: live.hear(news.number, news.statistics, news.bad_images),
+        hear=hear,
         progress=live.show,
+        merge=merging.of_batch if merging is not None else None,
     )
     _, stopped, traffic = dispatch.run(comm, job, job.pending)
     for left in found.records.values():
@@ -515,10 +537,77 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         elif not live.total.counts["crystals" if "integrate" in parameters.steps else "hits"]:
             status = NOTHING_FOUND
         state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}.get(status, "too_many_failures")
+        if status == DONE and REDUCE in parameters.steps:
+            state = "reducing"
+        if merging is not None:
+            live.merged = merging.statistics()
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
         if stopped:
-            logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+            _say_stopped(run)
     return comm.bcast(status)
+
+
+def _say_stopped(run: Run) -> None:
+    logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+
+
+def _live_merge(comm: Communicator, run: Run, geometry_) -> LiveMerge | None:
+    """What merges crystals as batches finish, where that is asked for."""
+    parameters = run.parameters
+    cell, space_group = parameters.unit_cell, parameters.space_group
+    if not parameters.live_merge or "integrate" not in parameters.steps or cell is None or space_group is None:
+        return None
+    detector, beam = geometry_
+    limits = (parameters.reduction.d_min, parameters.d_min, detector_resolution(detector, beam.get_s0()))
+    merging = LiveMerge(cell, space_group, next(d for d in limits if d is not None), parameters.reduction)
+    if comm.rank == 0 and merging.n_settings > 1:
+        logger.info(
+            "Crystals fit %d settings alike: until the reduction puts them into one, CC1/2 is that of the average",
+            merging.n_settings,
+        )
+    return merging
+
+
+def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> list[Path]:
+    """Folders of the batches that were finished before and that this rank keeps."""
+    numbers = [news.number for news in found.finished if keeping.keeper(news.number) == comm.rank]
+    return [keeping.batches[number - 1].folder for number in numbers]
+
+
+def reduce_crystals(comm: Communicator, run: Run) -> int:
+    """Merge the integrated crystals of this run; too few of them to merge are no failure of the run."""
+    parameters, watch = run.parameters, run.watch
+    alone = parameters.steps == (REDUCE,)
+    watch.together(comm)
+    if comm.rank == 0:
+        logger.info("\nReduction of the integrated crystals")
+    try:
+        outcome = reduction_step.reduce_run(
+            StoppableCommunicator(comm, watch.stopping), run.directory, parameters.reduction, run.identity
+        )
+    except StopRequested:
+        if comm.rank == 0:
+            _say_stopped(run)
+            record_reduction(run.directory, "stopped", None)
+        return STOPPED
+    except InputError as error:
+        if comm.rank == 0 and not alone:
+            logger.warning("The crystals are integrated, but not reduced: %s", error)
+            record_reduction(run.directory, "not_reduced", {"state": "refused", "reason": str(error)})
+        raise
+    if comm.rank == 0:
+        record_reduction(run.directory, "done", outcome.numbers)
+        _conclude_reduction(run, outcome)
+    return DONE if outcome.merged or not alone else NOTHING_FOUND
+
+
+def _conclude_reduction(run: Run, outcome: reduction_step.Outcome) -> None:
+    if not outcome.merged:
+        logger.warning("No merged intensities: %s. The integrated crystals are kept", outcome.numbers["reason"])
+        return
+    logger.info("\n%s", text.reduction_block(outcome.numbers))
+    if "merge" in run.parameters.reduction.steps:
+        logger.info("Merged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
 
 
 def _facts(run: Run, keeping: BatchKeeping) -> dict[str, Any]:

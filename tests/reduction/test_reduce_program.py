@@ -226,7 +226,7 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
         ("no append", 2, "no earlier reduction"),
-        ("misspelt", 2, "there is no parameter partiality_treshold; did you mean partiality_threshold?"),
+        ("misspelt", 2, "unknown parameter 'partiality_treshold=0.3'; did you mean partiality_threshold=?"),
         ("not a number", 2, "d_min"),
     ],
 )
