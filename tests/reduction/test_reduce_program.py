@@ -15,6 +15,7 @@ import synthetic
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 from iotbx import mtz
+from support import run_mpi
 from synthetic import Truth
 
 from ssx_mpi.command_line import reduce
@@ -131,6 +132,16 @@ def test_any_number_of_ranks_gives_the_same(ambiguous, tmp_path):
         assert results[ranks].pop("log") == results[1]["log"]
         for name, values in results[ranks].items():
             np.testing.assert_allclose(values, results[1][name], rtol=2e-5, atol=1e-3, err_msg=f"{name}, {ranks} ranks")
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_request_to_one_rank_ends_all_in_order(name, lysozyme, tmp_path):
+    program = Path(__file__).with_name("stopped.py")
+    job = run_mpi(2, [program, name, *lysozyme.paths, f"output.folder={tmp_path}"], timeout=120)
+    assert job.status == 75, job.text
+    assert "Stopped" in job.out and "Traceback" not in job.text
+    assert not (tmp_path / "DataFiles").exists()
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 def _in_setting_of(path: Path, truth: Truth) -> Truth:
