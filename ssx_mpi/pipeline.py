@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,8 +26,6 @@ from ssx_mpi.params import REDUCE, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
 from ssx_mpi.records.batches import batches
 from ssx_mpi.records.files import write_json
-from ssx_mpi.reduction import step as reduction_step
-from ssx_mpi.reduction.live import LiveMerge, detector_resolution
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
 from ssx_mpi.report.live import LiveReport, record_reduction
@@ -51,6 +49,11 @@ from ssx_mpi.stages.stills import StillProcessor
 from ssx_mpi.stages.stored import StoredSteps
 from ssx_mpi.tasks import Batches, BatchKeeping, BatchNews, FailureShare, FirstCrystals, FirstHits, Survey, survey
 from ssx_mpi.watch import Watch
+
+# the reduction is loaded when it is due
+if TYPE_CHECKING:
+    from ssx_mpi.reduction.live import LiveMerge
+    from ssx_mpi.reduction.step import Outcome
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -145,6 +148,8 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         check_compression(images, maker)
         read_mask_for(parameters, maker)
         if REDUCE in parameters.steps:
+            from ssx_mpi.reduction import step as reduction_step
+
             reduction_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
@@ -557,6 +562,8 @@ def _live_merge(comm: Communicator, run: Run, geometry_) -> LiveMerge | None:
     cell, space_group = parameters.unit_cell, parameters.space_group
     if not parameters.live_merge or "integrate" not in parameters.steps or cell is None or space_group is None:
         return None
+    from ssx_mpi.reduction.live import LiveMerge, detector_resolution
+
     detector, beam = geometry_
     limits = (parameters.reduction.d_min, parameters.d_min, detector_resolution(detector, beam.get_s0()))
     merging = LiveMerge(cell, space_group, next(d for d in limits if d is not None), parameters.reduction)
@@ -576,6 +583,8 @@ def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> l
 
 def reduce_crystals(comm: Communicator, run: Run) -> int:
     """Merge the integrated crystals of this run; too few of them to merge are no failure of the run."""
+    from ssx_mpi.reduction import step as reduction_step
+
     parameters, watch = run.parameters, run.watch
     alone = parameters.steps == (REDUCE,)
     watch.together(comm)
@@ -601,7 +610,7 @@ def reduce_crystals(comm: Communicator, run: Run) -> int:
     return DONE if outcome.merged or not alone else NOTHING_FOUND
 
 
-def _conclude_reduction(run: Run, outcome: reduction_step.Outcome) -> None:
+def _conclude_reduction(run: Run, outcome: Outcome) -> None:
     if not outcome.merged:
         logger.warning("No merged intensities: %s. The integrated crystals are kept", outcome.numbers["reason"])
         return

@@ -229,7 +229,8 @@ class TestReduction:
         assert job.status == 0, job.text
         assert numbers(folder)["reduction"]["merged"]["merged"]["d_min"] == pytest.approx(4.0, rel=0.01)
         assert [p.name for p in (folder / "DataFiles").glob("*.mtz")] == ["merged.mtz"]
-        assert numbers(folder)["total"] == numbers(done)["total"]
+        # what it says of the images stays
+        assert numbers(folder)["total"]["histograms"] == numbers(done)["total"]["histograms"]
 
     @pytest.mark.parametrize("at", ["_resolve", "_merge"])
     def test_stopped_in_the_reduction_it_goes_on_with_it(self, chip, done, tmp_path, monkeypatch, at):

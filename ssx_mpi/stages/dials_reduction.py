@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 from dials.array_family import flex
-from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 from dxtbx.model import ExperimentList
 from iotbx import phil
 
@@ -57,6 +56,7 @@ def scale(
         Further assignments, such as ``full_matrix=True``, which win over all.
     """
     from dials.command_line.scale import phil_scope, run_scaling
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, overrides, {"model": "KB"})
     params.cut_data.partiality_cutoff = partiality_threshold
@@ -117,6 +117,7 @@ def cosym_settings(
     """Setting that dials.cosym gives each crystal: (3, 3) such that indices become ``hkl @ matrix``, by identifier."""
     from cctbx import sgtbx
     from dials.command_line.cosym import cosym, phil_scope
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, (), {})
     params.space_group = sgtbx.space_group_info(space_group)
