@@ -10,6 +10,7 @@ twinned average.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +175,9 @@ class LiveMerge:
 
 def crystal_numbers(identifiers: tuple[str, ...]) -> np.ndarray:
     """A number for each crystal, (n,) int64, from its identifier alone, which is the same in every run."""
-    return np.array([int(name.replace("-", ""), 16) & (2**62 - 1) for name in identifiers], dtype=np.int64)
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in identifiers]
+    # of eight bytes 63 bits, for a number without a sign
+    return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
 
 
 def detector_resolution(detector: Any, s0: Any) -> float:
