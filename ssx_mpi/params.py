@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,6 +247,8 @@ class Parameters:
     live_merge: bool = field(metadata={"affects_results": False})
     #: what the crystals are is settled before; the reduction has an identity of its own
     reduction: ReductionParameters = field(metadata={"affects_results": False})
+    #: the assignments that make it what it is, for a command line
+    reduction_given: tuple[str, ...] = field(metadata={"affects_results": False})
 
     @property
     def symmetry_known(self) -> bool:
@@ -370,7 +373,19 @@ def read(extract, cwd: Path) -> Parameters:
         ),
         live_merge=extract.live_merge,
         reduction=of_reduction.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
+        reduction_given=tuple(_reduction_given(extract, path)),
     )
+
+
+def _reduction_given(extract, path: PathReader) -> Iterator[str]:
+    """What differs from the defaults in the scope of the reduction, as on a command line, with absolute paths."""
+    master = scope()
+    for found in master.fetch_diff(source=master.format(python_object=extract)).all_definitions():
+        if not found.path.startswith("reduction."):
+            continue
+        value = " ".join(word.value for word in found.object.words)
+        is_path = found.object.type is not None and found.object.type.phil_type == "path"
+        yield f"{found.path}={path.absolute(value) if is_path else value}"
 
 
 def _steps(given: list[str]) -> tuple[str, ...]:
