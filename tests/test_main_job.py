@@ -285,6 +285,16 @@ class TestReduction:
         assert job.status == 0, (hits, job.text)
         assert numbers(tmp_path / "out")["reduction"]["crystals"] == {"merged": n}
 
+    def test_dials_reduces_the_crystals_of_a_run(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        job = again(chip, folder, "reduction.engine=dials", "steps=reduce")
+        assert job.status == 0, job.text
+        reduction = numbers(folder)["reduction"]
+        assert reduction["merged"]["merged"]["n_uniq"] > 1000
+        assert "error_model" not in reduction
+        assert (folder / "DataFiles" / "scaled.refl").is_file()
+        assert not (folder / "DataFiles" / "scaled_1.refl").exists()
+
     def test_there_must_be_something_to_reduce(self, chip, tmp_path):
         job = again(chip, tmp_path / "out", "steps=reduce")
         assert job.status == 2

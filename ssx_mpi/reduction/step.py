@@ -26,7 +26,10 @@ _OUTCOME = "data_reduction/reduction.json"
 # to tell whether a reference fits, low resolution will do; angstrom
 _D_MIN_OF_CHECK = 4.0
 # what a reduction writes for each of the sets that it merges, or for each input file
-_PRODUCTS = ("DataFiles/*.mtz", "DataFiles/scaled*", "DataFiles/*.stream", "LogFiles/dials.merge*.json")
+_PRODUCTS = (
+    *("DataFiles/*.mtz", "DataFiles/scaled*", "DataFiles/*.stream", "LogFiles/dials.merge*.json"),
+    *("data_reduction/scales*", "data_reduction/merged.npz"),
+)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,9 @@ def reduce_run(
     except NothingLeftError as error:
         numbers: dict[str, Any] = {"state": "nothing_left", "reason": str(error)}
     else:
-        numbers = {"state": "done", **_numbers(summary, directory)}
+        numbers = {"state": "done", **_numbers(summary)}
+        if parameters.engine == "dials":
+            numbers["merged"] = _merged_by_dials(directory)
     numbers["seconds"] = round(time.monotonic() - began, 3)
     if comm.rank == 0:
         if "scale" in parameters.steps:
@@ -147,7 +152,7 @@ def _state(path: Path) -> tuple[int, int]:
     return found.st_ino, found.st_mtime_ns
 
 
-def _numbers(summary: Summary, directory: Path) -> dict[str, Any]:
+def _numbers(summary: Summary) -> dict[str, Any]:
     merged = {
         name: {
             "n_crystals": data.n_crystals,
@@ -162,14 +167,14 @@ def _numbers(summary: Summary, directory: Path) -> dict[str, Any]:
         "cell": [round(x, 4) for x in summary.cell],
         "space_group": summary.space_group,
         "wavelength": summary.wavelength,
-        "error_model": {"a": summary.noise.a, "b": summary.noise.b},
-        "merged": merged or _merged_by_dials(directory),
+        # where DIALS merged, the error model is its own
+        **({"error_model": {"a": summary.noise.a, "b": summary.noise.b}} if merged else {}),
+        "merged": merged,
     }
 
 
 def _merged_by_dials(directory: Path) -> dict[str, Any]:
-    path = directory / "LogFiles" / "dials.merge.json"
-    if not path.is_file():
-        return {}
-    of_wavelength = next(iter(json.loads(path.read_text()).values()))
-    return {"merged": of_wavelength.get("merging_stats", {}).get("overall", {})}
+    content = json.loads((directory / "LogFiles" / "dials.merge.json").read_text())
+    of_wavelength = next(iter(content.values()))
+    found = of_wavelength.get("merging_stats", {}).get("overall", {})
+    return {"merged": {name: value for name, value in found.items() if value is not None}}

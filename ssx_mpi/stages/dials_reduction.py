@@ -55,11 +55,14 @@ def scale(
     overrides
         Further assignments, such as ``full_matrix=True``, which win over all.
     """
+    from dials.algorithms.scaling.scaling_utilities import BadDatasetForScalingException
     from dials.command_line.scale import phil_scope, run_scaling
     from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, overrides, {"model": "KB"})
     params.cut_data.partiality_cutoff = partiality_threshold
+    # by default dials.scale fits its model to nearly full reflections, of which stills have few or none
+    params.reflection_selection.min_partiality = partiality_threshold
     params.anomalous = anomalous
     params.reflection_selection.intensity_choice = "sum"
     params.output.html = None
@@ -74,8 +77,8 @@ def scale(
             # pandas has opinions on the DIALS of Debian
             warnings.simplefilter("ignore", FutureWarning)
             scaled, joint = run_scaling(params, experiments, tables)
-    except (ValueError, RuntimeError) as error:
-        raise DialsReductionError(f"dials.scale: {error}") from error
+    except (ValueError, RuntimeError, BadDatasetForScalingException) as error:
+        raise DialsReductionError(f"dials.scale: {' '.join(str(error).split())}") from error
     return DialsData(scaled, joint)
 
 
