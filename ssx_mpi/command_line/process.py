@@ -47,13 +47,15 @@ def run(arguments: list[str] | None = None) -> None:
 
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
+    from ssx_mpi.parallel.collective import on_root
     from ssx_mpi.params import InputError
     from ssx_mpi.records.files import StorageError
     from ssx_mpi.stages.geometry import quiet_dials
     from ssx_mpi.watch import Watch
 
     try:
-        parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        # the other ranks load no parser and no PHIL of DIALS
+        parameters, verbosity = on_root(comm, lambda: _parse(arguments), InputError)
         if os.environ.get(_GO_ON):
             parameters = replace(parameters, restart=False)
         with _Folder(comm, parameters) as folder:
@@ -127,7 +129,7 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _parse(arguments: list[str], quiet: bool = False):
+def _parse(arguments: list[str]):
     """Parameters and verbosity from the command line, with the behaviour of DIALS programs.
 
     Raises
