@@ -55,12 +55,15 @@ ask_ranks_to_stop() {
     esac
 }
 trap ask_ranks_to_stop USR1
+# Slurm lets the other ranks wait for one that was killed; they get 20 s, and those of an orderly end need less
 on_all_ranks() {
     status=75
     [ -z "$stopping" ] || return
     for attempt in 1 2 3; do
         case $LAUNCHER in
-            srun) srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores "$@" & ;;
+            srun)
+                srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 "$@" &
+                ;;
             *) mpirun -n "$RANKS" --bind-to core "$@" & ;;
         esac
         step=$!

@@ -100,7 +100,8 @@ def lead_seconds(time: str) -> int:
     days, dash, clock = time.rpartition("-")
     numbers = [int(n) if n.isdigit() else 0 for n in clock.split(":")]
     # minutes, minutes:seconds, hours:minutes:seconds; after days: hours and so on
-    hours, minutes, seconds = (numbers + [0, 0])[:3] if dash or len(numbers) > 2 else [0, *(numbers + [0])[:2]]
+    first = [] if dash or len(numbers) > 2 else [0]
+    hours, minutes, seconds = [*first, *numbers, 0, 0][:3]
     total = 86400 * (int(days) if days.isdigit() else 0) + 3600 * hours + 60 * minutes + seconds
     return min(_LEAD, total // _LEAD_PART) if total else _LEAD
 
@@ -204,12 +205,15 @@ ask_ranks_to_stop() {
     esac
 }
 trap ask_ranks_to_stop USR1
+# Slurm lets the other ranks wait for one that was killed; they get 20 s, and those of an orderly end need less
 on_all_ranks() {
     status=75
     [ -z "$stopping" ] || return
     for attempt in 1 2 3; do
         case $LAUNCHER in
-            srun) srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores @FROM@"$@" & ;;
+            srun)
+                srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 @FROM@"$@" &
+                ;;
             *) mpirun -n "$RANKS" --bind-to core @FROM@"$@" & ;;
         esac
         step=$!
