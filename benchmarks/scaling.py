@@ -3,6 +3,8 @@
   python benchmarks/scaling.py real ARGUMENTS...    the program itself on 1 and 2 pinned ranks, with these parameters
   python benchmarks/scaling.py validate             the simulation against the real dispatch on 1 to 4 ranks
   python benchmarks/scaling.py simulate [RUN]       up to 16,384 ranks and 10 million images
+  python benchmarks/scaling.py request              what a request costs the coordinator
+  python benchmarks/scaling.py start ARGUMENTS...   what a rank other than 0 loads before its first image
 
 The simulation is a discrete-event one (simpy) of what ssx_mpi.parallel.dispatch does, with the program's own ranges and
 constants. Its inputs are the cost of an image (drawn from the CPU-seconds by stage that the folder RUN has in
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -344,15 +347,62 @@ def _rate(directory: Path) -> float:
     return status["n_images"] / status["dispatch"]["seconds"]
 
 
+# ---- start-up -----------------------------------------------------------------------------------------------------
+
+
+def start(arguments: list[str]) -> None:
+    """What rank 1 of 2 loads: modules, files, calls to the file system; and how long until its first image.
+
+    Cold: the system's cache of files is emptied first, as root.
+    """
+    ranks = ["mpiexec", "-n", "2", "--bind-to", "none"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        program = [sys.executable, str(Path(__file__).with_name("loaded.py")), name, *arguments]
+        program += [f"output.directory={folder}/run", "restart=True"]
+        for cache in ("cold", "warm"):
+            if cache == "cold" and not _drop_caches():
+                print("the cache of files cannot be emptied here: no cold start")
+                continue
+            found = _rank_1([*ranks, *program], folder)
+            print(
+                f"{cache}: first image after {found['seconds']:.1f} s ({found['cpu_seconds']:.2f} CPU-seconds); "
+                f"{len(found['modules'])} modules, {len(found['files'])} files opened by Python"
+            )
+        if shutil.which("strace"):
+            calls = folder / "calls"
+            found = _rank_1([*ranks, "strace", "-f", "-ff", "-e", "trace=%file", "-o", str(calls), *program], folder)
+            lines = Path(f"{calls}.{found['process']}").read_text().splitlines()
+            # an empty name asks about a file that is open
+            made = [line for line in lines if '""' not in line]
+            print(f"{len(made)} calls to the file system by name, {sum('ENOENT' in call for call in made)} in vain")
+
+
+def _rank_1(command: list[str], folder: Path) -> dict:
+    subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, check=True)
+    return json.loads((folder / "rank_1.json").read_text())
+
+
+def _drop_caches() -> bool:
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["real", "validate", "simulate", "sleep"])
+    parser.add_argument("what", choices=["real", "validate", "simulate", "request", "start", "sleep", "asking"])
     parser.add_argument("rest", nargs="*")
     given = parser.parse_args()
     if given.what == "real":
         real(given.rest, repeats=3)
     elif given.what == "validate":
         validate(int(given.rest[0]) if given.rest else 600)
+    elif given.what == "start":
+        start(given.rest)
     elif given.what == "sleep":
         run_sleeping(int(given.rest[0]))
     else:

@@ -137,8 +137,7 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
     """Find the images and check all input on rank 0, then tell every rank; the output folder is claimed last."""
 
     def check():
-        texts = user_texts(parameters)
-        scopes = dials_parameters(parameters, texts)
+        scopes = dials_parameters(parameters, user_texts(parameters))
         images = find_images(parameters.sources)
         for selection in (parameters.assess, parameters.geometry):
             image_range(images, selection)
@@ -153,11 +152,10 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
             reduction_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
-        return texts, images, run_folder.fingerprint(identity), continued
+        return scopes, images, maker.formats, run_folder.fingerprint(identity), continued
 
-    texts, images, identity, continued = on_root(comm, check, InputError)
-    scopes = dials_parameters(parameters, texts)
-    maker = read_mask_for(parameters, _maker(parameters, images, scopes))
+    scopes, images, formats, identity, continued = on_root(comm, check, InputError)
+    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats))
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
         for note in scopes.notes:
@@ -192,10 +190,10 @@ def _overrides(parameters: Parameters, scopes: DialsParameters):
     return read_import_overrides(scopes.dials_import) if parameters.import_phil else None
 
 
-def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> ExperimentMaker:
+def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters, formats=None) -> ExperimentMaker:
     overrides = _overrides(parameters, scopes)
     start = read_geometry(parameters.starting_geometry) if parameters.starting_geometry else None
-    return ExperimentMaker(images, start, None, overrides)
+    return ExperimentMaker(images, start, None, overrides, formats)
 
 
 def read_mask_for(parameters: Parameters, maker: ExperimentMaker) -> ExperimentMaker:

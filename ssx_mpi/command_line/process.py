@@ -14,6 +14,7 @@ from typing import IO
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launch
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
 
@@ -34,26 +35,29 @@ def run(arguments: list[str] | None = None) -> None:
         print(f"ssx_mpi {__version__}")
         return
     try:
-        dials_compat.prepare()
         if launch.launcher_size() is None:
+            dials_compat.prepare()
             # the arguments are checked before ranks are started for them
             parameters = _parse(arguments)[0]
             n_ranks = parameters.nproc or launch.usable_cores()
             launch.start_on_ranks("ssx_mpi", arguments, n_ranks)
+        with holding_requests():
+            dials_compat.prepare()
+            launch.guarded(lambda comm: _main(comm, arguments))
     except (dials_compat.DialsError, launch.LaunchError, _input_error()) as error:
         sys.exit(_refuse(error))
-    launch.guarded(lambda comm: _main(comm, arguments))
 
 
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
+    from ssx_mpi.parallel.collective import on_root
     from ssx_mpi.params import InputError
     from ssx_mpi.records.files import StorageError
     from ssx_mpi.stages.geometry import quiet_dials
-    from ssx_mpi.watch import Watch
 
     try:
-        parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        # the other ranks load no parser and no PHIL of DIALS
+        parameters, verbosity = on_root(comm, lambda: _parse(arguments), InputError)
         if os.environ.get(_GO_ON):
             parameters = replace(parameters, restart=False)
         with _Folder(comm, parameters) as folder:
@@ -131,7 +135,7 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _parse(arguments: list[str], quiet: bool = False):
+def _parse(arguments: list[str]):
     """Parameters and verbosity from the command line, with the behaviour of DIALS programs.
 
     Raises

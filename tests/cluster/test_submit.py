@@ -26,6 +26,15 @@ def test_scripts_are_sound_bash_and_their_options_come_first(kind, stage, tmp_pa
     assert ("from_local_disk" in text) == (stage == "local")
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("01:00:00", 120), ("1", 15), ("2:00", 30), ("00:04:00", 60), ("1-0", 120), ("0-00:01", 15), ("UNLIMITED", 120)],
+)
+def test_a_short_job_is_not_told_to_end_at_its_beginning(time, seconds):
+    assert scripts.lead_seconds(time) == seconds
+    assert f"#SBATCH --signal=B:USR1@{seconds}\n" in scripts.render("chain", scripts.Site(time=time))
+
+
 @pytest.mark.parametrize("kind", scripts.KINDS)
 def test_the_shipped_scripts_are_the_rendered_ones(kind):
     site = scripts.Site(nodes=2 if kind == "many_nodes" else 1)
