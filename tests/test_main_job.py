@@ -12,7 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Chip
 from support import Finished, run_mpi, ssx_mpi
+
+from ssx_mpi.stages.stills import StillProcessor
 
 BATCHES = ("batch_size=8", "geometry_refinement.n_crystals=3")
 # what is the same for every number of ranks, to the last byte; the others hold times
@@ -441,25 +444,12 @@ class TestGoingOn:
                 assert not list(folder.glob("batch_*"))
             if steps == "index":
                 assert not list(folder.rglob("integrated_1.refl"))
-        one, other = results(done), results(folder)
-        assert list(one) == list(other)
-        assert {name for name in one if one[name] != other[name]} <= {n for n in one if "integrated_1" in n}
-        for batch in (1, 2, 3):
-            self.assert_same_but_for_rounding(done / f"batch_{batch}", folder / f"batch_{batch}")
+        assert_same_results(done, folder)
 
-    def assert_same_but_for_rounding(self, one: Path, other: Path) -> None:
-        """A crystal that was written and read may differ in the last digit, and what is refined from it a bit more."""
-        (first, table), (second, table_again) = load(one, "integrated_1"), load(other, "integrated_1")
-        assert [e.identifier for e in first] == [e.identifier for e in second]
-        assert sorted(table.keys()) == sorted(table_again.keys())
-        for name in ("miller_index", "id", "flags", "bbox", "intensity.sum.value", "intensity.sum.variance"):
-            assert list(table[name]) == list(table_again[name]), name
-        for name in ("partiality", "d", "lp", "background.mean"):
-            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-6, atol=1e-6)
-
-    def test_a_step_without_the_one_before_is_refused(self, chip, geometry, tmp_path):
-        job = again(chip, tmp_path / "out", geometry, "steps=integrate")
-        assert job.status == 2
+    def test_a_step_without_the_one_before_is_refused_before_any_work(self, chip, tmp_path, monkeypatch):
+        monkeypatch.setattr(StillProcessor, "find_spots", lambda *_: pytest.fail("the geometry is being refined"))
+        job = again(chip, tmp_path / "out", "steps=integrate")
+        assert job.status == 2, job.text
         assert "has no results of index yet" in job.err
         assert not list(tmp_path.rglob("*.refl"))
 
@@ -660,6 +650,68 @@ class TestBadInput:
         job = ssx_mpi(f"image={chip.image}", *chip.symmetry, f"output.directory={tmp_path}/file")
         assert job.status == 2
         assert "cannot be written" in job.err
+
+
+def test_spots_are_found_once_for_beam_centre_and_first_crystals(chip, tmp_path, monkeypatch):
+    find_spots, found = StillProcessor.find_spots, []
+    monkeypatch.setattr(StillProcessor, "find_spots", lambda self, i: found.append(i) or find_spots(self, i))
+    job = again(chip, tmp_path / "out", "steps=None")
+    assert job.status == 0, job.text
+    assert "beam centre" in job.out
+    assert sorted(found) == list(range(24))
+
+
+@pytest.fixture(scope="module")
+def cbf_files(tmp_path_factory) -> Path:
+    """Folder of six CBF files, each with a strong crystal."""
+    from ssx_mpi.parallel.communicator import SerialCommunicator
+    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation.data_set import simulate
+
+    folder = tmp_path_factory.mktemp("cbf")
+    simulate(
+        p.SimulationParameters(
+            n_images=6,
+            seed=5,
+            hit_rate=1.0,
+            lattices=(1.0,),
+            crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
+            detector=p.DetectorParameters("pilatus200k", 75.0),
+            output=p.OutputParameters(folder / "lyso.cbf", format="cbf"),
+        ),
+        SerialCommunicator(),
+    )
+    return folder
+
+
+class TestDamagedFirstImages:
+    def process(self, folder: Path, out: Path) -> Finished:
+        truth = f"reference_geometry={folder / 'truth.expt'}"
+        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *Chip.symmetry, truth, f"output.directory={out}")
+
+    def test_they_are_counted_and_left_out(self, cbf_files, tmp_path):
+        folder = shutil.copytree(cbf_files, tmp_path / "images")
+        # empty; without a detector in the header; cut off within the pixels
+        (folder / "lyso_00001.cbf").write_bytes(b"")
+        (folder / "lyso_00002.cbf").write_bytes((folder / "lyso_00002.cbf").read_bytes()[:200])
+        (folder / "lyso_00003.cbf").write_bytes((folder / "lyso_00003.cbf").read_bytes()[:20_000])
+        job = self.process(folder, tmp_path / "out")
+        assert job.status == 0, job.text
+        summary = json.loads((tmp_path / "out" / "ssx_mpi.json").read_text())
+        assert summary["total"]["counts"]["crystals"] == 3
+        assert [name for name, *_ in summary["left_out"]] == [f"lyso_0000{n}.cbf" for n in (1, 2, 3)]
+        imported = json.loads((tmp_path / "out" / "import" / "imported.expt").read_text())
+        assert imported["imageset"][0]["images"][0].endswith("lyso_00003.cbf")
+
+    def test_a_source_without_any_readable_image_is_refused(self, cbf_files, tmp_path):
+        folder = shutil.copytree(cbf_files, tmp_path / "images")
+        for path in folder.glob("*.cbf"):
+            path.write_bytes(b"")
+        job = self.process(folder, tmp_path / "out")
+        assert job.status == 2
+        assert "lyso_00001.cbf" in job.err
+        assert "nor can any of the next 5" in job.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_images_of_a_damaged_data_file_are_counted_and_the_others_processed(chip, done, geometry, tmp_path):
