@@ -403,15 +403,18 @@ def positional_outliers(distance: np.ndarray, fraction: float = 0.4) -> np.ndarr
 
 
 def _rayleigh_sigma(radius: np.ndarray, cumulative: np.ndarray) -> float:
-    # least squares of 1 - exp(-r^2 / 2 sigma^2) to the cumulative distribution, by Gauss-Newton in log(sigma)
-    log_sigma = np.log(max(radius[-1], 1e-9))
-    for _ in range(50):
-        t = 0.5 * (radius / np.exp(log_sigma)) ** 2
-        e = np.exp(-t)
-        difference = 1 - e - cumulative
-        slope = -2 * t * e
-        step = -(slope @ difference) / max(slope @ slope, 1e-300)
-        log_sigma += np.clip(step, -0.5, 0.5)
-        if abs(step) < 1e-9:
+    # least sum of |1 - exp(-r^2 / 2 sigma^2) - cumulative|, as in DIALS: each spot wants a sigma of its own, and the
+    # best is the median of these, weighted with the slopes of the distribution, which depend on sigma a little
+    wanted = np.full(len(radius), np.inf)
+    inner = cumulative > 0
+    wanted[inner] = radius[inner] / np.sqrt(-2 * np.log1p(-cumulative[inner]))
+    order = np.argsort(wanted, kind="stable")
+    wanted, t = wanted[order], 0.5 * radius[order] ** 2
+    sigma = max(float(radius[-1]), 1e-9)
+    for _ in range(20):
+        weight = np.cumsum(t * np.exp(-t / sigma**2))
+        best = max(float(wanted[np.searchsorted(weight, 0.5 * weight[-1])]), 1e-9)
+        if best == sigma:
             break
-    return float(np.exp(log_sigma))
+        sigma = best
+    return sigma
