@@ -116,6 +116,26 @@ def run_dials(params, experiments, table) -> tuple[float, object, dict]:
     return time.process_time() - start, experiment, columns(integrated)
 
 
+def one_crystal(experiments, table, number: int) -> tuple[ExperimentList, flex.reflection_table]:
+    """One crystal of several on an image and its spots, numbered as the only one."""
+    spots = table.select(table["id"] == number)
+    for key in list(spots.experiment_identifiers().keys()):
+        del spots.experiment_identifiers()[key]
+    spots["id"] = flex.int(len(spots), 0)
+    spots.experiment_identifiers()[0] = experiments[number].identifier
+    return ExperimentList([experiments[number]]), spots
+
+
+def try_dials(params, experiments, table) -> tuple[float, flex.reflection_table | None]:
+    """CPU-seconds and reflections of DIALS for one crystal; None where DIALS gives it up."""
+    start = time.process_time()
+    try:
+        _, integrated, _ = EllipsoidIntegrator(params).run(copy.deepcopy(experiments)[0], table.copy())
+    except RuntimeError:
+        integrated = None
+    return time.process_time() - start, integrated
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dials", type=int, default=0, metavar="N", help="crystals to integrate with DIALS as well")

@@ -11,7 +11,11 @@ measurement. The search has four steps, each one array operation over all candid
 3. Two vectors with the lengths and the angle of two known ones fix an orientation. All such pairs are formed, and
    scored by the number of spots that lie near a lattice point.
 4. The best are refined against the lattice points they explain (q = (1 + M) B h, linear in the 3x3 matrix M), from
-   low resolution to high, and those that are the same lattice are dropped.
+   low resolution to high, and those that are the same lattice are dropped. The fragments of a split crystal are looked
+   for about the best.
+
+What the refinement begins with are not these bases but the maxima of the Fourier amplitude of all spots next to their
+vectors (:func:`spectral_bases`).
 
 References
 ----------
@@ -29,6 +33,7 @@ from itertools import combinations, product
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
+from ssx_mpi.kernels.rotations import rotation_matrices
 
 # spots in the search for vectors, those of lowest resolution
 _SEARCH_SPOTS = 200
@@ -559,11 +564,8 @@ def fragments(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: int = 
 def _small_rotations() -> np.ndarray:
     # 11^3 rotations by up to 2.4 degrees about each axis
     angles = np.radians(np.linspace(-2.4, 2.4, 11))
-    x, y, z = (g.ravel() for g in np.meshgrid(angles, angles, angles, indexing="ij"))
-    zero = np.zeros_like(x)
-    generator = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
-    u, _, vt = np.linalg.svd(np.eye(3) + generator + 0.5 * generator @ generator)
-    return u @ vt
+    grid = np.meshgrid(angles, angles, angles, indexing="ij")
+    return rotation_matrices(np.stack([g.ravel() for g in grid], axis=1))
 
 
 def spectral_maxima(q: np.ndarray, vectors: np.ndarray, n_steps: int = 6) -> tuple[np.ndarray, np.ndarray]:
