@@ -17,19 +17,22 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from ssx_mpi import dials_compat
 
+# before NumPy, which starts its threads when it is loaded
 dials_compat.prepare()
 
+import numpy as np  # noqa: E402
+from dials.algorithms.indexing import DialsIndexError  # noqa: E402
+from dials.algorithms.indexing.max_cell import find_max_cell  # noqa: E402
 from dials.algorithms.indexing.ssx.processing import index_one  # noqa: E402
 from dials.array_family import flex  # noqa: E402
 from dials.command_line.ssx_index import phil_scope  # noqa: E402
-from dxtbx.model import Experiment  # noqa: E402
+from dxtbx.model import Experiment, ExperimentList  # noqa: E402
 from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 from libtbx import phil  # noqa: E402
 
@@ -58,8 +61,13 @@ def _outcome(seconds, experiments, table) -> Outcome:
     return Outcome(seconds, crystals, counts, rmsds)
 
 
-def run_dials(experiment, strong, params) -> Outcome:
-    """Index one image by DIALS."""
+def run_dials(experiment, strong, params, longest: float | None = None) -> Outcome:
+    """Index one image by DIALS; `longest` is the longest axis of an unknown cell, in angstrom."""
+    methods = list(params.method)
+    if longest is not None:
+        # as dials.ssx_index does without a cell
+        params.indexing.max_cell = longest
+        methods = ["fft1d"]
     table = strong.copy()
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
@@ -67,7 +75,7 @@ def run_dials(experiment, strong, params) -> Outcome:
     gc.collect()
     start = time.process_time()
     with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
-        experiments, indexed = index_one(still, table, params, list(params.method), 0)[:2]
+        experiments, indexed = index_one(still, table, params, methods, 0)[:2]
     return _outcome(time.process_time() - start, experiments, indexed)
 
 
@@ -97,40 +105,95 @@ def misorientation(one, other) -> float:
     return best
 
 
-def compare(arguments) -> None:
-    """Print the table."""
-    experiments = ExperimentListFactory.from_json_file(arguments.experiments, check_format=False)
-    strong = flex.reflection_table.from_file(arguments.reflections)
-    scope = phil_scope.fetch(
+@dataclass(frozen=True)
+class Row:
+    """One image: both outcomes, and for each lattice of DIALS the angle in degrees to the nearest of the fast engine.
+
+    `control` is what DIALS makes of the same spots with other parameters, `control_angles` how far its lattices are.
+    """
+
+    image: int
+    n_strong: int
+    dials: Outcome
+    fast: Outcome
+    angles: list[float]
+    control: Outcome | None = None
+    control_angles: list[float] | None = None
+
+
+def index_scope(unit_cell: str, space_group: str, max_lattices: int):
+    """Parameters of ``dials.ssx_index``."""
+    return phil_scope.fetch(
         phil.parse(
-            f"indexing.known_symmetry.unit_cell={arguments.unit_cell}\n"
-            f"indexing.known_symmetry.space_group={arguments.space_group}\n"
-            f"indexing.multiple_lattice_search.max_lattices={arguments.max_lattices}"
+            f"indexing.known_symmetry.unit_cell={unit_cell}\n"
+            f"indexing.known_symmetry.space_group={space_group}\n"
+            f"indexing.multiple_lattice_search.max_lattices={max_lattices}"
         )
     )
+
+
+def rows(experiments, strong, scope, control=None) -> Iterator[Row]:
+    """Both engines on each image with enough spots, in turn."""
     indexer = FastIndexer(scope.extract())
-    print(f"{'image':>5} {'spots':>5} | {'DIALS s':>8} {'fast s':>7} {'ratio':>6} | lattices: spots (rmsd px) | angle")
-    totals = np.zeros(2)
-    spots, lattices = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
-    matched = 0
+    longest = longest_cell(experiments, strong) if scope.extract().indexing.known_symmetry.unit_cell is None else None
+    warm = False
     for number in range(len(experiments)):
         own = strong.select(strong["id"] == number)
         if len(own) < indexer.settings.min_spots:
             continue
-        if not totals.any():  # imports and tables that are made once
-            run_dials(experiments[number], own, scope.extract())
+        if not warm:  # imports and tables that are made once
+            run_dials(experiments[number], own, scope.extract(), longest)
             run_fast(indexer, experiments[number], own)
-        theirs = run_dials(experiments[number], own, scope.extract())
+            warm = True
+        theirs = run_dials(experiments[number], own, scope.extract(), longest)
         mine = run_fast(indexer, experiments[number], own)
-        totals += theirs.seconds, mine.seconds
-        spots += sum(theirs.n_spots), sum(mine.n_spots)
-        lattices += len(theirs.crystals), len(mine.crystals)
-        angles = [min((misorientation(a, b) for b in mine.crystals), default=float("nan")) for a in theirs.crystals]
-        matched += sum(angle < 1 for angle in angles)
+        row = Row(number, len(own), theirs, mine, _angles(theirs, mine))
+        if control is not None:
+            other = run_dials(experiments[number], own, control.extract())
+            row = replace(row, control=other, control_angles=_angles(theirs, other))
+        yield row
+
+
+def longest_cell(experiments, strong) -> float:
+    """What ``dials.ssx_index`` takes for the longest axis of an unknown cell: the longest of all images."""
+    found = []
+    for number in range(len(experiments)):
+        table = strong.select(strong["id"] == number)
+        if len(table):
+            table["id"] = flex.int(len(table), 0)
+            table["imageset_id"] = flex.int(len(table), 0)
+            still = ExperimentList([Experiment(beam=experiments[number].beam, detector=experiments[number].detector)])
+            table.centroid_px_to_mm(still)
+            table.map_centroids_to_reciprocal_space(still)
+            with contextlib.suppress(DialsIndexError, AssertionError):
+                found.append(find_max_cell(table).max_cell)
+    return max(found)
+
+
+def _angles(reference: Outcome, other: Outcome) -> list[float]:
+    nan = float("nan")
+    return [min((misorientation(a, b) for b in other.crystals), default=nan) for a in reference.crystals]
+
+
+def compare(arguments) -> None:
+    """Print the table."""
+    experiments = ExperimentListFactory.from_json_file(arguments.experiments, check_format=False)
+    strong = flex.reflection_table.from_file(arguments.reflections)
+    scope = index_scope(arguments.unit_cell, arguments.space_group, arguments.max_lattices)
+    print(f"{'image':>5} {'spots':>5} | {'DIALS s':>8} {'fast s':>7} {'ratio':>6} | lattices: spots (rmsd px) | angle")
+    totals = np.zeros(2)
+    spots, lattices = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
+    matched = 0
+    for row in rows(experiments, strong, scope):
+        both = row.dials, row.fast
+        totals += [o.seconds for o in both]
+        spots += [sum(o.n_spots) for o in both]
+        lattices += [len(o.crystals) for o in both]
+        matched += sum(angle < 1 for angle in row.angles)
         print(
-            f"{number:5d} {len(own):5d} | {theirs.seconds:8.2f} {mine.seconds:7.3f} "
-            f"{theirs.seconds / mine.seconds:6.0f} | "
-            f"{_lattices(theirs)} -> {_lattices(mine)} | {' '.join(f'{a:.3f}' for a in angles)}",
+            f"{row.image:5d} {row.n_strong:5d} | {row.dials.seconds:8.2f} {row.fast.seconds:7.3f} "
+            f"{row.dials.seconds / row.fast.seconds:6.0f} | "
+            f"{describe(row.dials)} -> {describe(row.fast)} | {' '.join(f'{a:.3f}' for a in row.angles)}",
             flush=True,
         )
     print(
@@ -139,7 +202,8 @@ def compare(arguments) -> None:
     )
 
 
-def _lattices(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
+    """Number of spots and rmsd of each lattice."""
     return ", ".join(f"{n} ({r:.2f})" for n, r in zip(outcome.n_spots, outcome.rmsd_px)) or "none"
 
 
