@@ -17,7 +17,7 @@ def parse(tmp_path, monkeypatch):
     """The parameters for command-line arguments given in an empty folder with one image, ``x.cbf``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.cbf").write_bytes(b"")
-    return lambda *arguments: _parse(["image=x.cbf", *arguments], quiet=True)[0]
+    return lambda *arguments: _parse(["image=x.cbf", *arguments])[0]
 
 
 def refusal(parse, *arguments: str) -> str:

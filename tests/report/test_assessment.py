@@ -36,7 +36,7 @@ def parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a b.h5", "bad.mask", "spots.phil", "geo.expt", "import.phil", "m.mtz"):
         Path(name).write_text("")
-    return lambda *arguments: _parse(list(arguments), quiet=True)[0]
+    return lambda *arguments: _parse(list(arguments))[0]
 
 
 def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
