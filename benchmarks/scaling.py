@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import simpy
 
+from ssx_mpi import dials_compat
 from ssx_mpi.parallel import dispatch
 
 
@@ -347,6 +348,86 @@ def _rate(directory: Path) -> float:
     return status["n_images"] / status["dispatch"]["seconds"]
 
 
+# ---- what a request costs -----------------------------------------------------------------------------------------
+
+
+class Instant(Sleeping):
+    """A job whose images take no time, with values as the program's own; ranks other than 0 ask all the time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(np.zeros((0, 3)), size)
+        dials_compat.prepare()
+        from ssx_mpi.tasks import FailureShare
+
+        self.failures = FailureShare(0.98)
+
+    def work(self, item, breathe):
+        return (item % 3 == 0, item % 4 == 0, "index: no lattice found" if item % 12 == 0 else ""), b""
+
+    def keeper(self, item):
+        # on the rank that did it
+        return self.size
+
+    def note(self, value):
+        self.failures.add(*value)
+        return 0
+
+
+class AskedLoop(dispatch._MpiLoop):
+    """The loop of the program, which counts the CPU time of rank 0 in looks at the messages that found a request."""
+
+    asked, noted, seconds = 0, 0, 0.0
+
+    def pump(self) -> None:
+        before, began = AskedLoop.asked, time.process_time()
+        super().pump()
+        if AskedLoop.asked > before:
+            AskedLoop.seconds += time.process_time() - began
+
+    def _do(self, item):
+        value, _ = self.job.work(item, self.pump)
+        self.traffic.items += 1
+        self.finished.append((item, value))
+
+    def _answer(self, rank, finished):
+        AskedLoop.asked += 1
+        AskedLoop.noted += len(finished)
+        super()._answer(rank, finished)
+
+
+def run_asking(n_items: int, longest: int) -> None:
+    """One rank of the measurement; rank 0 does nothing but to answer, and prints what it cost."""
+    from mpi4py import MPI
+
+    from ssx_mpi.parallel.communicator import MpiCommunicator
+
+    dispatch.DEDICATED_FROM = 2
+    comm = MpiCommunicator(MPI.COMM_WORLD)
+    dispatch._MpiLoop = AskedLoop
+    dispatch.run(comm, Instant(comm.size), [(0, n_items)], longest=longest)
+    if comm.rank == 0:
+        print(json.dumps({"requests": AskedLoop.asked, "images": AskedLoop.noted, "seconds": AskedLoop.seconds}))
+
+
+def request() -> None:
+    """CPU time of the coordinator for a request, and for each image that is told of with it."""
+    costs = []
+    for longest, n_items in ((1, 5_000), (64, 60_000)):
+        command = ["mpiexec", "--bind-to", "none", "-n", "3", sys.executable, __file__]
+        command += ["asking", str(n_items), str(longest)]
+        rows = []
+        for _ in range(3):
+            done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(json.loads(done.stdout))
+        row = min(rows, key=lambda r: r["seconds"] / r["requests"])
+        each, images = 1e6 * row["seconds"] / row["requests"], row["images"] / row["requests"]
+        print(f"{row['requests']} requests with {images:.1f} images each: {each:.1f} us of the coordinator's CPU each")
+        costs.append((images, each))
+    (few, low), (many, high) = costs
+    note = (high - low) / (many - few)
+    print(f"a request {low - few * note:.1f} us, and {note:.2f} us for each image")
+
+
 # ---- start-up -----------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +482,10 @@ def main() -> None:
         real(given.rest, repeats=3)
     elif given.what == "validate":
         validate(int(given.rest[0]) if given.rest else 600)
+    elif given.what == "request":
+        request()
+    elif given.what == "asking":
+        run_asking(*map(int, given.rest))
     elif given.what == "start":
         start(given.rest)
     elif given.what == "sleep":
