@@ -26,7 +26,7 @@ from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
 from ssx_mpi.params import REDUCE, STEPS, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
 from ssx_mpi.records.batches import Batch, batches
-from ssx_mpi.records.files import write_json
+from ssx_mpi.records.files import replacing, write_json
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
 from ssx_mpi.report.live import LiveReport, record_reduction
@@ -541,7 +541,9 @@ def _conclude_refinement(run: Run, refined) -> None:
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
     write_json(folder / "geometry_refinement.json", text.refinement_json(refined))
-    refined.reflections.as_file(str(folder / "refined.refl"))
+    # DIALS would write it itself, but not say why it cannot
+    with replacing(folder / "refined.refl") as file:
+        file.write(refined.reflections.as_msgpack())
     # last: its presence says that the refinement is done
     write_json(_refined_path(run), pack(refined.experiments))
     logger.info("Refined geometry: %s", _refined_path(run))

@@ -52,7 +52,7 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
     from ssx_mpi.parallel.collective import on_root
     from ssx_mpi.params import InputError
-    from ssx_mpi.records.files import StorageError
+    from ssx_mpi.records.files import StorageError, refusals
     from ssx_mpi.stages.geometry import quiet_dials
 
     try:
@@ -73,8 +73,9 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
                 to_file()
                 watch.open(comm, parameters.directory)
 
-            status = pipeline.process(comm, parameters, watch, claimed)
-            watch.close(comm)
+            with refusals(parameters.directory):
+                status = pipeline.process(comm, parameters, watch, claimed)
+                watch.close(comm)
             return status
     except StorageError as error:
         return end_unwritten(comm, error)
@@ -179,13 +180,26 @@ def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:
     ours.handlers[:] = [terminal, held]
 
     def to_file() -> None:
-        file = logging.FileHandler(directory / "ssx_mpi.log")
+        file = _LogFile(directory / "ssx_mpi.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         held.setTarget(file)
         held.flush()
         ours.handlers[:] = [terminal, file]
 
     return to_file
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends the run when it cannot be written, as any other file does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        from ssx_mpi.records.files import StorageError
+
+        raise StorageError(f"{self.baseFilename} cannot be written: {error.strerror}") from error
 
 
 def _nothing() -> None:
