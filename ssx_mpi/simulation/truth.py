@@ -115,6 +115,8 @@ class Comparison:
         Integrated reflections that were merged, and unique ones that came of them.
     cc_truth, cc_truth_scaled
         Correlation of merged and true intensities: as they are, and with one scale per crystal; nan if not integrated.
+    cc_counting
+        What the second could be at most: with no errors but those of counting.
     reduced
         The run's own merged intensities against the true ones; None where it has none.
     """
@@ -133,6 +135,7 @@ class Comparison:
     n_merged: int
     cc_truth: float
     cc_truth_scaled: float
+    cc_counting: float
     reduced: Reduced | None = None
 
 
@@ -242,7 +245,7 @@ def match(truth: Truth, lattices: Iterable[Lattice]) -> Matches:
 
 @dataclass(frozen=True)
 class Observations:
-    """Integrated reflections of many crystals: indices (n, 3), and (n,) each of crystal number, counts and share.
+    """Integrated reflections of many crystals: indices (n, 3), and (n,) crystal number, counts, variance and share.
 
     The share of the full intensity that was recorded is partiality times polarization factor.
     """
@@ -250,6 +253,7 @@ class Observations:
     hkl: np.ndarray
     crystal: np.ndarray
     intensity: np.ndarray
+    variance: np.ndarray
     share: np.ndarray
 
 
@@ -269,12 +273,13 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         ids = table["id"].as_numpy_array()
         partiality = table["partiality"].as_numpy_array()
         good = table.get_flags(table.flags.integrated_sum).as_numpy_array() & (partiality > SMALLEST_PARTIALITY)
-        good &= table["intensity.sum.variance"].as_numpy_array() > 0
+        variance = table["intensity.sum.variance"].as_numpy_array()
+        good &= variance > 0
         hkl = table["miller_index"].as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         intensity = table["intensity.sum.value"].as_numpy_array()
         s1 = table["s1"].as_double().as_numpy_array().reshape(-1, 3)
         share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
-        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
+        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], variance[good], share[good]))
         first += int(ids.max()) + 1
     if not any(len(part[0]) for part in parts):
         return None
@@ -336,8 +341,19 @@ def crystal_scales(unique: np.ndarray, observations: Observations, d_star_sq: np
     return scale / np.median(scale)
 
 
-def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float]:
-    """Unique reflections merged, and their correlation with the truth unscaled and with a scale per crystal."""
+def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float, float]:
+    """How the merged intensities correlate with the truth.
+
+    Returns
+    -------
+    n_merged : int
+        Unique reflections merged.
+    unscaled, scaled : float
+        Correlation without scales, and with one per crystal.
+    counting : float
+        The second if the errors were those of counting alone. With merged intensities k I + e and a mean variance N of
+        e from counting it is sqrt(V / (V + N)), V being the variance of k I.
+    """
     from cctbx import miller
     from cctbx.array_family import flex
 
@@ -352,17 +368,23 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
         observations.hkl[known],
         observations.crystal[known],
         observations.intensity[known],
+        observations.variance[known],
         observations.share[known],
     )
     true = array.data().as_numpy_array()
-    correlations = []
-    n_crystals = int(observations.crystal.max()) + 1
-    d_star_sq = array.d_star_sq().data().as_numpy_array()
-    for scale in (np.ones(n_crystals), crystal_scales(unique, observations, d_star_sq)):
-        merged, weight = merge(unique, observations, scale, len(true))
-        seen = weight > 0
-        correlations.append(float(np.corrcoef(merged[seen], true[seen])[0, 1]))
-    return int(seen.sum()), correlations[0], correlations[1]
+    scales = crystal_scales(unique, observations, array.d_star_sq().data().as_numpy_array())
+    unscaled, weight = merge(unique, observations, np.ones(len(scales)), len(true))
+    seen = weight > 0
+    scaled, weight = merge(unique, observations, scales, len(true))
+    noise = np.bincount(unique, observations.variance, len(true))[seen] / weight[seen] ** 2
+    slope, _ = np.polyfit(true[seen], scaled[seen], 1)
+    signal = slope**2 * np.var(true[seen])
+    return (
+        int(seen.sum()),
+        float(np.corrcoef(unscaled[seen], true[seen])[0, 1]),
+        float(np.corrcoef(scaled[seen], true[seen])[0, 1]),
+        float(np.sqrt(signal / (signal + noise.mean()))),
+    )
 
 
 def compare_merged(truth: Truth, path: Path) -> Reduced:
@@ -405,9 +427,9 @@ def compare(
     hits = {image for image, n in on_image.items() if n >= ENOUGH_SPOTS}
     indexed = {truth.lattices[i].image for i in found}
     strong = {i for i, n in enumerate(truth.visible_spots) if n >= ENOUGH_SPOTS}
-    n_merged, cc, cc_scaled = 0, np.nan, np.nan
+    n_merged, cc, cc_scaled, cc_counting = 0, np.nan, np.nan, np.nan
     if observations is not None:
-        n_merged, cc, cc_scaled = merging_correlations(truth, observations)
+        n_merged, cc, cc_scaled, cc_counting = merging_correlations(truth, observations)
     offset = np.subtract(geometry.beam_centre_mm, truth.geometry.beam_centre_mm)
     return Comparison(
         hits=len(hits),
@@ -424,6 +446,7 @@ def compare(
         n_merged=n_merged,
         cc_truth=float(cc),
         cc_truth_scaled=float(cc_scaled),
+        cc_counting=float(cc_counting),
         reduced=None if merged is None else compare_merged(truth, merged),
     )
 
@@ -481,6 +504,7 @@ def table(comparison: Comparison) -> str:
             ("observations, unique reflections", f"{c.n_observations}, {c.n_merged}"),
             ("CC with true intensities", f"{c.cc_truth:.4f}"),
             ("the same, one scale per crystal", f"{c.cc_truth_scaled:.4f}"),
+            ("and if counting were the only error", f"{c.cc_counting:.4f}"),
         ]
     return "\n".join(f"  {name:<40s}{value}" for name, value in rows)
 

@@ -431,7 +431,8 @@ def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
         except BadImage as error:
             if re.search(r"filter|plugin", error.details, re.IGNORECASE):
                 raise InputError(
-                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): pip install hdf5plugin"
+                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): "
+                    "pip install --ignore-installed --no-deps hdf5plugin"
                 ) from None
         except Exception as error:  # whatever else is wrong with a damaged file, the run says of each image
             logger.debug("the first image of %s cannot be checked: %s", path, error)
