@@ -142,7 +142,7 @@ def _index_row(row: indexing.Row) -> dict:
     result = {"image": row.image, "strong": row.n_strong, "dials": numbers(row.dials), "fast": numbers(row.fast)}
     result["angles"] = row.angles
     if row.control is not None:
-        result |= {"control": numbers(row.control), "control_angles": row.control_angles}
+        result |= {"control": numbers(row.control), "control_angles": row.control_angles, "likelihood": row.likelihood}
     return result
 
 
@@ -437,7 +437,14 @@ def _agreement(images: list[dict], other: str, angles: str) -> dict[str, Any]:
         ]
     )
     found = [i[angles][0] for i in images]
-    return {"met": met.sum(axis=0), "all": met.all(axis=1).sum(), "median": np.median(found), "largest": max(found)}
+    gain = [i["likelihood"][other] - i["likelihood"]["dials"] for i in images]
+    return {
+        "met": met.sum(axis=0),
+        "all": met.all(axis=1).sum(),
+        "median": np.median(found),
+        "largest": max(found),
+        "gain": gain,
+    }
 
 
 def _cost_text(images: list[dict]) -> str:
@@ -461,6 +468,7 @@ def _thaumatin_table(r: dict) -> str:
             _angle_text(i["angles"]),
             _lattice_text(i["control"]),
             _angle_text(i["control_angles"]),
+            *(f"{i['likelihood'][name] - i['likelihood']['dials']:+.1f}" for name in ("fast", "control")),
         ]
         for i in images
     ]
@@ -470,17 +478,31 @@ def _thaumatin_table(r: dict) -> str:
             name,
             *(f"{n} of {len(images)}" for n in (*a["met"], a["all"])),
             f"{a['median']:.3f}, {a['largest']:.3f}",
+            f"{sum(d >= -0.5 for d in a['gain'])} of {len(images)}, {sum(a['gain']):+.0f}",
         ]
         for name, a in both.items()
     ]
-    summary[1][0] = "DIALS, cell 0.3% larger"
+    summary[1][0] = "DIALS, other cell"
     n_fast, n_dials = (sum(sum(i[e]["spots"]) for i in images) for e in ("fast", "dials"))
     return (
         f"**Indexing, thaumatin**, cell {CELL} given, refined geometry, one lattice: {_cost_text(images)}; "
-        f"{n_fast} and {n_dials} spots. Spots (rmsd in px) and angles to DIALS's lattice in degrees; the last two "
-        f"columns are DIALS once more with the cell {OTHER_CELL}.\n\n"
+        f"{n_fast} and {n_dials} spots. The table has spots (rmsd in px), angles to DIALS's lattice in degrees, and by "
+        f"how much all spots of the image are more likely with the lattice than with DIALS's (logarithm). The other "
+        f"cell, given to DIALS once more, is {OTHER_CELL}.\n\n"
         + _table(
-            ["image", "strong", "fast s", "DIALS s", "fast", "DIALS", "angle", "DIALS, other cell", "angle"],
+            [
+                "image",
+                "strong",
+                "fast s",
+                "DIALS s",
+                "fast",
+                "DIALS",
+                "angle",
+                "DIALS, other cell",
+                "angle",
+                "likelihood, fast",
+                "other cell",
+            ],
             rows,
         )
         + "\n\n"
@@ -492,6 +514,7 @@ def _thaumatin_table(r: dict) -> str:
                 "rmsd within 2%",
                 "all three",
                 "median, largest angle",
+                "not less likely, sum",
             ],
             summary,
         )
