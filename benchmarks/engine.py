@@ -61,7 +61,8 @@ def thaumatin(images: Path, data: Path) -> tuple[Any, Any]:
     """Experiments of the stills with the refined geometry of DIALS 3.30, and their strong spots."""
     from dials.array_family import flex
     from dials.command_line.find_spots import phil_scope
-    from dxtbx.model import ExperimentList
+    from dxtbx.format.Registry import get_format_class_for_file
+    from dxtbx.model import Experiment, ExperimentList
     from libtbx import phil
 
     from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
@@ -73,7 +74,11 @@ def thaumatin(images: Path, data: Path) -> tuple[Any, Any]:
     for number, path in enumerate(sorted(images.glob("*.cbf"))):
         experiment = spotfinding.load(str(path))
         table = find_spots(read(experiment.imageset), experiment)
-        experiment.detector, experiment.beam = geometry.detector, geometry.beam
+        # a still with these models: DIALS takes them from the image set
+        imageset = get_format_class_for_file(str(path)).get_imageset([str(path)], as_imageset=True)
+        imageset.set_detector(geometry.detector, 0)
+        imageset.set_beam(geometry.beam, 0)
+        experiment = Experiment(imageset=imageset, detector=geometry.detector, beam=geometry.beam)
         experiments.append(experiment)
         for key in list(table.experiment_identifiers().keys()):
             del table.experiment_identifiers()[key]
@@ -142,7 +147,7 @@ def _index_row(row: indexing.Row) -> dict:
     result = {"image": row.image, "strong": row.n_strong, "dials": numbers(row.dials), "fast": numbers(row.fast)}
     result["angles"] = row.angles
     if row.control is not None:
-        result |= {"control": numbers(row.control), "control_angles": row.control_angles}
+        result |= {"control": numbers(row.control), "control_angles": row.control_angles, "likelihood": row.likelihood}
     return result
 
 
@@ -211,16 +216,36 @@ def simulated(setup: Setup) -> dict:
         visible_spots=tuple(x for x, done in zip(truth.visible_spots, processed) if done),
     )
     numbers: dict[str, Any] = {"images": len(images)}
+    observed, errors = {}, {}
     for engine in ("fast", "dials"):
         lattices = [true.Lattice(i["image"], np.array(a)) for i in images for a in i[engine]["A"]]
-        tables = sorted(folder.glob(f"{engine}_*.refl"))
-        result = true.compare(truth, lattices, geometry, true.read_observations(tables))
+        matches = true.match(truth, lattices)
+        errors[engine] = {t: e for t, e in zip(matches.true.tolist(), matches.error_deg.tolist()) if t >= 0}
+        observed[engine] = true.read_observations(sorted(folder.glob(f"{engine}_*.refl")))
+        result = true.compare(truth, lattices, geometry, observed[engine])
         numbers[engine] = asdict(result) | {
             "index_s": sum(i[engine]["index_s"] for i in images) / len(images),
             "integrate_s": sum(i[engine]["integrate_s"] for i in images) / sum(len(i["fast"]["A"]) for i in images),
             "integrated": sum(i[engine]["integrated"] for i in images),
+            "mean_error_deg": float(np.mean(list(errors[engine].values()))),
         }
+    both = errors["fast"].keys() & errors["dials"].keys()
+    for engine, other in (("fast", "dials"), ("dials", "fast")):
+        numbers[engine]["closer"] = sum(errors[engine][t] < errors[other][t] for t in both)
+        # crystals have the same numbers where both integrated all
+        common = _common(observed[engine], observed[other])
+        numbers[engine]["n_common"] = len(common.intensity)
+        numbers[engine]["cc_common"] = true.merging_correlations(truth, common)[2]
     return numbers
+
+
+def _common(observations: Any, others: Any) -> Any:
+    """Those of the observations that are among the others too, by crystal and indices."""
+    known = set(map(tuple, np.c_[others.crystal, others.hkl].tolist()))
+    chosen = np.array([key in known for key in map(tuple, np.c_[observations.crystal, observations.hkl].tolist())])
+    return type(observations)(
+        *(getattr(observations, name)[chosen] for name in ("hkl", "crystal", "intensity", "share"))
+    )
 
 
 def _simulate(folder: Path) -> None:
@@ -437,7 +462,14 @@ def _agreement(images: list[dict], other: str, angles: str) -> dict[str, Any]:
         ]
     )
     found = [i[angles][0] for i in images]
-    return {"met": met.sum(axis=0), "all": met.all(axis=1).sum(), "median": np.median(found), "largest": max(found)}
+    gain = [i["likelihood"][other] - i["likelihood"]["dials"] for i in images]
+    return {
+        "met": met.sum(axis=0),
+        "all": met.all(axis=1).sum(),
+        "median": np.median(found),
+        "largest": max(found),
+        "gain": gain,
+    }
 
 
 def _cost_text(images: list[dict]) -> str:
@@ -461,6 +493,7 @@ def _thaumatin_table(r: dict) -> str:
             _angle_text(i["angles"]),
             _lattice_text(i["control"]),
             _angle_text(i["control_angles"]),
+            *(f"{i['likelihood'][name] - i['likelihood']['dials']:+.1f}" for name in ("fast", "control")),
         ]
         for i in images
     ]
@@ -470,17 +503,31 @@ def _thaumatin_table(r: dict) -> str:
             name,
             *(f"{n} of {len(images)}" for n in (*a["met"], a["all"])),
             f"{a['median']:.3f}, {a['largest']:.3f}",
+            f"{sum(d >= -0.5 for d in a['gain'])} of {len(images)}, {sum(a['gain']):+.0f}",
         ]
         for name, a in both.items()
     ]
-    summary[1][0] = "DIALS, cell 0.3% larger"
+    summary[1][0] = "DIALS, other cell"
     n_fast, n_dials = (sum(sum(i[e]["spots"]) for i in images) for e in ("fast", "dials"))
     return (
         f"**Indexing, thaumatin**, cell {CELL} given, refined geometry, one lattice: {_cost_text(images)}; "
-        f"{n_fast} and {n_dials} spots. Spots (rmsd in px) and angles to DIALS's lattice in degrees; the last two "
-        f"columns are DIALS once more with the cell {OTHER_CELL}.\n\n"
+        f"{n_fast} and {n_dials} spots. The table has spots (rmsd in px), angles to DIALS's lattice in degrees, and by "
+        f"how much all spots of the image are more likely with the lattice than with DIALS's (logarithm). The other "
+        f"cell, given to DIALS once more, is {OTHER_CELL}.\n\n"
         + _table(
-            ["image", "strong", "fast s", "DIALS s", "fast", "DIALS", "angle", "DIALS, other cell", "angle"],
+            [
+                "image",
+                "strong",
+                "fast s",
+                "DIALS s",
+                "fast",
+                "DIALS",
+                "angle",
+                "DIALS, other cell",
+                "angle",
+                "likelihood, fast",
+                "other cell",
+            ],
             rows,
         )
         + "\n\n"
@@ -492,6 +539,7 @@ def _thaumatin_table(r: dict) -> str:
                 "rmsd within 2%",
                 "all three",
                 "median, largest angle",
+                "not less likely, sum",
             ],
             summary,
         )
@@ -567,6 +615,8 @@ def _simulated_table(r: dict) -> str:
         ("false lattices", "false_lattices", 0),
         ("found twice", "duplicate_lattices", 0),
         ("median orientation error, degrees", "orientation_error_deg", 4),
+        ("mean orientation error, degrees", "mean_error_deg", 4),
+        ("lattices closer to the truth than by the other", "closer", 0),
         ("CPU-seconds to index an image", "index_s", 2),
         ("CPU-seconds to integrate a crystal", "integrate_s", 2),
         ("crystals integrated", "integrated", 0),
@@ -574,6 +624,8 @@ def _simulated_table(r: dict) -> str:
         ("unique reflections", "n_merged", 0),
         ("CC to the truth, sums over the partiality", "cc_truth", 4),
         ("the same, one scale a crystal", "cc_truth_scaled", 4),
+        ("observations of both", "n_common", 0),
+        ("CC of these, one scale a crystal", "cc_common", 4),
     ):
         written.append([title, *(f"{e[name]:.{digits}f}" for e in engines)])
     return (

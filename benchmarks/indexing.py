@@ -109,7 +109,8 @@ def misorientation(one, other) -> float:
 class Row:
     """One image: both outcomes, and for each lattice of DIALS the angle in degrees to the nearest of the fast engine.
 
-    `control` is what DIALS makes of the same spots with other parameters, `control_angles` how far its lattices are.
+    `control` is what DIALS makes of the same spots with other parameters, `control_angles` how far its lattices are;
+    `likelihood` has the :func:`log_likelihood` of the first lattice of each.
     """
 
     image: int
@@ -119,6 +120,7 @@ class Row:
     angles: list[float]
     control: Outcome | None = None
     control_angles: list[float] | None = None
+    likelihood: dict[str, float] | None = None
 
 
 def index_scope(unit_cell: str, space_group: str, max_lattices: int):
@@ -150,8 +152,56 @@ def rows(experiments, strong, scope, control=None) -> Iterator[Row]:
         row = Row(number, len(own), theirs, mine, _angles(theirs, mine))
         if control is not None:
             other = run_dials(experiments[number], own, control.extract())
-            row = replace(row, control=other, control_angles=_angles(theirs, other))
+            q, s0 = scattering_vectors(experiments[number], own)
+            likelihood = {
+                name: log_likelihood(q, s0, np.linalg.inv(np.reshape(outcome.crystals[0].get_A(), (3, 3))))
+                for name, outcome in (("fast", mine), ("dials", theirs), ("control", other))
+                if outcome.crystals
+            }
+            row = replace(row, control=other, control_angles=_angles(theirs, other), likelihood=likelihood)
         yield row
+
+
+def scattering_vectors(experiment, strong) -> tuple[np.ndarray, np.ndarray]:
+    """s1 - s0 of the spots (n, 3), and s0; 1/angstrom."""
+    table = strong.copy()
+    table["id"] = flex.int(len(table), 0)
+    table["imageset_id"] = flex.int(len(table), 0)
+    still = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
+    table.centroid_px_to_mm(still)
+    table.map_centroids_to_reciprocal_space(still)
+    return np.array(table["rlp"]).reshape(-1, 3), np.array(experiment.beam.get_s0())
+
+
+def log_likelihood(q: np.ndarray, s0: np.ndarray, direct: np.ndarray, n_cycles: int = 300) -> float:
+    """How much better a lattice explains all spots of a still than chance does, in units of e.
+
+    Each spot belongs to the lattice with probability p, and then lies about the nearest lattice point with a normal
+    distribution of width a along the Ewald sphere (both ways) and b across it, or it lies anywhere. p, a and b are the
+    most likely ones (expectation maximization). No spot is assigned or rejected, so that lattices with different spots
+    can be compared.
+
+    Parameters
+    ----------
+    q : (n, 3) float64
+        Scattering vectors, 1/angstrom.
+    s0 : (3,) float64
+    direct : (3, 3) float64
+        Direct primitive basis, rows, angstrom.
+    """
+    fractional = q @ direct.T
+    offset = (fractional - np.rint(fractional)) @ np.linalg.inv(direct).T
+    ray = (q + s0) / np.linalg.norm(q + s0, axis=1, keepdims=True)
+    across = np.einsum("ij,ij->i", offset, ray) ** 2
+    along = np.einsum("ij,ij->i", offset, offset) - across
+    volume = abs(np.linalg.det(direct))  # one over the density of points that lie anywhere
+    share, a, b = 0.6, np.sqrt(np.percentile(along, 30)), np.sqrt(np.percentile(across, 50))
+    for _ in range(n_cycles):
+        density = np.exp(-0.5 * (along / a**2 + across / b**2)) / ((2 * np.pi) ** 1.5 * a**2 * b * volume)
+        belongs = share * density / (share * density + 1 - share)
+        share = belongs.mean()
+        a, b = np.sqrt(0.5 * np.average(along, weights=belongs)), np.sqrt(np.average(across, weights=belongs))
+    return float(np.log(share * density + 1 - share).sum())
 
 
 def longest_cell(experiments, strong) -> float:
@@ -160,11 +210,8 @@ def longest_cell(experiments, strong) -> float:
     for number in range(len(experiments)):
         table = strong.select(strong["id"] == number)
         if len(table):
-            table["id"] = flex.int(len(table), 0)
-            table["imageset_id"] = flex.int(len(table), 0)
-            still = ExperimentList([Experiment(beam=experiments[number].beam, detector=experiments[number].detector)])
-            table.centroid_px_to_mm(still)
-            table.map_centroids_to_reciprocal_space(still)
+            table["rlp"] = flex.vec3_double(scattering_vectors(experiments[number], table)[0])
+            table["entering"] = flex.bool(len(table), False)
             with contextlib.suppress(DialsIndexError, AssertionError):
                 found.append(find_max_cell(table).max_cell)
     return max(found)
