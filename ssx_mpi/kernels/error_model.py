@@ -27,7 +27,7 @@ from scipy.optimize import nnls
 
 from ssx_mpi.kernels._library import array, c_double, c_int64, declare
 from ssx_mpi.kernels.reflections import Observations
-from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Noise, Scales, crystals
 
 # of m / sigma; an octave and a half or so each, the first bin holds what is expected to be weak or absent
 BIN_EDGES = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0, 30.0, 50.0, 80.0, 120.0, 200.0, 500.0, 1000.0])
@@ -69,15 +69,8 @@ def deviation_sums(
     """
     sums = np.zeros((len(BIN_EDGES), 5))
     _deviations(
-        observations.n_crystals,
-        observations.start,
-        np.ascontiguousarray(include, dtype=np.uint8),
-        scales.log_k,
-        scales.b_factor,
-        indexed.unique,
-        observations.intensity,
+        *crystals(observations, indexed, include, scales, d_star_sq),
         observations.variance,
-        d_star_sq,
         merged.intensity,
         merged.weight,
         noise.a**2,
@@ -119,8 +112,5 @@ def deviations(sums: np.ndarray) -> Deviations:
 _floats = array(np.float64, 1)
 _deviations = declare(
     "ssx_deviations",
-    [c_int64, array(np.int64, 1), array(np.uint8, 1), _floats, _floats, array(np.int32, 1)]
-    + [_floats] * 5
-    + [c_double] * 3
-    + [c_int64, _floats, array(np.float64, 2, writeable=True)],
+    [*CRYSTALS, *[_floats] * 3, *[c_double] * 3, c_int64, _floats, array(np.float64, 2, writeable=True)],
 )

@@ -104,6 +104,9 @@ scaling {
   robust_bound = 4.0
     .type = float(value_min=0)
     .help = "Normalised deviation beyond which an observation loses weight. 0: none does."
+  refine_partiality = True
+    .type = bool
+    .help = "Refine the widths of reflections, with resolution and for each crystal, where partialities tell of them."
   phil = None
     .type = path
     .help = "A file with parameters of dials.scale, for engine=dials."
@@ -236,7 +239,9 @@ def from_phil(params) -> ReductionParameters:
             min_i_over_sigma=params.filtering.Isigma.min_i_over_sigma,
         ),
         scaling=ScalingSettings(
-            robust_bound=params.scaling.robust_bound, min_observations=params.scaling.min_observations
+            robust_bound=params.scaling.robust_bound,
+            min_observations=params.scaling.min_observations,
+            widths=params.scaling.refine_partiality,
         ),
         merging=MergingSettings(
             n_shells=params.merging.n_bins,

@@ -151,8 +151,9 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
     n, frame = len(job.crystals), job.frame
     as_indexed = resolve.index_in_settings(job.observations, frame.unique, frame.settings, np.zeros(n, dtype=np.int64))
     scales, expected = scale.radial_means(
-        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells
-    )
+        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells,
+        job.parameters.scaling.widths,
+    )  # fmt: skip
     if previous is None:
         nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
         return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
@@ -239,9 +240,9 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
             start.known,
             start.noise,
             start.current,
+            expected,
             unique,
         )
-        expected = np.where(start.current.weight > 0, np.maximum(start.current.intensity, 0.0), expected)
     scaled = scale.scale(
         comm, job.observations, indexed, kept, unique, scales, expected, job.parameters.scaling, start.noise
     )
@@ -253,8 +254,9 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
     require_some(comm, fate)
     say(
         comm,
-        "scaled in %d rounds; error model a = %.3f, b = %.4f; rms normalised deviation %.3f",
+        "scaled in %d rounds%s; error model a = %.3f, b = %.4f; rms normalised deviation %.3f",
         scaled.rounds,
+        "" if scaled.converged else f", not converged: scales still change by {100 * scaled.change:.1f}% in a round",
         scaled.noise.a,
         scaled.noise.b,
         scaled.deviations.overall,

@@ -14,7 +14,8 @@ from dxtbx import flumpy
 from libtbx.utils import Sorry
 
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
-from ssx_mpi.kernels.scaling import Merged, Noise
+from ssx_mpi.kernels import scaling
+from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ def read_observations(
         hkl=_miller_indices(table)[rows],
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
+        offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else _offset_sq(table)[rows],
     )
 
 
@@ -137,6 +139,13 @@ def _usable(
     return rows, crystal[rows], correction[rows]
 
 
+def _offset_sq(table) -> np.ndarray:
+    # squared Ewald offset over the variance of the rlp, of which the partiality is the Gaussian
+    if "partiality" not in table:
+        return np.zeros(len(table), dtype=np.float32)
+    return (-2.0 * np.log(np.clip(flumpy.to_numpy(table["partiality"]), 1e-6, 1.0))).astype(np.float32)
+
+
 def _miller_indices(table) -> np.ndarray:
     return table["miller_index"].as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
 
@@ -156,8 +165,8 @@ class ScaledCrystal:
         Of its experiment in the file.
     setting
         (3, 3); indices become ``hkl @ setting``.
-    log_k, b_factor
-        Scale and B (square angstrom).
+    log_k, b_factor, width
+        Scale, B (square angstrom) and width, see :class:`ssx_mpi.kernels.scaling.Scales`.
     """
 
     identifier: str
@@ -165,6 +174,7 @@ class ScaledCrystal:
     setting: np.ndarray
     log_k: float
     b_factor: float
+    width: float
 
 
 def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
@@ -181,6 +191,7 @@ def write_scaled_reflections(
     unique: UniqueReflections,
     merged: Merged,
     noise: Noise,
+    trend: Trend,
 ) -> None:
     """Write the reflections that were merged, with the columns that scaled data have in DIALS.
 
@@ -194,8 +205,12 @@ def write_scaled_reflections(
     _name_crystals(table, crystals)
     crystal, correction, row = crystal[present], correction[present], row[present]
     d_star_sq = unique.d_star_sq[row]
-    log_k, b_factor = np.array([c.log_k for c in crystals]), np.array([c.b_factor for c in crystals])
-    g = np.exp(log_k[crystal] - 0.5 * b_factor[crystal] * d_star_sq)
+    scales = Scales(*(np.array([getattr(c, name) for c in crystals]) for name in ("log_k", "b_factor", "width")), trend)
+    start = np.concatenate([[0], np.cumsum(np.bincount(crystal, minlength=len(crystals)))]).astype(np.int64)
+    nothing = np.zeros(len(table))
+    observations = Observations(start, hkl[present], nothing, nothing, _offset_sq(table))
+    indexed = Indexed(row, np.zeros(len(row), dtype=np.uint8))
+    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
     variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
     expected = g * np.maximum(merged.intensity[row], 0.0)
     table["intensity.scale.value"] = flumpy.from_numpy(flumpy.to_numpy(table["intensity.sum.value"]) * correction)
@@ -399,7 +414,7 @@ def write_merged_mtz(
     wavelength
         In angstrom.
     sums, half_sums
-        (3, n_unique, 2) numerator, weight and number of all observations, and of those of two half-sets.
+        (3, n_unique, 2) sums of all observations (numerator, weight, number first), and of those of two half-sets.
     """
     symmetry = _symmetry(cell, space_group)
     inside = np.ones(len(unique), dtype=bool) if d_min is None else unique.d_star_sq <= d_min**-2 * (1 + 1e-9)
