@@ -2,30 +2,31 @@ r"""Scales of crystals against merged intensities, and merged intensities given 
 
 An observation of reflection h on crystal c is modelled as :math:`m = g J_h` with
 
-.. math:: \ln g = \ln k_c - 2 B_c s^2 + \tfrac12 [\ell (1 - e^{-u}) - u], \qquad s^2 = d^{*2} / 4,
-          \quad u = w_c + W(d^*),
+.. math:: \ln g = \ln k_c - 2 B_c s^2 + \tfrac12 [\ell - \ell' - u], \qquad s^2 = d^{*2} / 4, \quad
+          u = w_c + W(d^*), \quad \ell' = \ell e^{-u},
 
-and the variance :math:`v = a^2 (\sigma^2 + b^2 m^2)`, in which the model rather than the observation stands, so that
-observations that came out low by chance do not get more weight.
+and the variance :math:`v = a^2 [\sigma^2 + (b^2 + c^2 \ell') m^2]`, in which the model rather than the observation
+stands, so that observations that came out low by chance do not get more weight.
 
 **Partiality.** Intensities come divided by the partiality :math:`p = \exp(-\ell / 2)`, where :math:`\ell = \epsilon^2 /
 S` is the squared Ewald offset over the variance S that integration gave to the reflections of the crystal. If the true
-variance is :math:`S' = S e^u`, what a still records of a reflection is not p but :math:`\sqrt{S / S'} \exp(-\epsilon^2 /
-2 S')`: a reflection that is spread over more of the offset is weaker at each. A mosaicity that was fitted as one number,
-where in truth reflections broaden with resolution, makes partial reflections at low resolution wrong by half and more.
-The width :math:`w_c` of each crystal, and a trend W along :math:`d^*` that all have in common, piecewise linear between
-knots, correct it.
+variance is :math:`S' = S e^u`, what a still records of a reflection is not p but :math:`\sqrt{S / S'} \exp(-\epsilon^2
+/ 2 S')`: a reflection that is spread over more of the offset is weaker at each. A mosaicity that was fitted as one
+number, where in truth reflections broaden with resolution, makes partial reflections at low resolution wrong by half
+and more. The width :math:`w_c` of each crystal, and a trend W along :math:`d^*` that all have in common, piecewise
+linear between knots, correct it.
 
 **Scales.** The intensities are unknown, too. Where a reflection was seen once or twice, its merged intensity is hardly
 better than the observation itself, and to fit scales to it is to fit them to their own noise. Wilson's statistics say
-something about it beforehand: it is positive, and falls off exponentially with the mean :math:`\Sigma` at its resolution.
-(Those of centric reflections fall off differently; they are few.) With that as a prior, as French & Wilson have it, the
-merged intensity J with standard deviation :math:`\omega` gives a normal distribution about :math:`J - \omega^2 / \Sigma`
-cut off at zero, of which x is the mean and :math:`\langle J^2 \rangle` the mean square. The scales are those that
-maximise the expected likelihood, with the gradient :math:`\sum \rho (I g x - g^2 \langle J^2 \rangle) / v` by
-:math:`\ln g`; :math:`\Sigma` is the mean of x over its shell. Repeating both is expectation maximisation: crystals that share few reflections are
-scaled by their mean intensities, those that share many by what they share, without a choice between the two.
-:math:`\rho` is the robust weight, 1 up to a normalised deviation of `bound` and falling with its square beyond.
+something about it beforehand: it is positive, and falls off exponentially with the mean :math:`\Sigma` at its
+resolution. (Those of centric reflections fall off differently; they are few.) With that as a prior, as French & Wilson
+have it, the merged intensity J with standard deviation :math:`\omega` gives a normal distribution about :math:`J -
+\omega^2 / \Sigma` cut off at zero, of which x is the mean and :math:`\langle J^2 \rangle` the mean square. The scales
+are those that maximise the expected likelihood, with the gradient :math:`\sum \rho (I g x - g^2 \langle J^2 \rangle) /
+v` by :math:`\ln g`; :math:`\Sigma` is the mean of x over its shell. Repeating both is expectation maximisation:
+crystals that share few reflections are scaled by their mean intensities, those that share many by what they share,
+without a choice between the two. :math:`\rho` is the robust weight, 1 up to a normalised deviation of `bound` and
+falling with its square beyond.
 
 Only sums over unique reflections, and one equation for each knot, have to be combined between ranks: given these,
 every crystal is a problem of its own with three parameters.
@@ -86,12 +87,15 @@ class Scales:
     """Logarithm of the scale, B in angstrom^2, and width of each crystal, (n_crystals,) float64 each; common trend.
 
     Width and trend add up to the logarithm of the variance of a reflection over that which integration gave it.
+    Observations further from the Ewald sphere than `max_offset`, squared and in refined widths, are left out, and those
+    from half of it on lose weight.
     """
 
     log_k: np.ndarray
     b_factor: np.ndarray
     width: np.ndarray
     trend: Trend
+    max_offset: float = np.inf
 
     @classmethod
     def unit(cls, n_crystals: int, trend: Trend | None = None) -> Scales:
@@ -101,15 +105,23 @@ class Scales:
     def shifted(self, log_k: float, b_factor: float, width: float) -> Scales:
         """With the given amounts taken off all crystals; that of the width goes into the trend, and nothing changes."""
         trend = Trend(self.trend.knots, self.trend.values + width)
-        return Scales(self.log_k - log_k, self.b_factor - b_factor, self.width - width, trend)
+        return Scales(self.log_k - log_k, self.b_factor - b_factor, self.width - width, trend, self.max_offset)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Error model: the variance of an observation is a^2 (sigma^2 + b^2 m^2), m its expected intensity."""
+    """Error model: the variance of an observation is a^2 (sigma^2 + (b^2 + c^2 l) m^2).
+
+    m is the expected intensity and l the squared offset from the Ewald sphere over the refined width: an error of the
+    offset changes the logarithm of the partiality in proportion to its square root.
+    """
 
     a: float = 1.0
     b: float = 0.0
+    c: float = 0.0
+
+    def squares(self) -> tuple[float, float, float]:
+        return self.a**2, self.b**2, self.c**2
 
 
 @dataclass(frozen=True)
@@ -209,8 +221,7 @@ def accumulate(
         observations.variance,
         merged.intensity,
         merged.numbers(),
-        noise.a**2,
-        noise.b**2,
+        *noise.squares(),
         bound,
         *sums,
     )
@@ -309,8 +320,7 @@ def scale_equations(
         merged.numbers(),
         expectation.value,
         expectation.square,
-        noise.a**2,
-        noise.b**2,
+        *noise.squares(),
         bound,
         n_knots,
         *scales.trend.place(d_star_sq),
@@ -341,7 +351,14 @@ def stepped(scales: Scales, steps: np.ndarray, of_trend: np.ndarray) -> Scales:
     size = np.abs(steps) @ np.array([1.0, 0.5 * highest, 0.5])
     steps = steps * (_LARGEST_STEP / np.maximum(size, _LARGEST_STEP))[:, None]
     trend = Trend(scales.trend.knots, scales.trend.values + np.clip(of_trend, -_LARGEST_STEP, _LARGEST_STEP))
-    return Scales(scales.log_k + steps[:, 0], scales.b_factor + steps[:, 1], scales.width + steps[:, 2], trend)
+    log_k, b_factor, width = np.stack([scales.log_k, scales.b_factor, scales.width]) + steps.T
+    return Scales(log_k, b_factor, width, trend, scales.max_offset)
+
+
+def refined_offsets(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
+    """Squared offset of each observation over the refined variance of its reflection, (n,) float64."""
+    width = scales.width[observations.crystal()] + scales.trend.at(d_star_sq)[indexed.unique]
+    return observations.offset_sq * np.exp(-width)
 
 
 def scale_factors(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
@@ -353,6 +370,16 @@ def scale_factors(observations: Observations, indexed: Indexed, scales: Scales, 
         - 0.5 * scales.b_factor[crystal] * d_star_sq[of_unique]
         + 0.5 * (observations.offset_sq * (1.0 - np.exp(-width)) - width)
     )
+
+
+def variances(
+    observations: Observations, indexed: Indexed, scales: Scales, noise: Noise, merged: Merged, d_star_sq: np.ndarray
+) -> np.ndarray:
+    """v of each observation by the error model, (n,) float64, before the scale factor is divided out."""
+    g = scale_factors(observations, indexed, scales, d_star_sq)
+    expected = g * np.maximum(merged.intensity[indexed.unique], 0.0)
+    relative = noise.b**2 + noise.c**2 * refined_offsets(observations, indexed, scales, d_star_sq)
+    return noise.a**2 * (observations.variance + relative * expected**2)
 
 
 def crystals(
@@ -371,6 +398,7 @@ def crystals(
         scales.width,
         d_star_sq,
         scales.trend.at(d_star_sq),
+        scales.max_offset,
     )
 
 
@@ -385,17 +413,18 @@ CRYSTALS = [
     _floats,
     array(np.float32, 1),
     *[_floats] * 5,
+    c_double,
 ]
 _accumulate = declare(
     "ssx_accumulate",
-    [*CRYSTALS, array(np.uint8, 1), *[_floats] * 3, *[c_double] * 3, *[_out_floats] * 3],
+    [*CRYSTALS, array(np.uint8, 1), *[_floats] * 3, *[c_double] * 4, *[_out_floats] * 3],
 )
 _scale_equations = declare(
     "ssx_scale_equations",
     [
         *CRYSTALS,
         *[_floats] * 5,
-        *[c_double] * 3,
+        *[c_double] * 4,
         c_int64,
         array(np.int32, 1),
         _floats,

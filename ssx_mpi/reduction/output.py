@@ -252,7 +252,7 @@ def write_index(
     """What belongs to the whole of a reduction that a later one continues from."""
     index = {
         "sources": [[str(source.experiments), str(source.reflections)] for source in sources],
-        "noise": [noise.a, noise.b],
+        "noise": [noise.a, noise.b, noise.c],
         "trend": [trend.knots.tolist(), trend.values.tolist()],
         "settings": settings.tolist(),
     }

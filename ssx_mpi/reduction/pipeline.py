@@ -254,11 +254,12 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
     require_some(comm, fate)
     say(
         comm,
-        "scaled in %d rounds%s; error model a = %.3f, b = %.4f; rms normalised deviation %.3f",
+        "scaled in %d rounds%s; error model a = %.3f, b = %.4f, c = %.4f; rms normalised deviation %.3f",
         scaled.rounds,
         "" if scaled.converged else f", not converged: scales still change by {100 * scaled.change:.1f}% in a round",
         scaled.noise.a,
         scaled.noise.b,
+        scaled.noise.c,
         scaled.deviations.overall,
     )
     return fate, scaled

@@ -109,7 +109,8 @@ def normalised(
     indexed = Indexed(anywhere, np.zeros(len(anywhere), dtype=np.uint8))
     g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
     x, w = ambiguity.normalise(observations.intensity, observations.variance, g * expected[anywhere])
-    w[(anywhere < 0) | ~include[observations.crystal()]] = 0.0
+    far = scaling.refined_offsets(observations, indexed, scales, unique.d_star_sq) > scales.max_offset
+    w[(anywhere < 0) | far | ~include[observations.crystal()]] = 0.0
     return Normalised(observations.start, setting_unique, x, w)
 
 

@@ -67,14 +67,18 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
         source = job.sources[number]
         if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
             stem = data_files / f"scaled_{number + 1}"
-            output.write_scaled(source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise, scaled.scales.trend)
+            output.write_scaled(
+                source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise, scaled.scales.trend
+            )
             written.append(number)
         if export.stream:
             cell_type = CellType(*stage.lattice_type(frame.space_group))
             output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
     written = sorted(number for part in job.comm.allgather(written) for number in part)
     if job.comm.rank == 0:
-        output.write_index(state, job.sources, scaled.noise, scaled.scales.trend, frame.settings, frame.unique, scaled.merged)
+        output.write_index(
+            state, job.sources, scaled.noise, scaled.scales.trend, frame.settings, frame.unique, scaled.merged
+        )
         if export.unmerged_mtz or export.unmerged_mmcif:
             _export_unmerged(job, [data_files / f"scaled_{number + 1}" for number in written])
 

@@ -13,8 +13,8 @@ from dials.array_family import flex
 from dxtbx import flumpy
 from libtbx.utils import Sorry
 
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels import scaling
+from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
 
 logger = logging.getLogger(__name__)
@@ -205,16 +205,22 @@ def write_scaled_reflections(
     _name_crystals(table, crystals)
     crystal, correction, row = crystal[present], correction[present], row[present]
     d_star_sq = unique.d_star_sq[row]
-    scales = Scales(*(np.array([getattr(c, name) for c in crystals]) for name in ("log_k", "b_factor", "width")), trend)
+    scales = Scales(
+        np.array([c.log_k for c in crystals]),
+        np.array([c.b_factor for c in crystals]),
+        np.array([c.width for c in crystals]),
+        trend,
+    )
     start = np.concatenate([[0], np.cumsum(np.bincount(crystal, minlength=len(crystals)))]).astype(np.int64)
-    nothing = np.zeros(len(table))
-    observations = Observations(start, hkl[present], nothing, nothing, _offset_sq(table))
+    intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
+    variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
+    observations = Observations(start, hkl[present], intensity, variance, _offset_sq(table))
     indexed = Indexed(row, np.zeros(len(row), dtype=np.uint8))
     g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
-    variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
-    expected = g * np.maximum(merged.intensity[row], 0.0)
-    table["intensity.scale.value"] = flumpy.from_numpy(flumpy.to_numpy(table["intensity.sum.value"]) * correction)
-    table["intensity.scale.variance"] = flumpy.from_numpy(noise.a**2 * (variance + (noise.b * expected) ** 2))
+    table["intensity.scale.value"] = flumpy.from_numpy(intensity)
+    table["intensity.scale.variance"] = flumpy.from_numpy(
+        scaling.variances(observations, indexed, scales, noise, merged, unique.d_star_sq)
+    )
     table["inverse_scale_factor"] = flumpy.from_numpy(g)
     # not propagated: the error model, estimated with the scales as they are, contains it
     table["inverse_scale_factor_variance"] = flex.double(len(table), 0.0)

@@ -2,23 +2,27 @@
  *
  * Model of an observation i of unique reflection h on crystal c, with s^2 = d*^2 / 4 and the squared Ewald offset l_i:
  *     m_i = g_i J_h,   log g_i = log_k[c] - 2 B[c] s^2 + (l_i (1 - exp(-u)) - u) / 2,   u = width[c] + trend[h]
- *     v_i = a^2 (variance_i + b^2 max(m_i, 0)^2)
+ *     v_i = a^2 (variance_i + (b^2 + c^2 l'_i) max(m_i, 0)^2),   l'_i = l_i exp(-u), the offset over the refined width
  */
 #include "common.h"
 
-/* What all loops over crystals begin with; trend and d_star_sq are of the unique reflections. */
+/* What all loops over crystals begin with; trend and d_star_sq are of the unique reflections. Observations further than
+ * max_offset from the Ewald sphere by the refined width are left out. */
 #define CRYSTALS                                                                                                    \
     int64_t n_crystals, const int64_t *start, const uint8_t *include, const int32_t *unique, const double *intensity, \
         const float *offset_sq, const double *log_k, const double *b_factor, const double *width,                    \
-        const double *d_star_sq, const double *trend
+        const double *d_star_sq, const double *trend, double max_offset
+
+/* squared offset of observation i on crystal c over the refined width */
+#define OFFSET(c, i, u) (offset_sq[i] * exp(-width[c] - trend[u]))
 
 /* log g of observation i on crystal c */
 #define LOG_G(c, i, u)                                \
     (log_k[c] - 0.5 * b_factor[c] * d_star_sq[u] +    \
-     0.5 * (offset_sq[i] * (1.0 - exp(-width[c] - trend[u])) - width[c] - trend[u]))
+     0.5 * (offset_sq[i] - OFFSET(c, i, u) - width[c] - trend[u]))
 
 typedef struct {
-    double a2, b2;  /* a^2 and b^2 of the error model */
+    double a2, b2, c2; /* squares of the error model's a, b and c */
     double bound;   /* normalised deviation from which an observation loses weight; 0: none does */
 } noise_t;
 
@@ -49,9 +53,9 @@ void ssx_asu_keys(int64_t n, const int32_t *hkl, int64_t n_rotations, const doub
     }
 }
 
-static inline double variance_of(const noise_t *noise, double variance, double model) {
+static inline double variance_of(const noise_t *noise, double variance, double model, double refined_offset) {
     const double m = model > 0 ? model : 0;
-    return noise->a2 * (variance + noise->b2 * m * m);
+    return noise->a2 * (variance + (noise->b2 + noise->c2 * refined_offset) * m * m);
 }
 
 /* Weight factor of an observation by its deviation from the mean of n, of which it is one. The share that it has in the
@@ -63,22 +67,29 @@ static inline double robust_factor(const noise_t *noise, double residual, double
     return z2 > bound2 ? bound2 / z2 : 1.0;
 }
 
+/* Weight factor of an observation by its offset: from half the largest offset on it falls to 0, without a step that would
+ * keep widths from coming to rest. */
+static inline double taper(double offset, double max_offset) {
+    return offset <= 0.5 * max_offset ? 1.0 : offset >= max_offset ? 0.0 : 2.0 * (1.0 - offset / max_offset);
+}
+
 /* Sums over the observations of the included crystals: numerator and weight of the merged intensity J = sum / weight,
  * and the number of observations, at 2 * unique + minus. J and N, that number for both mates together, are those of the
  * round before (N all 0: nothing is known, and no observation is down-weighted). */
 void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, const double *J, const double *N, double a2,
-                    double b2, double bound, double *sum, double *weight, double *count) {
-    const noise_t noise = {a2, b2, bound};
+                    double b2, double c2, double bound, double *sum, double *weight, double *count) {
+    const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
             const double g = exp(LOG_G(c, i, u));
-            const double model = g * J[u], v = variance_of(&noise, variance[i], model);
+            const double refined = OFFSET(c, i, u);
+            const double model = g * J[u], v = variance_of(&noise, variance[i], model, refined);
             const int64_t at = 2 * (int64_t)u + minus[i];
-            double w = g / v;
-            w *= robust_factor(&noise, intensity[i] - model, v, N[u]);
+            const double w =
+                robust_factor(&noise, intensity[i] - model, v, N[u]) * taper(refined, max_offset) * g / v;
             sum[at] += w * intensity[i];
             weight[at] += w * g;
             count[at] += 1;
@@ -93,22 +104,24 @@ void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, cons
  *     own (n, 3, 3), own_gradient (n, 3), cross (n, 3, n_knots), common (n_knots, n_knots), common_gradient (n_knots)
  * used[c]: observations that took part. */
 void ssx_scale_equations(CRYSTALS, const double *variance, const double *J, const double *N, const double *x,
-                         const double *x_sq, double a2, double b2, double bound, int64_t n_knots, const int32_t *knot,
+                         const double *x_sq, double a2, double b2, double c2, double bound, int64_t n_knots, const int32_t *knot,
                          const double *share, double *own, double *own_gradient, double *cross, double *common,
                          double *common_gradient, int64_t *used) {
-    const noise_t noise = {a2, b2, bound};
+    const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
         used[c] = 0;
         if (!include[c]) continue;
         double *A = own + 9 * c, *r = own_gradient + 3 * c, *C = cross + 3 * n_knots * c;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || x_sq[u] <= 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || x_sq[u] <= 0) continue;
             const double g = exp(LOG_G(c, i, u));
-            const double v = variance_of(&noise, variance[i], g * sqrt(x_sq[u]));
-            const double w = robust_factor(&noise, intensity[i] - g * J[u], v, N[u]) / v;
+            const double refined = OFFSET(c, i, u);
+            const double v = variance_of(&noise, variance[i], g * sqrt(x_sq[u]), refined);
+            const double w =
+                robust_factor(&noise, intensity[i] - g * J[u], v, N[u]) * taper(refined, max_offset) / v;
             const double curvature = w * g * g * x_sq[u], gradient = w * g * intensity[i] * x[u] - curvature;
-            const double slope = 0.5 * (offset_sq[i] * exp(-width[c] - trend[u]) - 1.0);
+            const double slope = 0.5 * (refined - 1.0);
             const double d[3] = {1.0, -0.5 * d_star_sq[u], slope};
             const double k[2] = {slope * (1.0 - share[u]), slope * share[u]};
             const int32_t first = knot[u];
@@ -126,32 +139,36 @@ void ssx_scale_equations(CRYSTALS, const double *variance, const double *J, cons
     }
 }
 
-/* Per bin of m / sqrt(variance) and over reflections with several observations: sums for the error model.
- * sums are (n_bins, 5): number, sum of z^2, of variance / v, of m^2 / v, and of m, where z^2 = (I - m)^2 / (v (1 - leverage)), for
- * observations with |z| < cut. Bin k holds edges[k] <= m / sqrt(variance) < edges[k + 1]. */
-void ssx_deviations(CRYSTALS, const double *variance, const double *J, const double *W, double a2, double b2, double cut,
-                    int64_t n_bins, const double *edges, double *sums) {
-    const noise_t noise = {a2, b2, 0};
+/* Per bin of m / sqrt(variance), and in each by refined offset, over reflections with several observations: sums for the
+ * error model. sums are (n_bins, n_offsets, 6): number, sum of z^2, of variance / v, of m^2 / v, of l' m^2 / v, and of m,
+ * where z^2 = (I - m)^2 / (v (1 - leverage)), for observations with |z| < cut. Bin k holds edges[k] <= m / sqrt(variance)
+ * < edges[k + 1], and likewise for the offsets. */
+void ssx_deviations(CRYSTALS, const double *variance, const double *J, const double *W, double a2, double b2, double c2,
+                    double cut, int64_t n_bins, const double *edges, int64_t n_offsets, const double *offset_edges,
+                    double *sums) {
+    const noise_t noise = {a2, b2, c2, 0};
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || W[u] <= 0) continue;
-            const double g = exp(LOG_G(c, i, u));
-            const double model = g * J[u], v = variance_of(&noise, variance[i], model);
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || W[u] <= 0) continue;
+            const double g = exp(LOG_G(c, i, u)), refined = OFFSET(c, i, u);
+            const double model = g * J[u], v = variance_of(&noise, variance[i], model, refined);
             const double leverage = g * g / (v * W[u]);
             if (leverage > 0.5) continue;
             const double residual = intensity[i] - model, z2 = residual * residual / (v * (1.0 - leverage));
             if (z2 > cut * cut) continue;
             const double m = model > 0 ? model : 0, signal = m / sqrt(variance[i]);
-            int64_t k = 0;
+            int64_t k = 0, l = 0;
             while (k < n_bins - 1 && signal >= edges[k + 1]) k++;
-            double *s = sums + 5 * k;
+            while (l < n_offsets - 1 && refined >= offset_edges[l + 1]) l++;
+            double *s = sums + 6 * (n_offsets * k + l);
             s[0] += 1;
             s[1] += z2;
             s[2] += variance[i] / v;
             s[3] += m * m / v;
-            s[4] += m;
+            s[4] += refined * m * m / v;
+            s[5] += m;
         }
     }
 }
@@ -162,7 +179,7 @@ void ssx_moments(CRYSTALS, double *sums) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
             const double scaled = intensity[i] * exp(-LOG_G(c, i, u));
             sums[3 * (int64_t)u] += 1;
             sums[3 * (int64_t)u + 1] += scaled;
@@ -177,7 +194,7 @@ void ssx_absolute_deviations(CRYSTALS, const double *J, double *deviations) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
             deviations[u] += fabs(intensity[i] * exp(-LOG_G(c, i, u)) - J[u]);
         }
     }
@@ -193,7 +210,7 @@ void ssx_leave_out(CRYSTALS, const double *moments, const double *unit, double *
         double *out = changes + 4 * c;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || unit[u] <= 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || unit[u] <= 0) continue;
             const double *m = moments + 3 * (int64_t)u;
             const double n = m[0], scale = 1.0 / unit[u];
             if (n < 2) continue;
