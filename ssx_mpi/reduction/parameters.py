@@ -109,7 +109,7 @@ scaling {
     .help = "Refine the widths of reflections, with resolution and for each crystal, where partialities tell of them."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.scale, for engine=dials."
+    .help = "A file with parameters of dials.scale. Those that engine=fast has are taken over; others make DIALS scale."
 }
 merging {
   n_bins = 20
@@ -123,7 +123,7 @@ merging {
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.merge, for engine=dials."
+    .help = "A file with parameters of dials.merge, as scaling.phil."
 }
 dose_series_repeat = None
   .type = int(value_min=2)

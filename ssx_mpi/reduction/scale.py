@@ -305,7 +305,7 @@ class _Measure:
         return cls((mean_q, spread_q), (mean_half, spread_half), float(of_trend))
 
     def __call__(self, before: Scales, after: Scales, include: np.ndarray) -> np.ndarray:
-        """The change as numbers (3 n_crystals + n_knots,) of which the squares add up; crystals left out do not move."""
+        """The change as numbers (3 n_crystals + n_knots,), of which squares add up; crystals left out stay."""
         log_k, b_factor = after.log_k - before.log_k, after.b_factor - before.b_factor
         width = after.width - before.width
         (mean_q, spread_q), (mean_half, spread_half) = self.resolution, self.offset

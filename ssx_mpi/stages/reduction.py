@@ -16,6 +16,7 @@ from libtbx.utils import Sorry
 from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
+from ssx_mpi.stages.reference import FreeFlags
 
 logger = logging.getLogger(__name__)
 
@@ -409,11 +410,13 @@ def write_merged_mtz(
     half_sums: tuple[np.ndarray, np.ndarray],
     d_min: float | None = None,
     anomalous: bool = False,
+    free: FreeFlags | None = None,
 ) -> None:
     """Merged intensities, amplitudes and half-sets as MTZ.
 
     Columns: IMEAN SIGIMEAN, I(+) SIGI(+) I(-) SIGI(-), F SIGF by the method of French & Wilson (1978), with
-    `anomalous` also F(+) SIGF(+) F(-) SIGF(-) and DANO SIGDANO, N (observations), IHALF1 SIGIHALF1 IHALF2 SIGIHALF2.
+    `anomalous` also F(+) SIGF(+) F(-) SIGF(-) and DANO SIGDANO, N (observations), IHALF1 SIGIHALF1 IHALF2 SIGIHALF2,
+    and the column of free flags that was handed in: as it is, empty for reflections that it does not know.
 
     Parameters
     ----------
@@ -445,6 +448,16 @@ def write_merged_mtz(
     count = flumpy.from_numpy(np.ascontiguousarray(number[seen]).astype(np.int32))
     indices = miller.set(symmetry, _to_miller_index(unique.hkl[seen]), anomalous_flag=False)
     dataset.add_miller_array(indices.array(data=count), "N")
+    if free is not None:
+        row, _ = unique.locate(free.hkl)
+        flagged = np.zeros(len(unique), dtype=np.int32)
+        flagged[row[row >= 0]] = free.values[row >= 0]
+        known = np.zeros(len(unique), dtype=bool)
+        known[row[row >= 0]] = True
+        known &= seen
+        indices = miller.set(symmetry, _to_miller_index(unique.hkl[known]), anomalous_flag=False)
+        flags = indices.array(data=flumpy.from_numpy(flagged[known]))
+        dataset.add_miller_array(flags, free.label, column_types="I")
     for half, label in zip(half_sums, ("IHALF1", "IHALF2")):
         array = _intensities(symmetry, unique.hkl, Merged.from_sums(half), inside)
         if array.size():
