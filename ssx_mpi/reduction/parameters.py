@@ -108,9 +108,12 @@ scaling {
   robust_bound = 4.0
     .type = float(value_min=0)
     .help = "Normalised deviation beyond which an observation loses weight. 0: none does."
+  refine_partiality = True
+    .type = bool
+    .help = "Refine the widths of reflections, with resolution and for each crystal, where partialities tell of them."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.scale, for engine=dials."
+    .help = "A file with parameters of dials.scale. Those that engine=fast has are taken over; others make DIALS scale."
 }
 merging {
   n_bins = 20
@@ -124,7 +127,7 @@ merging {
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.merge, for engine=dials."
+    .help = "A file with parameters of dials.merge, as scaling.phil."
 }
 dose_series_repeat = None
   .type = int(value_min=2)
@@ -259,7 +262,9 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
             min_i_over_sigma=params.filtering.Isigma.min_i_over_sigma,
         ),
         scaling=ScalingSettings(
-            robust_bound=params.scaling.robust_bound, min_observations=params.scaling.min_observations
+            robust_bound=params.scaling.robust_bound,
+            min_observations=params.scaling.min_observations,
+            widths=params.scaling.refine_partiality,
         ),
         merging=MergingSettings(
             n_shells=params.merging.n_bins,
