@@ -37,11 +37,6 @@ def shell_table(statistics: ShellStatistics) -> str:
     return "\n".join(lines)
 
 
-def overall(statistics: ShellStatistics) -> dict:
-    """Statistics over all shells, under the keys of dials.merge.json."""
-    return _row(statistics, statistics.n_shells, anomalous=False)
-
-
 def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float | None) -> dict:
     """Statistics under the keys that readers of dials.merge.json look for.
 
