@@ -314,7 +314,8 @@ def truth(n_dials: int) -> None:
         image = f"image={folder / 'images/lyso.nxs'}"
         start(folder / "fast", ["mpiexec", "-n", "2"], [image, *LYSOZYME]).ranks()
         print(
-            "200 images of lysozyme, nine in ten with a crystal; header: beam centre 0.36 mm and distance 0.4 mm wrong"
+            "200 images of lysozyme, nine in ten with a crystal; in the header the beam centre is 0.36 mm and the "
+            "distance 0.4 mm wrong"
         )
         print(comparison.table(comparison.compare_run(folder / "images", folder / "fast/run")))
         reduced = _reduce(folder / "fast/run", folder / "reduced")

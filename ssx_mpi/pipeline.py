@@ -1,7 +1,7 @@
-"""What the program does, from images to integrated data, as a story; the same on every rank.
+"""What the program does, from images to merged intensities, as a story; the same on every rank.
 
 Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
-crystals unless it is given, and process all images in batches.
+crystals unless it is given, process all images in batches, and reduce what was integrated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,13 +22,14 @@ from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.params import STEPS, CrystalSelection, InputError, Parameters
+from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
+from ssx_mpi.params import REDUCE, STEPS, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
 from ssx_mpi.records.batches import Batch, batches
-from ssx_mpi.records.files import write_json
+from ssx_mpi.records.files import replacing, write_json
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
-from ssx_mpi.report.live import LiveReport
+from ssx_mpi.report.live import LiveReport, record_reduction
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
 from ssx_mpi.stages import beam_centre, crystals, geometry
@@ -47,8 +48,23 @@ from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
 from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, check_steps, survey
+from ssx_mpi.tasks import (
+    Batches,
+    BatchKeeping,
+    BatchNews,
+    FailureShare,
+    FirstCrystals,
+    FirstHits,
+    Survey,
+    check_steps,
+    survey,
+)
 from ssx_mpi.watch import Watch
+
+# the reduction is loaded when it is due
+if TYPE_CHECKING:
+    from ssx_mpi.reduction.live import LiveMerge
+    from ssx_mpi.reduction.step import Outcome
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -115,9 +131,11 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     claimed()
     if not parameters.symmetry_known:
         return assess_crystals(comm, run)
-    if parameters.steps and parameters.steps[0] != STEPS[0]:
+    if parameters.steps == (REDUCE,):
+        return reduce_crystals(comm, run)
+    if parameters.image_steps and parameters.image_steps[0] != STEPS[0]:
         # before the geometry is refined for nothing
-        check_steps(comm, _batches(run), run.identity, parameters.steps)
+        check_steps(comm, _batches(run), run.identity, parameters.image_steps)
     geometry_ = given_geometry(comm, run) or stored_geometry(comm, run)
     if geometry_ is None:
         geometry_, status = refine_geometry(comm, run)
@@ -125,16 +143,17 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
             return status
     if not parameters.steps:
         return DONE
-    return process_batches(comm, run, geometry_, began)
+    status = process_batches(comm, run, geometry_, began)
+    if status != DONE or REDUCE not in parameters.steps:
+        return status
+    return reduce_crystals(comm, run)
 
 
 def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> Run:
     """Find the images and check all input on rank 0, then tell every rank; the output folder is claimed last."""
 
-    # the same texts on every rank: all of them raise, or none
-    scopes = dials_parameters(parameters, on_root(comm, lambda: user_texts(parameters), InputError))
-
     def check():
+        scopes = dials_parameters(parameters, user_texts(parameters))
         images = find_images(parameters.sources)
         for selection in (parameters.assess, parameters.geometry):
             image_range(images, selection)
@@ -143,12 +162,17 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         read = check_same_detector(images, maker)
         check_compression(images, maker)
         read_mask_for(parameters, maker)
+        if REDUCE in parameters.steps:
+            from ssx_mpi.reduction import step as reduction_step
+
+            reduction_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
-        return images, run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
+        found = run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
+        return scopes, images, maker.formats, *found
 
-    images, identity, continued, read = on_root(comm, check, InputError)
-    maker = read_mask_for(parameters, _maker(parameters, images, scopes))
+    scopes, images, formats, identity, continued, read = on_root(comm, check, InputError)
+    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats))
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
         for note in scopes.notes:
@@ -184,10 +208,10 @@ def _overrides(parameters: Parameters, scopes: DialsParameters):
     return read_import_overrides(scopes.dials_import) if parameters.import_phil else None
 
 
-def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> ExperimentMaker:
+def _maker(parameters: Parameters, images: ImageSources, scopes: DialsParameters, formats=None) -> ExperimentMaker:
     overrides = _overrides(parameters, scopes)
     start = read_geometry(parameters.starting_geometry) if parameters.starting_geometry else None
-    return ExperimentMaker(images, start, None, overrides)
+    return ExperimentMaker(images, start, None, overrides, formats)
 
 
 def read_mask_for(parameters: Parameters, maker: ExperimentMaker) -> ExperimentMaker:
@@ -264,6 +288,8 @@ def first_crystals(
     if start < stop and not stopped and found < selection.n_crystals:
         wanted = selection.n_crystals - found
         end, stopped, _ = dispatch.run(comm, task, [(start, stop)], wanted=wanted, longest=4)
+    # what follows is not done in the time of an image
+    run.watch.waiting()
     progress.close()
     task.results = {image: result for image, result in task.results.items() if image < end}
     return task, end, stopped
@@ -515,7 +541,9 @@ def _conclude_refinement(run: Run, refined) -> None:
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
     write_json(folder / "geometry_refinement.json", text.refinement_json(refined))
-    refined.reflections.as_file(str(folder / "refined.refl"))
+    # DIALS would write it itself, but not say why it cannot
+    with replacing(folder / "refined.refl") as file:
+        file.write(refined.reflections.as_msgpack())
     # last: its presence says that the refinement is done
     write_json(_refined_path(run), pack(refined.experiments))
     logger.info("Refined geometry: %s", _refined_path(run))
@@ -537,12 +565,21 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         keep_intermediate=parameters.keep_intermediate,
         size=comm.size,
     )
-    found = survey(comm, keeping, parameters.steps)
+    found = survey(comm, keeping, parameters.image_steps)
     live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
+    merging = _live_merge(comm, run, geometry_)
+    if merging is not None:
+        earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
+        merging.add(comm.sum(earlier))
     if comm.rank == 0:
         for news in found.finished:
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
+
+    def hear(news: BatchNews) -> None:
+        so_far = merging.add(news.merged) if merging is not None else None
+        live.hear(news.number, news.statistics, news.bad_images, so_far)
+
     job = Batches(
         comm=comm,
         keeping=keeping,
@@ -551,8 +588,9 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         stored=StoredSteps(run.maker.with_geometry(geometry_), run.directory, parameters.batch_size),
         watch=run.watch,
         failures=FailureShare(parameters.max_failures),
-        hear=lambda news: live.hear(news.number, news.statistics, news.bad_images),
+        hear=hear,
         progress=live.show,
+        merge=merging.of_batch if merging is not None else None,
     )
     _, stopped, traffic = dispatch.run(comm, job, job.pending)
     for left in found.records.values():
@@ -565,10 +603,81 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         elif not live.total.counts["crystals" if "integrate" in parameters.steps else "hits"]:
             status = NOTHING_FOUND
         state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}.get(status, "too_many_failures")
+        if status == DONE and REDUCE in parameters.steps:
+            state = "reducing"
+        if merging is not None:
+            live.merged = merging.statistics()
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
         if stopped:
-            logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+            _say_stopped(run)
     return comm.bcast(status)
+
+
+def _say_stopped(run: Run) -> None:
+    logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+
+
+def _live_merge(comm: Communicator, run: Run, geometry_) -> LiveMerge | None:
+    """What merges crystals as batches finish, where that is asked for."""
+    parameters = run.parameters
+    cell, space_group = parameters.unit_cell, parameters.space_group
+    if not parameters.live_merge or "integrate" not in parameters.steps or cell is None or space_group is None:
+        return None
+    from ssx_mpi.reduction.live import LiveMerge, detector_resolution
+
+    detector, beam = geometry_
+    limits = (parameters.reduction.d_min, parameters.d_min, detector_resolution(detector, beam.get_s0()))
+    merging = LiveMerge(cell, space_group, next(d for d in limits if d is not None), parameters.reduction)
+    if comm.rank == 0 and merging.n_settings > 1:
+        logger.info(
+            "Crystals fit %d settings alike: until the reduction puts them into one, CC1/2 is that of the average",
+            merging.n_settings,
+        )
+    return merging
+
+
+def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> list[Path]:
+    """Folders of the batches that were finished before and that this rank keeps."""
+    numbers = [news.number for news in found.finished if keeping.keeper(news.number) == comm.rank]
+    return [keeping.batches[number - 1].folder for number in numbers]
+
+
+def reduce_crystals(comm: Communicator, run: Run) -> int:
+    """Merge the integrated crystals of this run; too few of them to merge are no failure of the run."""
+    from ssx_mpi.reduction import step as reduction_step
+
+    parameters, watch = run.parameters, run.watch
+    alone = parameters.steps == (REDUCE,)
+    watch.together(comm)
+    if comm.rank == 0:
+        logger.info("\nReduction of the integrated crystals")
+    try:
+        outcome = reduction_step.reduce_run(
+            StoppableCommunicator(comm, watch.stopping), run.directory, parameters.reduction, run.identity
+        )
+    except StopRequested:
+        if comm.rank == 0:
+            _say_stopped(run)
+            record_reduction(run.directory, "stopped", None)
+        return STOPPED
+    except InputError as error:
+        if comm.rank == 0 and not alone:
+            logger.warning("The crystals are integrated, but not reduced: %s", error)
+            record_reduction(run.directory, "not_reduced", {"state": "refused", "reason": str(error)})
+        raise
+    if comm.rank == 0:
+        record_reduction(run.directory, "done", outcome.numbers)
+        _conclude_reduction(run, outcome)
+    return DONE if outcome.merged or not alone else NOTHING_FOUND
+
+
+def _conclude_reduction(run: Run, outcome: Outcome) -> None:
+    if not outcome.merged:
+        logger.warning("No merged intensities: %s. The integrated crystals are kept", outcome.numbers["reason"])
+        return
+    logger.info("\n%s", text.reduction_block(outcome.numbers))
+    if "merge" in run.parameters.reduction.steps:
+        logger.info("Merged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
 
 
 def _facts(run: Run, keeping: BatchKeeping) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
@@ -136,11 +137,12 @@ def _tells_centre(result: StillResult) -> bool:
 
 @dataclass(frozen=True)
 class BatchNews:
-    """What the keeper of a finished batch tells rank 0."""
+    """What the keeper of a finished batch tells rank 0; `merged` is what it adds to the merged data, if asked for."""
 
     number: int
     statistics: Statistics
     bad_images: list[tuple[str, str, str]]
+    merged: Any = None
 
 
 @dataclass(frozen=True)
@@ -336,6 +338,8 @@ class Batches(_Watched):
     failures: FailureShare
     hear: Callable[[BatchNews], None]
     progress: Callable[[int], None]
+    #: what a finished batch adds to the merged data, from its folder
+    merge: Callable[[Path], Any] | None = None
 
     @property
     def pending(self) -> list[tuple[int, int]]:
@@ -392,7 +396,8 @@ class Batches(_Watched):
         if not records.complete:
             return None
         del self.survey.records[number]
-        return finish(records, self.survey.done[number] + steps)
+        news = finish(records, self.survey.done[number] + steps)
+        return news if self.merge is None else replace(news, merged=self.merge(records.batch.folder))
 
     def news(self, content: BatchNews) -> None:
         self.hear(content)

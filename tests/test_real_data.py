@@ -123,7 +123,7 @@ def nitrite_reductase(real_data):
 
 def indexer(engine: str, a: float = 96.4, symmetry: str = "space_group=P213"):
     arguments = ["image=x.cbf", f"engine={engine}", symmetry, f"unit_cell={a},{a},{a},90,90,90"]
-    parameters = _parse([*arguments, "max_lattices=2"], quiet=True)[0]
+    parameters = _parse([*arguments, "max_lattices=2"])[0]
     return build_engine(parameters, dials_parameters(parameters, {})).index
 
 

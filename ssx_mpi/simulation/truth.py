@@ -66,6 +66,32 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """The ``merged.mtz`` of a run against the true intensities.
+
+    Attributes
+    ----------
+    n_merged
+        Unique reflections in it.
+    d_min
+        Its resolution, angstrom.
+    multiplicity
+        Observations to a reflection.
+    cc_truth
+        Correlation of its intensities with the true ones, in the setting where that is best.
+    deviation
+        Robust width (from the quartiles) of the differences to the true intensities, on a common scale, over their
+        sigmas: 1 where the sigmas are right.
+    """
+
+    n_merged: int
+    d_min: float
+    multiplicity: float
+    cc_truth: float
+    deviation: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A run measured against the truth; lattices are matched by orientation, up to the symmetry of the lattice.
 
@@ -91,6 +117,8 @@ class Comparison:
         Correlation of merged and true intensities: as they are, and with one scale per crystal; nan if not integrated.
     cc_counting
         What the second could be at most: with no errors but those of counting.
+    reduced
+        The run's own merged intensities against the true ones; None where it has none.
     """
 
     hits: int
@@ -108,6 +136,7 @@ class Comparison:
     cc_truth: float
     cc_truth_scaled: float
     cc_counting: float
+    reduced: Reduced | None = None
 
 
 def load_truth(folder: Path) -> Truth:
@@ -358,10 +387,37 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
     )
 
 
+def compare_merged(truth: Truth, path: Path) -> Reduced:
+    """Measure merged intensities, as ``merged.mtz`` of a run has them, against the truth."""
+    from cctbx import miller
+    from cctbx.array_family import flex
+    from iotbx import mtz
+
+    columns = {array.info().labels[0]: array for array in mtz.object(str(path)).as_miller_arrays()}
+    array, true = columns["IMEAN"], truth.intensities.map_to_asu()
+    hkl = array.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+    intensity, sigma = array.data().as_numpy_array(), array.sigmas().as_numpy_array()
+    row = {index: i for i, index in enumerate(true.indices())}
+    best = (-np.inf, np.nan)
+    for rotation in lattice_rotations(true.unit_cell(), true.space_group()):
+        moved = flex.miller_index([tuple(map(int, index)) for index in np.rint(hkl @ rotation.T)])
+        rows = np.array([row.get(index, -1) for index in miller.set(true, moved, False).map_to_asu().indices()])
+        known = rows >= 0
+        ours, theirs, error = intensity[known], true.data().as_numpy_array()[rows[known]], sigma[known]
+        scale = np.sum(ours * theirs / error**2) / np.sum((theirs / error) ** 2)
+        low, high = np.quantile((ours - scale * theirs) / error, (0.25, 0.75))
+        best = max(best, (float(np.corrcoef(ours, theirs)[0, 1]), float(high - low) / 1.349))
+    return Reduced(len(hkl), float(array.d_min()), float(np.mean(list(columns["N"].data()))), *best)
+
+
 def compare(
-    truth: Truth, lattices: list[Lattice], geometry: Geometry, observations: Observations | None = None
+    truth: Truth,
+    lattices: list[Lattice],
+    geometry: Geometry,
+    observations: Observations | None = None,
+    merged: Path | None = None,
 ) -> Comparison:
-    """Measure a run, given as its lattices, its geometry and its integrated reflections, against the truth."""
+    """Measure a run, given as its lattices, geometry, integrated reflections and merged file, against the truth."""
     matches = match(truth, lattices)
     right = matches.true >= 0
     found = set(matches.true[right].tolist())
@@ -391,6 +447,7 @@ def compare(
         cc_truth=float(cc),
         cc_truth_scaled=float(cc_scaled),
         cc_counting=float(cc_counting),
+        reduced=None if merged is None else compare_merged(truth, merged),
     )
 
 
@@ -415,7 +472,9 @@ def compare_run(truth_folder: Path, run_folder: Path) -> Comparison:
     experiment_files, tables = run_files(run_folder)
     read = [read_experiments(path) for path in experiment_files]
     lattices = [lattice for found, _ in read for lattice in found]
-    return compare(load_truth(truth_folder), lattices, read[0][1], read_observations(tables))
+    merged = run_folder / "DataFiles" / "merged.mtz"
+    observations = read_observations(tables)
+    return compare(load_truth(truth_folder), lattices, read[0][1], observations, merged if merged.is_file() else None)
 
 
 def table(comparison: Comparison) -> str:
@@ -432,7 +491,15 @@ def table(comparison: Comparison) -> str:
         ("error of the beam centre", f"{c.beam_centre_error_mm:.4f} mm"),
         ("error of the distance", f"{c.distance_error_mm:+.4f} mm"),
     ]
-    if c.n_observations:
+    if c.reduced is not None:
+        r = c.reduced
+        rows += [
+            ("merged.mtz: reflections, to", f"{r.n_merged}, {r.d_min:.2f} angstrom"),
+            ("multiplicity", f"{r.multiplicity:.2f}"),
+            ("CC with true intensities", f"{r.cc_truth:.4f}"),
+            ("deviations from them over their sigmas", f"{r.deviation:.2f}"),
+        ]
+    elif c.n_observations:
         rows += [
             ("observations, unique reflections", f"{c.n_observations}, {c.n_merged}"),
             ("CC with true intensities", f"{c.cc_truth:.4f}"),

@@ -463,24 +463,33 @@ class ExperimentMaker:
         Mask of the user, on top of that of the detector.
     overrides
         Extracted scope of dials.import, whose geometry and format parameters apply; None for none.
+    formats
+        Format classes found before, by folder and suffix; it grows with those found here.
     """
 
-    def __init__(self, images: ImageSources, geometry=None, mask: UserMask | None = None, overrides=None):
+    def __init__(
+        self,
+        images: ImageSources,
+        geometry=None,
+        mask: UserMask | None = None,
+        overrides=None,
+        formats: dict[tuple[str, str], type] | None = None,
+    ):
         self.images = images
         self.geometry = geometry
         self._mask = mask
         self._overrides = overrides
-        self._formats: dict[tuple[str, str], type] = {}
+        self.formats = {} if formats is None else formats
         self._stack: _Stack | None = None
         self._trusts_like_header = False
 
     def with_geometry(self, geometry) -> ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
-        return ExperimentMaker(self.images, geometry, self._mask, self._overrides)
+        return ExperimentMaker(self.images, geometry, self._mask, self._overrides, self.formats)
 
     def with_mask(self, mask: UserMask) -> ExperimentMaker:
         """The same, with the user's mask on top of that of the detector."""
-        return ExperimentMaker(self.images, self.geometry, mask, self._overrides)
+        return ExperimentMaker(self.images, self.geometry, mask, self._overrides, self.formats)
 
     def experiment(self, image: int):
         """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read.
@@ -575,9 +584,9 @@ class ExperimentMaker:
     def _format(self, path: str):
         # asking the registry costs a tenth of a second or more: files of one kind in one folder have one format
         key = (str(Path(path).parent), Path(path).suffix)
-        if key not in self._formats:
-            self._formats[key] = _format_class(path)
-        return self._formats[key]
+        if key not in self.formats:
+            self.formats[key] = _format_class(path)
+        return self.formats[key]
 
     def _format_kwargs(self) -> dict:
         if self._overrides is None:
