@@ -237,15 +237,12 @@ def from_images(lattice: str, n: int, folder: Path, with_dials: bool) -> None:
         merged["DIALS"] = theirs / "merged.mtz"
     quality = _against_truth(folder / "truth.mtz", merged)
     print(f"{lattice}, {n} crystals simulated; CPU seconds of the whole programs, reading and writing included")
-    print(
-        "program            CPU s  crystals  in the right setting   CC to truth  with B fitted  reflections  rms z merged"
-    )
+    print("program            CPU s  crystals  in the right setting   CC to truth  with B fitted  reflections  rms z")
     for name, cpu, experiments in rows:
         number, right = _settings_right(folder, experiments)
         cc, with_b, size, z = quality[name]
-        print(
-            f"{name:15s}{cpu:9.1f}{number:10d}{right:12d} {100 * right / number:7.2f}%{cc:14.5f}{with_b:15.5f}{size:13d}{z:14.2f}"
-        )
+        share = f"{right:12d} {100 * right / number:7.2f}%"
+        print(f"{name:15s}{cpu:9.1f}{number:10d}{share}{cc:14.5f}{with_b:15.5f}{size:13d}{z:7.2f}")
     log = (ours / "ssx_mpi.reduce.log").read_text()
     print(next(line for line in log.splitlines() if line.startswith("scaled in")))
     _against_multiplicity(folder, run, lattice)
