@@ -3,6 +3,8 @@
   python benchmarks/scaling.py real ARGUMENTS...    the program itself on 1 and 2 pinned ranks, with these parameters
   python benchmarks/scaling.py validate             the simulation against the real dispatch on 1 to 4 ranks
   python benchmarks/scaling.py simulate [RUN]       up to 16,384 ranks and 10 million images
+  python benchmarks/scaling.py request              what a request costs the coordinator
+  python benchmarks/scaling.py start ARGUMENTS...   what a rank other than 0 loads before its first image
 
 The simulation is a discrete-event one (simpy) of what ssx_mpi.parallel.dispatch does, with the program's own ranges and
 constants. Its inputs are the cost of an image (drawn from the CPU-seconds by stage that the folder RUN has in
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,6 +31,7 @@ from pathlib import Path
 import numpy as np
 import simpy
 
+from ssx_mpi import dials_compat
 from ssx_mpi.parallel import dispatch
 
 
@@ -35,12 +39,17 @@ from ssx_mpi.parallel import dispatch
 class Machine:
     """Seconds that things take.
 
-    latency: of a message between nodes. request: of the coordinator for a request and its answer. record: of a keeper
-    for the record of an image. finish: of a keeper for the files of a batch. poll: between looks of an idle rank.
+    latency: of a message between nodes. request: of the coordinator for a request and its answer. note: of it for each
+    image that is told of with the request, and of rank 0 for each that another coordinator tells of. record: of a
+    keeper for the record of an image. finish: of a keeper for the files of a batch. poll: between looks of an idle
+    rank.
+
+    Those of the coordinator are measured: see :func:`request`.
     """
 
     latency: float = 5e-6
-    request: float = 100e-6
+    request: float = 104e-6
+    note: float = 2.3e-6
     record: float = 150e-6
     finish: float = 0.8
     poll: float = dispatch._POLL
@@ -97,6 +106,8 @@ class Dispatch:
         self.ranges = [dispatch.Ranges(g.share(pending), len(g.workers), 64) for g in self.groups]
         self.coordinators = [simpy.Resource(self.env, 1) for _ in self.groups]
         self.busy, self.requests = [0.0] * count, 0
+        self.untold = [0] * count
+        self.at_work = ranks - sum(g.dedicated for g in self.groups)
         self.batch_end = np.zeros(-(-n_images // batch))
         self.finished_at = 0.0
         # when rank 0 works too, it answers between the stages of its images
@@ -107,6 +118,8 @@ class Dispatch:
         for group in self.groups:
             for rank in group.workers:
                 self.env.process(self._worker(group, rank, self.ranges[group.number].next()))
+            if group.number:
+                self.env.process(self._tell(group))
         self.env.run()
         total = float(self.cost.sum())
         feedback = self._feedback()
@@ -121,13 +134,17 @@ class Dispatch:
     def _worker(self, group: dispatch.Group, rank: int, first):
         """Ranges one after another; the next is asked for when the last in hand is begun."""
         waiting: deque = deque([first] if first else [])
+        finished = 0
         while True:
-            answer = self.env.process(self._ask(group, rank))
+            answer = self.env.process(self._ask(group, rank, finished))
+            finished = 0
             if waiting:
                 work = waiting.popleft()
+                finished = work.stop - work.start
                 yield from self._do(group, rank, work)
             got = yield answer
             if got is None:
+                self.at_work -= 1
                 return
             if not waiting:
                 # an idle rank looks for its answer now and then
@@ -150,7 +167,18 @@ class Dispatch:
         steps[:, 2] += self.machine.record
         return np.cumsum(steps.ravel())
 
-    def _ask(self, group: dispatch.Group, rank: int):
+    def _tell(self, group: dispatch.Group):
+        """A coordinator tells rank 0 now and then what was finished."""
+        while self.at_work:
+            yield self.env.timeout(dispatch._TELL)
+            seconds = self.machine.request + self.machine.note * self.untold[group.number]
+            self.untold[group.number] = 0
+            with self.coordinators[0].request() as turn:
+                yield turn
+                yield self.env.timeout(seconds)
+                self.busy[0] += seconds
+
+    def _ask(self, group: dispatch.Group, rank: int, finished: int):
         own = rank == group.first
         if not own:
             yield self.env.timeout(self.machine.latency)
@@ -160,8 +188,10 @@ class Dispatch:
         with self.coordinators[group.number].request() as turn:
             yield turn
             if not own:
-                yield self.env.timeout(self.machine.request)
-                self.busy[group.number] += self.machine.request
+                seconds = self.machine.request + self.machine.note * finished
+                yield self.env.timeout(seconds)
+                self.busy[group.number] += seconds
+                self.untold[group.number] += finished
                 self.requests += 1
             work = self.ranges[group.number].next()
         if not own:
@@ -204,7 +234,7 @@ def simulate(costs: np.ndarray | None) -> None:
         (16384, 10_000_000),
     ):
         o = Dispatch(ranks, images, drawn, Machine()).run()
-        numbers = (f"{o.makespan:.1f}", f"{o.efficiency:.3f}", f"{o.coordinator_busy:.3f}", o.requests)
+        numbers = (f"{o.makespan:.1f}", f"{o.efficiency:.4f}", f"{o.coordinator_busy:.3f}", o.requests)
         row = (ranks, images, images // ranks, *numbers, f"{o.worst_feedback:.2f}")
         print(" ".join(f"{value:>12}" for value in row), flush=True)
 
@@ -344,15 +374,146 @@ def _rate(directory: Path) -> float:
     return status["n_images"] / status["dispatch"]["seconds"]
 
 
+# ---- what a request costs -----------------------------------------------------------------------------------------
+
+
+class Instant(Sleeping):
+    """A job whose images take no time, with values as the program's own; ranks other than 0 ask all the time."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(np.zeros((0, 3)), size)
+        dials_compat.prepare()
+        from ssx_mpi.tasks import FailureShare
+
+        self.failures = FailureShare(0.98)
+
+    def work(self, item, breathe):
+        return (item % 3 == 0, item % 4 == 0, "index: no lattice found" if item % 12 == 0 else ""), b""
+
+    def keeper(self, item):
+        # on the rank that did it
+        return self.size
+
+    def note(self, value):
+        self.failures.add(*value)
+        return 0
+
+
+class AskedLoop(dispatch._MpiLoop):
+    """The loop of the program, which counts the CPU time of rank 0 in looks at the messages that found a request."""
+
+    asked, noted, seconds = 0, 0, 0.0
+
+    def pump(self) -> None:
+        before, began = AskedLoop.asked, time.process_time()
+        super().pump()
+        if AskedLoop.asked > before:
+            AskedLoop.seconds += time.process_time() - began
+
+    def _do(self, item):
+        value, _ = self.job.work(item, self.pump)
+        self.traffic.items += 1
+        self.finished.append((item, value))
+
+    def _answer(self, rank, finished):
+        AskedLoop.asked += 1
+        AskedLoop.noted += len(finished)
+        super()._answer(rank, finished)
+
+
+def run_asking(n_items: int, longest: int) -> None:
+    """One rank of the measurement; rank 0 does nothing but to answer, and prints what it cost."""
+    from mpi4py import MPI
+
+    from ssx_mpi.parallel.communicator import MpiCommunicator
+
+    dispatch.DEDICATED_FROM = 2
+    comm = MpiCommunicator(MPI.COMM_WORLD)
+    dispatch._MpiLoop = AskedLoop
+    dispatch.run(comm, Instant(comm.size), [(0, n_items)], longest=longest)
+    if comm.rank == 0:
+        print(json.dumps({"requests": AskedLoop.asked, "images": AskedLoop.noted, "seconds": AskedLoop.seconds}))
+
+
+def request() -> None:
+    """CPU time of the coordinator for a request, and for each image that is told of with it."""
+    costs = []
+    for longest, n_items in ((1, 5_000), (64, 60_000)):
+        command = ["mpiexec", "--bind-to", "none", "-n", "3", sys.executable, __file__]
+        command += ["asking", str(n_items), str(longest)]
+        rows = []
+        for _ in range(3):
+            done = subprocess.run(command, env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
+            rows.append(json.loads(done.stdout))
+        row = min(rows, key=lambda r: r["seconds"] / r["requests"])
+        each, images = 1e6 * row["seconds"] / row["requests"], row["images"] / row["requests"]
+        print(f"{row['requests']} requests with {images:.1f} images each: {each:.1f} us of the coordinator's CPU each")
+        costs.append((images, each))
+    (few, low), (many, high) = costs
+    note = (high - low) / (many - few)
+    print(f"a request {low - few * note:.1f} us, and {note:.2f} us for each image")
+
+
+# ---- start-up -----------------------------------------------------------------------------------------------------
+
+
+def start(arguments: list[str]) -> None:
+    """What rank 1 of 2 loads: modules, files, calls to the file system; and how long until its first image.
+
+    Cold: the system's cache of files is emptied first, as root.
+    """
+    ranks = ["mpiexec", "-n", "2", "--bind-to", "none"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        program = [sys.executable, str(Path(__file__).with_name("loaded.py")), name, *arguments]
+        program += [f"output.directory={folder}/run", "restart=True"]
+        for cache in ("cold", "warm"):
+            if cache == "cold" and not _drop_caches():
+                print("the cache of files cannot be emptied here: no cold start")
+                continue
+            found = _rank_1([*ranks, *program], folder)
+            print(
+                f"{cache}: first image after {found['seconds']:.1f} s ({found['cpu_seconds']:.2f} CPU-seconds); "
+                f"{len(found['modules'])} modules, {len(found['files'])} files opened by Python"
+            )
+        if shutil.which("strace"):
+            calls = folder / "calls"
+            found = _rank_1([*ranks, "strace", "-f", "-ff", "-e", "trace=%file", "-o", str(calls), *program], folder)
+            lines = Path(f"{calls}.{found['process']}").read_text().splitlines()
+            # an empty name asks about a file that is open
+            made = [line for line in lines if '""' not in line]
+            print(f"{len(made)} calls to the file system by name, {sum('ENOENT' in call for call in made)} in vain")
+
+
+def _rank_1(command: list[str], folder: Path) -> dict:
+    subprocess.run(command, env=_environment(), stdout=subprocess.DEVNULL, check=True)
+    return json.loads((folder / "rank_1.json").read_text())
+
+
+def _drop_caches() -> bool:
+    os.sync()
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+    except OSError:
+        return False
+    return True
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["real", "validate", "simulate", "sleep"])
+    parser.add_argument("what", choices=["real", "validate", "simulate", "request", "start", "sleep", "asking"])
     parser.add_argument("rest", nargs="*")
     given = parser.parse_args()
     if given.what == "real":
         real(given.rest, repeats=3)
     elif given.what == "validate":
         validate(int(given.rest[0]) if given.rest else 600)
+    elif given.what == "request":
+        request()
+    elif given.what == "asking":
+        run_asking(*map(int, given.rest))
+    elif given.what == "start":
+        start(given.rest)
     elif given.what == "sleep":
         run_sleeping(int(given.rest[0]))
     else:

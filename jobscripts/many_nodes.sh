@@ -27,6 +27,10 @@ SRUN_MPI=${SRUN_MPI:-}
 # type module >/dev/null 2>&1 || . /etc/profile; module load ssx_mpi
 # ==== end of site settings ====
 
+# a word of the end that comes before there are ranks to ask
+stopping= cancelled=
+trap 'stopping=yes' USR1
+trap 'stopping=yes cancelled=yes' TERM
 # one thread to a rank, and no locks on files that are only read, which some parallel file systems do not have
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 export HDF5_USE_FILE_LOCKING=FALSE
@@ -41,7 +45,6 @@ command -v ssx_mpi >/dev/null || { echo "ssx_mpi is not on the PATH: see the sit
 # Ranks end with 0 or 3 (done, with or without crystals), 2 or 4 (someone must look), or 75 (stopped with work left).
 # Any other code is that of a crash: what is finished stays finished, so the program is started again; the image that
 # took it down twice is set aside.
-stopping=
 # restart=True is for the first start alone
 [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || export SSX_MPI_GO_ON=yes
 ask_ranks_to_stop() {
@@ -52,11 +55,15 @@ ask_ranks_to_stop() {
     esac
 }
 trap ask_ranks_to_stop USR1
-trap 'stopping=yes' TERM
+# Slurm lets the other ranks wait for one that was killed; they get 20 s, and those of an orderly end need less
 on_all_ranks() {
+    status=75
+    [ -z "$stopping" ] || return
     for attempt in 1 2 3; do
         case $LAUNCHER in
-            srun) srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores "$@" & ;;
+            srun)
+                srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 "$@" &
+                ;;
             *) mpirun -n "$RANKS" --bind-to core "$@" & ;;
         esac
         step=$!
@@ -65,7 +72,8 @@ on_all_ranks() {
             status=$?
         done
         case $status in 0 | 2 | 3 | 4 | 75) return ;; esac
-        [ -z "$stopping" ] || return
+        # asked to stop before they could listen
+        [ -z "$stopping" ] || { status=75; return; }
         echo "Attempt $attempt ended with exit code $status"
         export SSX_MPI_GO_ON=yes
     done

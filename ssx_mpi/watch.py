@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +25,8 @@ logger = logging.getLogger("ssx_mpi")
 
 T = TypeVar("T")
 
+# what asks for an orderly end
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 #: seconds that images in hand have after a request to stop
 GRACE = 30.0
 # the run stops so many seconds before its time limit, or a fifth of the time where that is less: the images in hand
@@ -72,9 +75,10 @@ class Watch:
         self.set_aside: dict[int, str] = {}
         #: images that may have ended an earlier run
         self.suspects: set[int] = set()
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        for number in _REQUESTS:
             signal.signal(number, self._note_request)
         signal.signal(signal.SIGALRM, self._alarm)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
 
     def open(self, comm: Communicator, directory: Path) -> None:
         """Learn what earlier runs in `directory` died of, and begin to note what is in hand; collective."""
@@ -161,6 +165,12 @@ class Watch:
             faulthandler.cancel_dump_traceback_later()
             self._guarded_since = None
 
+    def together(self, comm: Communicator) -> None:
+        """From here on all ranks work together, on no image: that may take long, but not after a request to stop."""
+        self.waiting()
+        self._abort = comm.abort
+        self._set_alarm()
+
     def whereabouts(self, rank: int) -> tuple[str, int | None, float | None]:
         """Host of `rank`, the image that it has in hand and for how many seconds, as far as can be seen from here."""
         if rank >= len(self._places):
@@ -220,6 +230,16 @@ class Watch:
             self._overdue = True
         else:
             raise ImageAbandoned
+
+
+@contextmanager
+def holding_requests() -> Iterator[None]:
+    """Requests to stop wait until there is a :class:`Watch` that listens: the start may take long on a busy system."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def node_name() -> str:

@@ -113,3 +113,57 @@ def test_a_model_that_this_version_lacks_is_refused_with_those_that_it_has(monke
 def test_the_sparse_engine_is_used_where_there_is_one(monkeypatch, sparse, engine):
     monkeypatch.setattr(dials_compat, "has_sparse_engine", lambda: sparse)
     assert dials_compat.refinement_engine() == engine
+
+
+def _in_new_python(program: str) -> str:
+    done = run([sys.executable, "-c", program], timeout=120)
+    assert done.status == 0, done.err
+    return done.out
+
+
+def test_what_dials_seldom_uses_is_loaded_when_it_is_used():
+    program = """
+import sys
+from ssx_mpi import dials_compat
+dials_compat.prepare()
+dials_compat.prepare()
+from dials.array_family import flex
+from dxtbx.model import Detector
+heavy = lambda: [n for n in ("sklearn.base", "pandas.core", "pkg_resources.extern", "joblib") if n in sys.modules]
+print(heavy())
+from dxtbx.model import detector_helpers, detector
+axes = [[0.0, 0.0], [0.01, 0.0], [5.0, 5.0], [5.01, 5.0]]
+print(detector_helpers.sklearn.cluster.DBSCAN(eps=0.1, min_samples=2).fit_predict(axes).tolist())
+import sklearn.neighbors, sklearn.cluster
+print(sklearn.neighbors.NearestNeighbors.__name__, sklearn.cluster is detector_helpers.sklearn.cluster)
+from dxtbx.format.Registry import get_format_class_for
+print(get_format_class_for("FormatNXmx").__name__)
+"""
+    lines = _in_new_python(program).splitlines()
+    assert lines == ["[]", "[0, 0, 1, 1]", "NearestNeighbors True", "FormatNXmx"]
+
+
+def test_a_part_of_a_deferred_package_finds_it_loaded():
+    program = """
+from ssx_mpi import dials_compat
+dials_compat.prepare()
+import dxtbx.model
+from sklearn.decomposition import PCA
+import pandas
+from pandas.tseries.offsets import Day
+print(PCA.__name__, pandas.DataFrame({"a": [1, 2]}).a.sum(), Day.__name__)
+"""
+    assert _in_new_python(program).split() == ["PCA", "3", "Day"]
+
+
+def test_units_do_without_tables_and_tables_come_after():
+    program = """
+import sys
+from ssx_mpi import dials_compat
+dials_compat.prepare()
+import pint
+print((3 * pint.UnitRegistry().mm).to("m").magnitude, "pandas" in sys.modules)
+import pandas
+print(pandas.Series([1, 2]).sum())
+"""
+    assert _in_new_python(program).split() == ["0.003", "False", "3"]

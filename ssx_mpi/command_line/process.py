@@ -1,4 +1,4 @@
-"""ssx_mpi: serial-crystallography stills to integrated data, over any number of MPI ranks."""
+"""ssx_mpi: serial-crystallography stills to merged intensities, over any number of MPI ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from typing import IO
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launch
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
 
-Processes serial-crystallography stills from images to integrated data. Start it plainly to use all cores of this
+Processes serial-crystallography stills from images to merged intensities. Start it plainly to use all cores of this
 machine, or under mpirun or srun to use the ranks of a job. Without space_group or unit_cell it assesses the crystals
 and stops. -c shows the parameters, -e 1 those for experts too."""
 
@@ -34,26 +35,29 @@ def run(arguments: list[str] | None = None) -> None:
         print(f"ssx_mpi {__version__}")
         return
     try:
-        dials_compat.prepare()
         if launch.launcher_size() is None:
+            dials_compat.prepare()
             # the arguments are checked before ranks are started for them
             parameters = _parse(arguments)[0]
             n_ranks = parameters.nproc or launch.usable_cores()
             launch.start_on_ranks("ssx_mpi", arguments, n_ranks)
+        with holding_requests():
+            dials_compat.prepare()
+            launch.guarded(lambda comm: _main(comm, arguments))
     except (dials_compat.DialsError, launch.LaunchError, _input_error()) as error:
         sys.exit(_refuse(error))
-    launch.guarded(lambda comm: _main(comm, arguments))
 
 
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
+    from ssx_mpi.parallel.collective import on_root
     from ssx_mpi.params import InputError
-    from ssx_mpi.records.files import StorageError
+    from ssx_mpi.records.files import StorageError, refusals
     from ssx_mpi.stages.geometry import quiet_dials
-    from ssx_mpi.watch import Watch
 
     try:
-        parameters, verbosity = _parse(arguments, quiet=comm.rank > 0)
+        # the other ranks load no parser and no PHIL of DIALS
+        parameters, verbosity = on_root(comm, lambda: _parse(arguments), InputError)
         if os.environ.get(_GO_ON):
             parameters = replace(parameters, restart=False)
         with _Folder(comm, parameters) as folder:
@@ -69,20 +73,25 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
                 to_file()
                 watch.open(comm, parameters.directory)
 
-            status = pipeline.process(comm, parameters, watch, claimed)
-            watch.close(comm)
+            with refusals(parameters.directory):
+                status = pipeline.process(comm, parameters, watch, claimed)
+                watch.close(comm)
             return status
     except StorageError as error:
-        # one rank alone comes here; what is in the journals is whole
-        print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
-        comm.abort(1)
-        return 1
+        return end_unwritten(comm, error)
     except (InputError, dials_compat.DialsError) as error:
         # every rank comes here with the same error
         if comm.rank == 0:
             _refuse(error)
         comm.barrier()
         return 2
+
+
+def end_unwritten(comm: Communicator, error: Exception) -> int:
+    """End all ranks because one could not write a file; that one alone comes here, and what is finished is whole."""
+    print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
+    comm.abort(1)
+    return 1
 
 
 class _Folder:
@@ -127,7 +136,7 @@ def _refuse(error: Exception) -> int:
     return 2
 
 
-def _parse(arguments: list[str], quiet: bool = False):
+def _parse(arguments: list[str]):
     """Parameters and verbosity from the command line, with the behaviour of DIALS programs.
 
     Raises
@@ -153,7 +162,8 @@ def _parse(arguments: list[str], quiet: bool = False):
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
         raise params.InputError(" ".join(str(error).split())) from None
     if unknown:
-        raise params.InputError(params.unknown_parameter(unknown[0]))
+        bare = "images are given as image=, template= or directory="
+        raise params.InputError(params.unknown_parameter(unknown[0], params.scope(), bare))
     return params.read(extract, Path.cwd()), options.verbose
 
 
@@ -170,13 +180,26 @@ def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:
     ours.handlers[:] = [terminal, held]
 
     def to_file() -> None:
-        file = logging.FileHandler(directory / "ssx_mpi.log")
+        file = _LogFile(directory / "ssx_mpi.log")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         held.setTarget(file)
         held.flush()
         ours.handlers[:] = [terminal, file]
 
     return to_file
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that ends the run when it cannot be written, as any other file does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+            return
+        from ssx_mpi.records.files import StorageError
+
+        raise StorageError(f"{self.baseFilename} cannot be written: {error.strerror}") from error
 
 
 def _nothing() -> None:

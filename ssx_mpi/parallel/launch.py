@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,6 +14,9 @@ from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator, SerialC
 
 # what launchers tell their processes: the number of ranks that they started
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
+
+# by which a user or a site has settled the binding
+_BINDING_VARIABLES = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy", "HYDRA_BINDING")
 
 
 class LaunchError(Exception):
@@ -96,8 +100,32 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     print(f"Starting on {n_ranks} ranks with {mpiexec} (nproc= sets the number)", flush=True)
-    command = [mpiexec, "-n", str(n_ranks), sys.executable, "-m", module, *arguments]
+    command = [mpiexec, "-n", str(n_ranks), *_binding(mpiexec, n_ranks), sys.executable, "-m", module, *arguments]
     os.execv(sys.executable, [sys.executable, "-m", "ssx_mpi.parallel.relay", *command])
+
+
+def _binding(mpiexec: str, n_ranks: int) -> list[str]:
+    """Options of `mpiexec` that bind each rank to a core when there is one for each, and leave them free otherwise.
+
+    Launchers bind from the first core on. Runs beside each other would share those and leave the others idle, so ranks
+    that do not fill the machine are not bound.
+    """
+    if any(name in os.environ for name in _BINDING_VARIABLES):
+        return []
+    known = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
+    if "Open MPI" not in known and "OpenRTE" not in known and "HYDRA" not in known:
+        return []
+    return ["--bind-to", "core" if n_ranks == _physical_cores() else "none"]
+
+
+def _physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Cores that this process may use, those that run several threads counted once."""
+    cpus = os.sched_getaffinity(0)
+    try:
+        cores = {(root / f"cpu{cpu}/topology/thread_siblings_list").read_text() for cpu in cpus}
+    except OSError:
+        return len(cpus)
+    return len(cores)
 
 
 def guarded(main: Callable[[Communicator], int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +13,28 @@ from typing import Any, BinaryIO
 
 class StorageError(Exception):
     """A file of the run cannot be written: full disk, quota, lost permission. The message is one line for the user."""
+
+
+# what a full disk, a quota, a lost permission and a file system that became read-only say
+_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def refusals(directory: Path) -> Iterator[None]:
+    """Whatever the system refuses to make or to write below `directory` within the block has a name and a reason.
+
+    Raises
+    ------
+    StorageError
+        For files and folders that are not written by the functions of this module.
+    """
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        if error.errno not in _REFUSALS or (name is not None and not Path(os.fsdecode(name)).is_relative_to(directory)):
+            raise
+        raise StorageError(f"{name or directory} cannot be written: {error.strerror}") from error
 
 
 @contextmanager

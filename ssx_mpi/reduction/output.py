@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
+from ssx_mpi.records.files import storing
 from ssx_mpi.reduction.crystals import Crystals, Fate
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
@@ -84,15 +84,22 @@ class Previous:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a name beside `path` and rename what it wrote."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last: writers look at it
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Call `write` on a name beside `path` and rename what it wrote.
+
+    Raises
+    ------
+    StorageError
+        When the system refuses.
+    """
+    # the suffix stays last: writers look at it. One rank writes a file, so a name left by a kill is used again
+    beside = path.with_name(f".partial.{path.name}")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]:

@@ -126,13 +126,18 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
 
 def _export_unmerged(job: Job, stems: list[Path]) -> None:
     data_files, export = job.folder / "DataFiles", job.parameters.export
+    data, threshold = dials_reduction.read(stems), job.parameters.partiality_threshold
     try:
-        dials_reduction.export_unmerged(
-            dials_reduction.read(stems),
-            job.parameters.partiality_threshold,
-            data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
-            data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
-        )
+        if export.unmerged_mtz:
+            output.write_atomically(
+                data_files / "scaled_unmerged.mtz",
+                lambda path: dials_reduction.export_unmerged(data, threshold, path, None),
+            )
+        if export.unmerged_mmcif:
+            output.write_atomically(
+                data_files / "scaled_unmerged.cif",
+                lambda path: dials_reduction.export_unmerged(data, threshold, None, path),
+            )
     except dials_reduction.DialsReductionError as error:
         logger.warning("%s", error)
 

@@ -37,11 +37,6 @@ def shell_table(statistics: ShellStatistics) -> str:
     return "\n".join(lines)
 
 
-def overall(statistics: ShellStatistics) -> dict:
-    """Statistics over all shells, under the keys of dials.merge.json."""
-    return _row(statistics, statistics.n_shells, anomalous=False)
-
-
 def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float | None) -> dict:
     """Statistics under the keys that readers of dials.merge.json look for.
 
@@ -63,6 +58,11 @@ def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float |
             "unit_cell_plots": {},
         }
     }
+
+
+def overall(statistics: ShellStatistics) -> dict:
+    """Statistics of all shells together, under the keys of dials.merge.json, without what is null."""
+    return {name: value for name, value in _row(statistics, statistics.n_shells, False).items() if value is not None}
 
 
 def _number(value: float, form: str) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from dials.array_family import flex
-from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 from dxtbx.model import ExperimentList
 from iotbx import phil
 
@@ -97,9 +96,12 @@ def scale(
     overrides
         Further assignments, such as ``full_matrix=True``, which win over all.
     """
+    from dials.algorithms.scaling.scaling_utilities import BadDatasetForScalingException
     from dials.command_line.scale import phil_scope, run_scaling
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, overrides, _STILLS)
+    # by default dials.scale fits its model to nearly full reflections, of which stills have few or none
     params.cut_data.partiality_cutoff = params.reflection_selection.min_partiality = partiality_threshold
     params.anomalous = anomalous
     params.reflection_selection.intensity_choice = "sum"
@@ -115,8 +117,8 @@ def scale(
             # pandas has opinions on the DIALS of Debian
             warnings.simplefilter("ignore", FutureWarning)
             scaled, joint = run_scaling(params, experiments, tables)
-    except (ValueError, RuntimeError) as error:
-        raise DialsReductionError(f"dials.scale: {error}") from error
+    except (ValueError, RuntimeError, BadDatasetForScalingException) as error:
+        raise DialsReductionError(f"dials.scale: {' '.join(str(error).split())}") from error
     return DialsData(scaled, joint)
 
 
@@ -158,6 +160,7 @@ def cosym_settings(
     """Setting that dials.cosym gives each crystal: (3, 3) such that indices become ``hkl @ matrix``, by identifier."""
     from cctbx import sgtbx
     from dials.command_line.cosym import cosym, phil_scope
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, (), {})
     params.space_group = sgtbx.space_group_info(space_group)

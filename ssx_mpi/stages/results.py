@@ -133,7 +133,13 @@ def short_reason(error: BaseException) -> str:
     """One line for the log and the counts, without the numbers and paths that would make each case its own."""
     import re
 
+    from dxtbx import IncorrectFormatError
+
+    if isinstance(error, IncorrectFormatError):
+        # says only which object found it out
+        return "not of the format of the other images"
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = re.sub(r"<([\w.]+) object at 0x[0-9a-f]+>", r"\1", text)
     text = re.sub(r"(/[\w.+-]+)+", "…", text)
     text = re.sub(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?", "#", text)
     return text[:120]

@@ -75,7 +75,7 @@ _TITLES = {
 # A long run in short jobs: when the time is over the job puts itself into the queue again, until all images are done.
 #   sbatch chain.sh image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90""",
     "reduce": """\
-# Reduction of finished runs to merged intensities, as a job that waits for them.
+# Reduction of several runs together, as a job that waits for them; each of them reduces its own crystals already.
 #   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes reduce.sh directory=run1 directory=run2""",
 }
 
@@ -85,7 +85,7 @@ def render(kind: str, site: Site, arguments: list[str] | None = None) -> str:
     blocks = [
         "#!/bin/bash",
         _TITLES[kind],
-        _FIXED[kind],
+        _FIXED[kind].replace("@LEAD@", str(lead_seconds(site.time))),
         _settings(kind, site),
         _ENVIRONMENT,
         _STAGING if site.stage == "local" else "",
@@ -93,6 +93,17 @@ def render(kind: str, site: Site, arguments: list[str] | None = None) -> str:
         _BODY[kind].replace("ARGUMENTS", shlex.join(arguments) if arguments else '"$@"'),
     ]
     return "\n\n".join(block.strip("\n") for block in blocks if block) + "\n"
+
+
+def lead_seconds(time: str) -> int:
+    """How long before the end of `time`, a limit as Slurm writes it, a job is told to come to an end."""
+    days, dash, clock = time.rpartition("-")
+    numbers = [int(n) if n.isdigit() else 0 for n in clock.split(":")]
+    # minutes, minutes:seconds, hours:minutes:seconds; after days: hours and so on
+    first = [] if dash or len(numbers) > 2 else [0]
+    hours, minutes, seconds = [*first, *numbers, 0, 0][:3]
+    total = 86400 * (int(days) if days.isdigit() else 0) + 3600 * hours + 60 * minutes + seconds
+    return min(_LEAD, total // _LEAD_PART) if total else _LEAD
 
 
 def _settings(kind: str, site: Site) -> str:
@@ -126,8 +137,12 @@ _WHOLE_NODES = """\
 #SBATCH --exclusive
 #SBATCH --output=%x_%j.log
 #SBATCH --open-mode=append
-# the script is told 120 s before the time is over, and asks the ranks to come to an end
-#SBATCH --signal=B:USR1@120"""
+# the script is told @LEAD@ s before the time is over, and asks the ranks to come to an end
+#SBATCH --signal=B:USR1@@LEAD@"""
+
+# a job is told to end so long before its time is over, in seconds, and when less than a part of the time is left: Slurm
+# tells a short one at its very start otherwise
+_LEAD, _LEAD_PART = 120, 4
 
 _FIXED = {
     "one_node": _WHOLE_NODES + "\n#SBATCH --no-requeue",
@@ -139,6 +154,10 @@ _FIXED = {
 }
 
 _ENVIRONMENT = """\
+# a word of the end that comes before there are ranks to ask
+stopping= cancelled=
+trap 'stopping=yes' USR1
+trap 'stopping=yes cancelled=yes' TERM
 # one thread to a rank, and no locks on files that are only read, which some parallel file systems do not have
 export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 export HDF5_USE_FILE_LOCKING=FALSE
@@ -176,7 +195,6 @@ _LAUNCHING = """\
 # Ranks end with 0 or 3 (done, with or without crystals), 2 or 4 (someone must look), or 75 (stopped with work left).
 # Any other code is that of a crash: what is finished stays finished, so the program is started again; the image that
 # took it down twice is set aside.
-stopping=
 # restart=True is for the first start alone
 [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || export SSX_MPI_GO_ON=yes
 ask_ranks_to_stop() {
@@ -187,11 +205,15 @@ ask_ranks_to_stop() {
     esac
 }
 trap ask_ranks_to_stop USR1
-trap 'stopping=yes' TERM
+# Slurm lets the other ranks wait for one that was killed; they get 20 s, and those of an orderly end need less
 on_all_ranks() {
+    status=75
+    [ -z "$stopping" ] || return
     for attempt in 1 2 3; do
         case $LAUNCHER in
-            srun) srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores @FROM@"$@" & ;;
+            srun)
+                srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 @FROM@"$@" &
+                ;;
             *) mpirun -n "$RANKS" --bind-to core @FROM@"$@" & ;;
         esac
         step=$!
@@ -200,7 +222,8 @@ on_all_ranks() {
             status=$?
         done
         case $status in 0 | 2 | 3 | 4 | 75) return ;; esac
-        [ -z "$stopping" ] || return
+        # asked to stop before they could listen
+        [ -z "$stopping" ] || { status=75; return; }
         echo "Attempt $attempt ended with exit code $status"
         export SSX_MPI_GO_ON=yes
     done
@@ -228,7 +251,7 @@ on_all_ranks ssx_mpi "${own[@]}" "$@"
 exit $status""",
     "chain": _RUN
     + """\
-if [ "$status" = 75 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MOST_RESTARTS:-100}" ]; then
+if [ "$status" = 75 ] && [ -z "$cancelled" ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "${MOST_RESTARTS:-100}" ]; then
     echo "The time is over: going on in the next job, number $((${SLURM_RESTART_COUNT:-0} + 2))"
     scontrol requeue "$SLURM_JOB_ID"
     # until Slurm ends this job

@@ -131,6 +131,24 @@ class Cluster:
                 os.kill(int(stat.name), signal.SIGKILL)
         self.call("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
+    def ranks(self, job: str) -> dict[int, int]:
+        """Process numbers of the ranks of `job` that are at work now, by rank."""
+        found = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (process / "environ").read_bytes().split(b"\0")
+                words = (process / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if f"SLURM_JOB_ID={job}".encode() not in environment or f"{self.home}/".encode() not in b"".join(
+                v for v in environment if v.startswith(b"SLURM_CONF=")
+            ):
+                continue
+            number = next((v[13:] for v in environment if v.startswith(b"SLURM_PROCID=")), None)
+            if number is not None and any(word.endswith(b"/ssx_mpi") for word in words[1:2]):
+                found[int(number)] = int(process.name)
+        return found
+
     def revive_node(self, node: str) -> None:
         """The node is back."""
         self.call("slurmd", "-N", node)

@@ -26,11 +26,24 @@ def submit(cluster, programs, folder, script, *arguments, options=(), **environm
     return cluster.submit(*options, str(SCRIPTS / script), *arguments, cwd=folder, **environment)
 
 
-def test_one_node(cluster, programs, stills, undisturbed, tmp_path):
-    job = submit(cluster, programs, tmp_path, "one_node.sh", *stills.arguments(tmp_path / "run"), RANKS_PER_NODE="2")
-    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+def test_reduction_waits_for_the_run_that_it_depends_on(cluster, programs, stills, undisturbed, tmp_path):
+    run = submit(cluster, programs, tmp_path, "one_node.sh", *stills.arguments(tmp_path / "run"), RANKS_PER_NODE="2")
+    after = ("--dependency=afterok:" + run, "--kill-on-invalid-dep=yes")
+    reduction = submit(
+        cluster, programs, tmp_path, "reduce.sh", f"directory={tmp_path}/run", "output.folder=merged", options=after
+    )
+    assert cluster.state(reduction)["JobState"] == "PENDING"
+    assert cluster.finished(run, LONG)["JobState"] == "COMPLETED", output(tmp_path)
     assert reflections(tmp_path / "run") == undisturbed
     assert "on 2 ranks" in output(tmp_path)
+    assert cluster.finished(reduction, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert (tmp_path / "merged" / "DataFiles" / "merged.mtz").stat().st_size > 1000
+
+    bad = submit(cluster, programs, tmp_path, "one_node.sh", "image=none.h5")
+    after = ("--dependency=afterok:" + bad, "--kill-on-invalid-dep=yes")
+    reduction = submit(cluster, programs, tmp_path, "reduce.sh", f"directory={tmp_path}/run", options=after)
+    assert cluster.finished(bad, LONG)["ExitCode"] == "2:0", output(tmp_path)
+    assert cluster.finished(reduction, 120)["JobState"] == "CANCELLED"
 
 
 def test_a_cancelled_job_and_a_dead_node_lose_nothing(cluster, programs, stills, undisturbed, tmp_path):
@@ -64,6 +77,19 @@ def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, 
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
     assert reflections(directory) == undisturbed
+
+
+def test_a_chain_that_is_cancelled_stays_so(cluster, programs, stills, tmp_path):
+    directory = tmp_path / "run"
+    job = submit(cluster, programs, tmp_path, "chain.sh", *stills.arguments(directory), **SLOWLY)
+    cluster.wait(lambda: journalled(directory) > 1000, LONG)
+    cluster.call("scancel", job)
+    assert cluster.finished(job, 60)["JobState"] == "CANCELLED"
+    # the script has ended by itself, or Slurm ended it
+    cluster.wait(lambda: not cluster.ranks(job), 60)
+    assert cluster.state(job)["JobState"] == "CANCELLED"
+    assert cluster.state(job)["Restarts"] == "0"
+    assert "going on in the next job" not in output(tmp_path)
 
 
 def test_an_array_processes_each_line(cluster, programs, stills, undisturbed, tmp_path):

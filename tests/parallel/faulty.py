@@ -29,6 +29,11 @@ def hang():
         ctypes.PyDLL(None).pthread_mutex_lock(mutex)
 
 
+def silent():
+    # comes back, after nothing was heard of it for long
+    time.sleep(8)
+
+
 def error():
     raise TypeError("a fault in the program")
 
@@ -41,11 +46,14 @@ def main() -> None:
     from ssx_mpi import dials_compat
 
     dials_compat.prepare()
-    from ssx_mpi import tasks
+    from ssx_mpi import tasks, watch
+    from ssx_mpi.parallel import dispatch
     from ssx_mpi.stages.stills import StillProcessor
 
     # there are few images
     tasks._FEWEST_TO_JUDGE = 5
+    # and little time
+    dispatch._BEAT, dispatch._SILENT, watch.GRACE = 0.5, 2.5, 3.0
 
     fault, _, place = sys.argv[1].partition(":")
     sound = StillProcessor.find_spots

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,10 +67,18 @@ class Stills:
         """The program at work, slow enough to be disturbed, its output in ``terminal.log`` beside `directory`."""
         return self._start(directory, *more, f"nproc={nproc}", environment=SLOWLY, **options)
 
-    def _start(self, directory: Path, *more: str, environment: dict[str, str], **options) -> subprocess.Popen:
-        command = [sys.executable, "-m", "ssx_mpi", *self.arguments(directory, *more)]
+    def _start(
+        self,
+        directory: Path,
+        *more: str,
+        environment: dict[str, str],
+        launcher: Sequence[str] = (),
+        log: Path | None = None,
+        **options,
+    ) -> subprocess.Popen:
+        command = [*launcher, sys.executable, "-m", "ssx_mpi", *self.arguments(directory, *more)]
         options["env"] = {**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **environment}
-        with directory.with_name("terminal.log").open("a") as terminal:
+        with (log or directory.with_name("terminal.log")).open("a") as terminal:
             return subprocess.Popen(command, stdout=terminal, stderr=terminal, **options)
 
     def run(self, directory: Path, *more: str, nproc: int = 2, **options) -> int:

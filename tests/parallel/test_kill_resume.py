@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from stills import journalled, kill_all, ranks_of, reflections, terminal, wait_for
@@ -101,3 +102,18 @@ def test_other_parameters_are_refused_and_named(stills, tmp_path):
     assert stills.run(directory, "min_spots=17", nproc=1) == 2
     assert "min_spots was 10, is 17" in terminal(directory)
     assert journalled(directory) == kept
+
+
+def test_a_request_that_comes_during_the_start_is_kept(stills, tmp_path):
+    directory = tmp_path / "run"
+    process = stills.start(directory, nproc=1)
+    wait_for(lambda: _is_blocked(process.pid, signal.SIGTERM), process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert "Stopped on request (SIGTERM)" in terminal(directory)
+
+
+def _is_blocked(process: int, number: int) -> bool:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
+    return bool(mask >> (number - 1) & 1)

@@ -96,6 +96,35 @@ def test_without_mpiexec_it_says_what_to_do(environment, monkeypatch, tmp_path):
         launch.start_on_ranks("ssx_mpi", [], 2)
 
 
+@pytest.mark.parametrize(
+    ("version", "n_ranks", "options"),
+    [
+        ("mpiexec (OpenRTE) 4.1.4", 4, ["--bind-to", "core"]),
+        ("HYDRA build details:", 4, ["--bind-to", "core"]),
+        # fewer than cores: another run may be beside this one
+        ("mpiexec (OpenRTE) 4.1.4", 2, ["--bind-to", "none"]),
+        ("mpirun (Open MPI) 5.0.1", 8, ["--bind-to", "none"]),
+        ("another launcher", 4, []),
+    ],
+)
+def test_ranks_are_bound_when_they_fill_the_cores(monkeypatch, tmp_path, version, n_ranks, options):
+    for name in launch._BINDING_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    # eight threads on four cores
+    for cpu in range(8):
+        (tmp_path / f"cpu{cpu}/topology").mkdir(parents=True)
+        (tmp_path / f"cpu{cpu}/topology/thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert launch._physical_cores(tmp_path) == 4
+    monkeypatch.setattr(launch, "_physical_cores", lambda: 4)
+    mpiexec = tmp_path / "mpiexec"
+    mpiexec.write_text(f"#!/bin/sh\necho '{version}'\n")
+    mpiexec.chmod(0o755)
+    assert launch._binding(str(mpiexec), n_ranks) == options
+    monkeypatch.setenv("HYDRA_BINDING", "numa")
+    assert launch._binding(str(mpiexec), n_ranks) == []
+
+
 def test_no_launcher_is_started_from_within_one(environment, monkeypatch):
     environment(OMPI_COMM_WORLD_SIZE="2")
     monkeypatch.setattr(launch.os, "execv", lambda *a: pytest.fail("started mpiexec on a rank"))

@@ -1,0 +1,94 @@
+"""Two thousand images, a twentieth of them damaged, over kills and a time limit: all of it ends complete and right."""
+
+import collections
+import json
+import os
+import signal
+
+import pytest
+from many import N_IMAGES, ManyStills
+from stills import SLOWLY, journalled, reflections
+from test_jobs import LONG, output, submit
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> ManyStills:
+    return ManyStills.made(tmp_path_factory.mktemp("many") / "images")
+
+
+def test_all_images_are_processed_once_whatever_happens(cluster, programs, many, tmp_path):
+    directory = tmp_path / "run"
+    arguments = many.arguments(directory)
+    quick = tmp_path / "quick"
+    # four ranks take longer than the minute that the job has, however quick the machine is
+    slowly = {**SLOWLY, "SLOWLY_SECONDS": "0.15", "SLOWLY_UNTIL": str(quick)}
+    minute = ("--nodes=2", "--time=1", "--signal=B:USR1@15")
+    job = submit(cluster, programs, tmp_path, "chain.sh", *arguments, options=minute, RANKS_PER_NODE="2", **slowly)
+    kill_a_rank(cluster, job, directory, 3)
+    cluster.wait(lambda: cluster.state(job).get("Restarts") == "1", LONG)
+    assert "going on in the next job" in output(tmp_path)
+    cluster.wait(lambda: cluster.state(job)["JobState"] == "PENDING", 60)
+    assert journalled(directory) or list(directory.glob("batch_*/batch.json"))
+    # enough for the slowest machine; and Slurm would wait for two minutes
+    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30", "StartTime=now+3")
+    for rank in (0, 1):
+        attempts = output(tmp_path).count("Attempt")
+        kill_a_rank(cluster, job, directory, rank)
+        cluster.wait(lambda attempts=attempts: output(tmp_path).count("Attempt") > attempts, LONG)
+    quick.touch()
+    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert output(tmp_path).count("ended with exit code 137") == 3
+    assert "on 4 ranks" in output(tmp_path)
+
+    check_all_accounted_for(directory, many)
+    expected = tmp_path / "undisturbed"
+    alone = submit(cluster, programs, tmp_path, "one_node.sh", *many.arguments(expected), RANKS_PER_NODE="2")
+    assert cluster.finished(alone, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert reflections(directory) == reflections(expected)
+    images = [read_images(folder) for folder in (directory, expected)]
+    assert images[0] == images[1]
+
+
+def kill_a_rank(cluster, job: str, directory, rank: int) -> None:
+    """SIGKILL to `rank` of `job` once the job has brought something to an end since now."""
+    before = progress(directory)
+    cluster.wait(lambda: progress(directory) > before and rank in cluster.ranks(job), LONG)
+    os.kill(cluster.ranks(job)[rank], signal.SIGKILL)
+
+
+def progress(directory) -> int:
+    """Grows with every image that is finished."""
+    written = sum(path.stat().st_size for path in directory.glob("batch_*/*.json"))
+    return journalled(directory) + 10_000_000 * written
+
+
+def read_images(directory) -> dict[int, dict]:
+    """What is recorded of each image, by its number, without the times."""
+    found = {}
+    for path in directory.glob("batch_*/images.json"):
+        for image in json.loads(path.read_text()):
+            assert image["image"] not in found
+            del image["seconds"]
+            found[image["image"]] = image
+    return found
+
+
+def check_all_accounted_for(directory, many: ManyStills) -> None:
+    images = read_images(directory)
+    assert sorted(images) == list(range(N_IMAGES))
+    assert len({image["name"] for image in images.values()}) == N_IMAGES
+    failed = {image["name"]: image["failures"] for image in images.values() if image["failures"]}
+    assert set(failed) == many.damaged
+    assert {stage for failures in failed.values() for stage, _ in failures} == {"read"}
+    # like causes are counted together
+    assert len(collections.Counter(reason for failures in failed.values() for _, reason in failures)) < 10
+
+    content = json.loads((directory / "ssx_mpi.json").read_text())
+    assert content["state"] == "done"
+    assert content["total"]["counts"]["images"] == N_IMAGES
+    assert content["total"]["counts"]["crystals"] == content["total"]["counts"]["hits"] == N_IMAGES // 40
+    assert {name for name, _, _ in content["left_out"]} == many.damaged
+    assert not list(directory.glob("batch_*/journal"))
+    assert not (directory / "in_hand").exists()
