@@ -91,7 +91,7 @@ demo: setup
 	@$(BIN)/ssx_mpi image=$(DEMO)/images/lysozyme.nxs $(DEMO_CRYSTAL) output.directory=$(DEMO)/run
 	@echo "== demo: the result beside the truth =="
 	@$(BIN)/python -m ssx_mpi.simulation.truth $(DEMO)/images $(DEMO)/run
-	@echo "== demo: look at $(DEMO)/run/ssx_mpi.log and ssx_mpi.json; integrated crystals are in $(DEMO)/run/DataFiles =="
+	@echo "== demo: look at $(DEMO)/run/ssx_mpi.log and ssx_mpi.json; merged.mtz and the crystals are in $(DEMO)/run/DataFiles =="
 
 cluster:
 	@if command -v slurmctld >/dev/null && [ -d /usr/share/lmod ]; then :; \

@@ -17,19 +17,22 @@ import logging
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
 
 from ssx_mpi import dials_compat
 
+# before NumPy, which starts its threads when it is loaded
 dials_compat.prepare()
 
+import numpy as np  # noqa: E402
+from dials.algorithms.indexing import DialsIndexError  # noqa: E402
+from dials.algorithms.indexing.max_cell import find_max_cell  # noqa: E402
 from dials.algorithms.indexing.ssx.processing import index_one  # noqa: E402
 from dials.array_family import flex  # noqa: E402
 from dials.command_line.ssx_index import phil_scope  # noqa: E402
-from dxtbx.model import Experiment  # noqa: E402
+from dxtbx.model import Experiment, ExperimentList  # noqa: E402
 from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 from libtbx import phil  # noqa: E402
 
@@ -58,8 +61,13 @@ def _outcome(seconds, experiments, table) -> Outcome:
     return Outcome(seconds, crystals, counts, rmsds)
 
 
-def run_dials(experiment, strong, params) -> Outcome:
-    """Index one image by DIALS."""
+def run_dials(experiment, strong, params, longest: float | None = None) -> Outcome:
+    """Index one image by DIALS; `longest` is the longest axis of an unknown cell, in angstrom."""
+    methods = list(params.method)
+    if longest is not None:
+        # as dials.ssx_index does without a cell
+        params.indexing.max_cell = longest
+        methods = ["fft1d"]
     table = strong.copy()
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
@@ -67,7 +75,7 @@ def run_dials(experiment, strong, params) -> Outcome:
     gc.collect()
     start = time.process_time()
     with Path(os.devnull).open("w") as devnull, contextlib.redirect_stdout(devnull):
-        experiments, indexed = index_one(still, table, params, list(params.method), 0)[:2]
+        experiments, indexed = index_one(still, table, params, methods, 0)[:2]
     return _outcome(time.process_time() - start, experiments, indexed)
 
 
@@ -97,40 +105,142 @@ def misorientation(one, other) -> float:
     return best
 
 
-def compare(arguments) -> None:
-    """Print the table."""
-    experiments = ExperimentListFactory.from_json_file(arguments.experiments, check_format=False)
-    strong = flex.reflection_table.from_file(arguments.reflections)
-    scope = phil_scope.fetch(
+@dataclass(frozen=True)
+class Row:
+    """One image: both outcomes, and for each lattice of DIALS the angle in degrees to the nearest of the fast engine.
+
+    `control` is what DIALS makes of the same spots with other parameters, `control_angles` how far its lattices are;
+    `likelihood` has the :func:`log_likelihood` of the first lattice of each.
+    """
+
+    image: int
+    n_strong: int
+    dials: Outcome
+    fast: Outcome
+    angles: list[float]
+    control: Outcome | None = None
+    control_angles: list[float] | None = None
+    likelihood: dict[str, float] | None = None
+
+
+def index_scope(unit_cell: str, space_group: str, max_lattices: int):
+    """Parameters of ``dials.ssx_index``."""
+    return phil_scope.fetch(
         phil.parse(
-            f"indexing.known_symmetry.unit_cell={arguments.unit_cell}\n"
-            f"indexing.known_symmetry.space_group={arguments.space_group}\n"
-            f"indexing.multiple_lattice_search.max_lattices={arguments.max_lattices}"
+            f"indexing.known_symmetry.unit_cell={unit_cell}\n"
+            f"indexing.known_symmetry.space_group={space_group}\n"
+            f"indexing.multiple_lattice_search.max_lattices={max_lattices}"
         )
     )
+
+
+def rows(experiments, strong, scope, control=None) -> Iterator[Row]:
+    """Both engines on each image with enough spots, in turn."""
     indexer = FastIndexer(scope.extract())
-    print(f"{'image':>5} {'spots':>5} | {'DIALS s':>8} {'fast s':>7} {'ratio':>6} | lattices: spots (rmsd px) | angle")
-    totals = np.zeros(2)
-    spots, lattices = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
-    matched = 0
+    longest = longest_cell(experiments, strong) if scope.extract().indexing.known_symmetry.unit_cell is None else None
+    warm = False
     for number in range(len(experiments)):
         own = strong.select(strong["id"] == number)
         if len(own) < indexer.settings.min_spots:
             continue
-        if not totals.any():  # imports and tables that are made once
-            run_dials(experiments[number], own, scope.extract())
+        if not warm:  # imports and tables that are made once
+            run_dials(experiments[number], own, scope.extract(), longest)
             run_fast(indexer, experiments[number], own)
-        theirs = run_dials(experiments[number], own, scope.extract())
+            warm = True
+        theirs = run_dials(experiments[number], own, scope.extract(), longest)
         mine = run_fast(indexer, experiments[number], own)
-        totals += theirs.seconds, mine.seconds
-        spots += sum(theirs.n_spots), sum(mine.n_spots)
-        lattices += len(theirs.crystals), len(mine.crystals)
-        angles = [min((misorientation(a, b) for b in mine.crystals), default=float("nan")) for a in theirs.crystals]
-        matched += sum(angle < 1 for angle in angles)
+        row = Row(number, len(own), theirs, mine, _angles(theirs, mine))
+        if control is not None:
+            other = run_dials(experiments[number], own, control.extract())
+            q, s0 = scattering_vectors(experiments[number], own)
+            likelihood = {
+                name: log_likelihood(q, s0, np.linalg.inv(np.reshape(outcome.crystals[0].get_A(), (3, 3))))
+                for name, outcome in (("fast", mine), ("dials", theirs), ("control", other))
+                if outcome.crystals
+            }
+            row = replace(row, control=other, control_angles=_angles(theirs, other), likelihood=likelihood)
+        yield row
+
+
+def scattering_vectors(experiment, strong) -> tuple[np.ndarray, np.ndarray]:
+    """s1 - s0 of the spots (n, 3), and s0; 1/angstrom."""
+    table = strong.copy()
+    table["id"] = flex.int(len(table), 0)
+    table["imageset_id"] = flex.int(len(table), 0)
+    still = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
+    table.centroid_px_to_mm(still)
+    table.map_centroids_to_reciprocal_space(still)
+    return np.array(table["rlp"]).reshape(-1, 3), np.array(experiment.beam.get_s0())
+
+
+def log_likelihood(q: np.ndarray, s0: np.ndarray, direct: np.ndarray, n_cycles: int = 300) -> float:
+    """How much better a lattice explains all spots of a still than chance does, in units of e.
+
+    Each spot belongs to the lattice with probability p, and then lies about the nearest lattice point with a normal
+    distribution of width a along the Ewald sphere (both ways) and b across it, or it lies anywhere. p, a and b are the
+    most likely ones (expectation maximization). No spot is assigned or rejected, so that lattices with different spots
+    can be compared.
+
+    Parameters
+    ----------
+    q : (n, 3) float64
+        Scattering vectors, 1/angstrom.
+    s0 : (3,) float64
+    direct : (3, 3) float64
+        Direct primitive basis, rows, angstrom.
+    """
+    fractional = q @ direct.T
+    offset = (fractional - np.rint(fractional)) @ np.linalg.inv(direct).T
+    ray = (q + s0) / np.linalg.norm(q + s0, axis=1, keepdims=True)
+    across = np.einsum("ij,ij->i", offset, ray) ** 2
+    along = np.einsum("ij,ij->i", offset, offset) - across
+    volume = abs(np.linalg.det(direct))  # one over the density of points that lie anywhere
+    share, a, b = 0.6, np.sqrt(np.percentile(along, 30)), np.sqrt(np.percentile(across, 50))
+    for _ in range(n_cycles):
+        density = np.exp(-0.5 * (along / a**2 + across / b**2)) / ((2 * np.pi) ** 1.5 * a**2 * b * volume)
+        belongs = share * density / (share * density + 1 - share)
+        share = belongs.mean()
+        a, b = np.sqrt(0.5 * np.average(along, weights=belongs)), np.sqrt(np.average(across, weights=belongs))
+    return float(np.log(share * density + 1 - share).sum())
+
+
+def longest_cell(experiments, strong) -> float:
+    """What ``dials.ssx_index`` takes for the longest axis of an unknown cell: the longest of all images."""
+    found = []
+    for number in range(len(experiments)):
+        table = strong.select(strong["id"] == number)
+        if len(table):
+            table["rlp"] = flex.vec3_double(scattering_vectors(experiments[number], table)[0])
+            table["entering"] = flex.bool(len(table), False)
+            with contextlib.suppress(DialsIndexError, AssertionError):
+                found.append(find_max_cell(table).max_cell)
+    return max(found)
+
+
+def _angles(reference: Outcome, other: Outcome) -> list[float]:
+    nan = float("nan")
+    return [min((misorientation(a, b) for b in other.crystals), default=nan) for a in reference.crystals]
+
+
+def compare(arguments) -> None:
+    """Print the table."""
+    experiments = ExperimentListFactory.from_json_file(arguments.experiments, check_format=False)
+    strong = flex.reflection_table.from_file(arguments.reflections)
+    scope = index_scope(arguments.unit_cell, arguments.space_group, arguments.max_lattices)
+    print(f"{'image':>5} {'spots':>5} | {'DIALS s':>8} {'fast s':>7} {'ratio':>6} | lattices: spots (rmsd px) | angle")
+    totals = np.zeros(2)
+    spots, lattices = np.zeros(2, dtype=int), np.zeros(2, dtype=int)
+    matched = 0
+    for row in rows(experiments, strong, scope):
+        both = row.dials, row.fast
+        totals += [o.seconds for o in both]
+        spots += [sum(o.n_spots) for o in both]
+        lattices += [len(o.crystals) for o in both]
+        matched += sum(angle < 1 for angle in row.angles)
         print(
-            f"{number:5d} {len(own):5d} | {theirs.seconds:8.2f} {mine.seconds:7.3f} "
-            f"{theirs.seconds / mine.seconds:6.0f} | "
-            f"{_lattices(theirs)} -> {_lattices(mine)} | {' '.join(f'{a:.3f}' for a in angles)}",
+            f"{row.image:5d} {row.n_strong:5d} | {row.dials.seconds:8.2f} {row.fast.seconds:7.3f} "
+            f"{row.dials.seconds / row.fast.seconds:6.0f} | "
+            f"{describe(row.dials)} -> {describe(row.fast)} | {' '.join(f'{a:.3f}' for a in row.angles)}",
             flush=True,
         )
     print(
@@ -139,7 +249,8 @@ def compare(arguments) -> None:
     )
 
 
-def _lattices(outcome: Outcome) -> str:
+def describe(outcome: Outcome) -> str:
+    """Number of spots and rmsd of each lattice."""
     return ", ".join(f"{n} ({r:.2f})" for n, r in zip(outcome.n_spots, outcome.rmsd_px)) or "none"
 
 

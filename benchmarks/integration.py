@@ -15,6 +15,7 @@ import copy
 import importlib.util
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ssx_mpi import dials_compat
@@ -116,6 +117,26 @@ def run_dials(params, experiments, table) -> tuple[float, object, dict]:
     return time.process_time() - start, experiment, columns(integrated)
 
 
+def one_crystal(experiments, table, number: int) -> tuple[ExperimentList, flex.reflection_table]:
+    """One crystal of several on an image and its spots, numbered as the only one."""
+    spots = table.select(table["id"] == number)
+    for key in list(spots.experiment_identifiers().keys()):
+        del spots.experiment_identifiers()[key]
+    spots["id"] = flex.int(len(spots), 0)
+    spots.experiment_identifiers()[0] = experiments[number].identifier
+    return ExperimentList([experiments[number]]), spots
+
+
+def try_dials(params, experiments, table) -> tuple[float, flex.reflection_table | None]:
+    """CPU-seconds and reflections of DIALS for one crystal; None where DIALS gives it up."""
+    start = time.process_time()
+    try:
+        _, integrated, _ = EllipsoidIntegrator(params).run(copy.deepcopy(experiments)[0], table.copy())
+    except RuntimeError:
+        integrated = None
+    return time.process_time() - start, integrated
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dials", type=int, default=0, metavar="N", help="crystals to integrate with DIALS as well")
@@ -143,41 +164,75 @@ def fast(experiments, table):
     return time.process_time() - start, result
 
 
-def compare_with_stored(stills, reference, crystals) -> None:
-    print("Against DIALS 3.30 on the same indexed crystals:")
-    print(HEADER)
-    times, failed = [], 0
+def stored_rows(stills, reference, crystals) -> Iterator[dict]:
+    """Each still integrated, and how it agrees with the stored results; one that fails has only a reason."""
     for row, (image, (experiments, table)) in enumerate(zip(crystals["image"], stills)):
         cpu, result = fast(experiments, table)
         if result.failures:
-            failed += 1
-            print(f"{image:5d}  {cpu:5.2f}  {result.failures[0][1]}")
+            yield {"image": image, "cpu": cpu, "reason": result.failures[0][1]}
             continue
-        times.append(cpu)
         theirs = {name: column[reference["image"] == image] for name, column in reference.items()}
         figures = agreement(columns(result.reflections), theirs)
-        differences = difference(result.experiments[0], crystals["cell"][row], crystals["profile"][row]["sigma"])
-        print(describe(str(image), cpu, len(result.reflections), figures, *differences))
-    print(f"{len(times)} crystals integrated, {failed} failed, {np.mean(times):.2f} CPU s a crystal\n")
+        cell, sigma = difference(result.experiments[0], crystals["cell"][row], crystals["profile"][row]["sigma"])
+        yield {
+            "image": image,
+            "cpu": cpu,
+            "n": len(result.reflections),
+            "figures": {name: float(value) for name, value in figures.items()},
+            "cell": float(cell),
+            "eigenvalues": sigma.tolist(),
+        }
 
 
-def compare_with_dials(experiments, table) -> None:
+def compare_with_stored(stills, reference, crystals) -> None:
+    print("Against DIALS 3.30 on the same indexed crystals:")
+    print(HEADER)
+    rows = list(stored_rows(stills, reference, crystals))
+    for r in rows:
+        if "reason" in r:
+            print(f"{r['image']:5d}  {r['cpu']:5.2f}  {r['reason']}")
+        else:
+            print(describe(str(r["image"]), r["cpu"], r["n"], r["figures"], r["cell"], r["eigenvalues"]))
+    times = [r["cpu"] for r in rows if "reason" not in r]
+    print(f"{len(times)} crystals integrated, {len(rows) - len(times)} failed, {np.mean(times):.2f} CPU s a crystal\n")
+
+
+def side_by_side(experiments, table) -> dict:
+    """One crystal by both: CPU-seconds of DIALS with its defaults, and with the same model and macro cycles.
+
+    The figures of merit are those against the latter.
+    """
     cpu, result = fast(experiments, table)
-    ours = columns(result.reflections)
-    name = experiments[0].identifier
     params = ssx_integrate.working_phil.extract()
-    default_cpu, _, _ = run_dials(params, experiments, table)
+    default_cpu = run_dials(params, experiments, table)[0]
     params.profile.ellipsoid.rlp_mosaicity.model = "simple6"
     params.profile.ellipsoid.refinement.n_macro_cycles = 3
     same_cpu, experiment, theirs = run_dials(params, experiments, table)
+    ours = columns(result.reflections)
+    figures = {name: float(value) for name, value in agreement(ours, theirs).items()}
+    cell, eigenvalues = difference(
+        result.experiments[0], experiment.crystal.get_unit_cell().parameters(), experiment.profile.sigma()
+    )
+    return {
+        "name": experiments[0].identifier,
+        "cpu": cpu,
+        "defaults": default_cpu,
+        "same": same_cpu,
+        "n": len(ours["flags"]),
+        "figures": figures,
+        "cell": float(cell),
+        "eigenvalues": eigenvalues.tolist(),
+    }
+
+
+def compare_with_dials(experiments, table) -> None:
+    r = side_by_side(experiments, table)
     version = ".".join(map(str, dials_compat.dials_version()))
-    print(f"{name} side by side with DIALS {version}: fast {cpu:.2f} CPU s, DIALS with its defaults {default_cpu:.1f}")
-    print(f"  ({default_cpu / cpu:.0f} times as much), with the same model and cycles {same_cpu:.1f}", end=" ")
-    print(f"({same_cpu / cpu:.0f} times)")
-    cell, sigma = experiment.crystal.get_unit_cell().parameters(), experiment.profile.sigma()
+    print(f"{r['name']} side by side with DIALS {version}: fast {r['cpu']:.2f} CPU s, DIALS", end=" ")
+    print(f"with its defaults {r['defaults']:.1f} ({r['defaults'] / r['cpu']:.0f} times as much)", end=", ")
+    print(f"with the same model and cycles {r['same']:.1f} ({r['same'] / r['cpu']:.0f} times)")
     print(HEADER)
-    figures = agreement(ours, theirs)
-    print(describe("", cpu, len(ours["flags"]), figures, *difference(result.experiments[0], cell, sigma)), "\n")
+    print(describe("", r["cpu"], r["n"], r["figures"], r["cell"], r["eigenvalues"]), "\n")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,23 @@
     python benchmarks/reduction.py scaling [--crystals 500 1000 2000 4000 8000] [--reflections 300]
     python benchmarks/reduction.py memory [--crystals 2000] [--ranks 1 2 4]
     python benchmarks/reduction.py dials [--crystals 500] [--lattice lysozyme|ambiguous]
+    python benchmarks/reduction.py images [--crystals 1000] [--lattice ...] [--folder F] [--without-dials]
 
 CPU seconds are those of the process (user and system); the arithmetic of the reduction is measured without reading and
 writing files in `scaling`, and with them, as whole programs, in `dials`.
+
+`images` begins with simulated images: it simulates, processes (true geometry given) and reduces them with
+ssx_mpi.reduce and with dials.cosym, dials.scale and dials.merge, in F, where what is there already is taken as it is.
+Both reductions get the same integrated files and take summed intensities with a partiality of 0.25 or more. The
+correlation to the truth is over the reflections that both have merged, all of them, without cut of resolution or
+I/sigma; where the lattice is ambiguous, in the setting that fits better. Which setting a crystal is in is read from the
+orientation that it has in the files written by either program, against the one in truth.expt.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import resource
@@ -18,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssx_mpi import dials_compat
@@ -32,10 +42,13 @@ from ssx_mpi.kernels import ambiguity, merging  # noqa: E402
 from ssx_mpi.kernels.ambiguity import relative_agreement  # noqa: E402
 from ssx_mpi.kernels.scaling import Merged  # noqa: E402
 from ssx_mpi.parallel.communicator import SerialCommunicator  # noqa: E402
-from ssx_mpi.reduction import resolve, scale  # noqa: E402
+from ssx_mpi.reduction import loading, resolve, scale  # noqa: E402
 from ssx_mpi.reduction.merge import MergingSettings, merge  # noqa: E402
+from ssx_mpi.reduction.parameters import ReductionParameters  # noqa: E402
 from ssx_mpi.reduction.resolve import AmbiguitySettings  # noqa: E402
 from ssx_mpi.reduction.scale import ScalingSettings  # noqa: E402
+from ssx_mpi.simulation import truth as simulated  # noqa: E402
+from ssx_mpi.stages import reduction as stage  # noqa: E402
 
 COMM = SerialCommunicator()
 LATTICES = {"lysozyme": synthetic.LYSOZYME, "ambiguous": synthetic.AMBIGUOUS}
@@ -141,9 +154,7 @@ def against_dials(lattice: str, n: int, per_crystal: int) -> None:
             print(f"  dials.cosym {cosym:9.1f} s")
             theirs += cosym
             inputs = [str(folder / "symmetrized.expt"), str(folder / "symmetrized.refl")]
-        # the settings of xia2's pipeline for stills
-        scaling = _cpu(["dials.scale", *inputs, "model=KB", "full_matrix=False", "cut_data.partiality_cutoff=0.25",
-                        "intensity_choice=sum", "output.html=None"], folder)  # fmt: skip
+        scaling = _cpu(["dials.scale", *inputs, *_DIALS_SCALE], folder)
         print(f"  dials.scale {scaling:9.1f} s")
         merge_command = ["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"]
         merging_cpu = _cpu(merge_command, folder)
@@ -178,7 +189,204 @@ def _write(folder: Path, lattice: str, n: int, per_crystal: int, per_file: int) 
     return synthetic.write_files(folder, observations, LATTICES[lattice], per_file=per_file)
 
 
-def _cpu(command: list[str], folder: Path) -> float:
+# the settings of xia2's pipeline for stills
+_DIALS_SCALE = [
+    "model=KB", "full_matrix=False", "reset_error_model=True", "outlier_rejection=simple", "outlier_zmax=4.0",
+    "intensity_choice=sum", "reflection_selection.method=intensity_ranges", "Isigma_range=2.0,0.0",
+    "min_partiality=0.25", "partiality_cutoff=0.25", "output.html=None",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Images:
+    """A data set made of images: parameters of ssx_mpi.simulate and what ssx_mpi is told."""
+
+    crystal: tuple[str, ...]
+    simulation: tuple[str, ...]
+    processing: tuple[str, ...]
+
+
+_IMAGES = {
+    "lysozyme": _Images(("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90"), ("seed=11",), ()),
+    "ambiguous": _Images(
+        ("space_group=P213", "unit_cell=96.4,96.4,96.4,90,90,90"),
+        ("seed=12", "d_min=2.2", "detector.distance=120"),
+        ("d_min=2.2",),
+    ),
+}
+
+
+def from_images(lattice: str, n: int, folder: Path, with_dials: bool) -> None:
+    """Print what ssx_mpi.reduce and DIALS make of the same integrated crystals of simulated images."""
+    of = _IMAGES[lattice]
+    run, ours, theirs = folder / "run", folder / "reduced", folder / "dials"
+    folder.mkdir(parents=True, exist_ok=True)
+    # one and a sixth lattices on an image, on the average
+    _once(folder / "truth.expt", "ssx_mpi.command_line.simulate", f"n_images={round(n / 1.17)}", "hit_rate=1",
+          *of.crystal, *of.simulation, f"output.file={folder / 'images.nxs'}")  # fmt: skip
+    _once(run / "DataFiles", "ssx_mpi", f"image={folder / 'images.nxs'}", *of.crystal, *of.processing, "nproc=1",
+          f"reference_geometry={folder / 'truth.expt'}", f"output.directory={run}")  # fmt: skip
+    files = [path for k in run.glob("batch_*/integrated_1.expt") for path in (k, k.with_suffix(".refl"))]
+    files.sort(key=lambda path: (int(path.parent.name.split("_")[1]), path.suffix))
+    reduce = [sys.executable, "-m", "ssx_mpi.command_line.reduce", f"input.directory={run}", f"output.folder={ours}"]
+    rows = [("ssx_mpi.reduce", _cpu(reduce, folder), sorted((ours / "DataFiles").glob("scaled_*.expt")))]
+    merged = {"ssx_mpi.reduce": ours / "DataFiles" / "merged_full.mtz"}
+    if with_dials:
+        rows.append(("DIALS", _run_dials(lattice, files, theirs), [theirs / "scaled.expt"]))
+        merged["DIALS"] = theirs / "merged.mtz"
+    quality = _against_truth(folder / "truth.mtz", merged)
+    print(f"{lattice}, {n} crystals simulated; CPU seconds of the whole programs, reading and writing included")
+    print("program            CPU s  crystals  in the right setting   CC to truth  (of reflections)  rms z merged")
+    for name, cpu, experiments in rows:
+        number, right = _settings_right(folder, experiments)
+        cc, size, z = quality[name]
+        print(f"{name:15s}{cpu:9.1f}{number:10d}{right:12d} {100 * right / number:7.2f}%{cc:14.5f}{size:17d}{z:14.2f}")
+    log = (ours / "ssx_mpi.reduce.log").read_text()
+    print(next(line for line in log.splitlines() if line.startswith("scaled in")))
+    _against_multiplicity(folder, run, lattice)
+
+
+def _run_dials(lattice: str, files: list[Path], folder: Path) -> float:
+    folder.mkdir(exist_ok=True)
+    note = folder / "cpu_seconds.json"
+    if not note.is_file():
+        seconds, inputs = {}, [str(path) for path in files]
+        if lattice == "ambiguous":
+            settings = ["space_group=P213", "partiality_threshold=0.25", "unit_cell_clustering.threshold=None"]
+            quiet = ["output.html=None", "output.json=None"]
+            seconds["dials.cosym"] = _cpu(["dials.cosym", *inputs, *settings, *quiet], folder)
+            inputs = ["symmetrized.expt", "symmetrized.refl"]
+        seconds["dials.scale"] = _cpu(["dials.scale", *inputs, *_DIALS_SCALE], folder)
+        merge_command = ["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"]
+        seconds["dials.merge"] = _cpu(merge_command, folder)
+        note.write_text(json.dumps(seconds))
+    seconds = json.loads(note.read_text())
+    print("  ".join(f"{program} {value:.1f} s" for program, value in seconds.items()))
+    return sum(seconds.values())
+
+
+def _once(made: Path, module: str, *arguments: str) -> None:
+    if not made.exists():
+        cpu = _cpu([sys.executable, "-m", module, *arguments], made.parent if made.parent.is_dir() else None)
+        print(f"{module}: {cpu:.1f} CPU s", flush=True)
+
+
+def _read_merged(path: Path, unique, setting: np.ndarray, label: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    # intensities and sigmas in the rows of the table, nan where there is none
+    from iotbx import mtz
+
+    arrays = [a for a in mtz.object(str(path)).as_miller_arrays() if a.is_xray_intensity_array()]
+    array = next(a for a in arrays if label in (None, a.info().labels[0]))
+    row, _ = unique.locate(array.indices().as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32), setting)
+    values, sigmas = np.full((2, len(unique)), np.nan)
+    inside = row >= 0
+    values[row[inside]] = np.array(array.data())[inside]
+    if array.sigmas() is not None:
+        sigmas[row[inside]] = np.array(array.sigmas())[inside]
+    return values, sigmas
+
+
+def _against_truth(truth_path: Path, merged: dict[str, Path]) -> dict[str, tuple[float, int, float]]:
+    # correlation over the reflections of all programs, their number, and the robust rms of deviations over sigma
+    unique, settings = _table_of(truth_path)
+    truth, _ = _read_merged(truth_path, unique, np.eye(3))
+    found = {}
+    for name, path in merged.items():
+        candidates = [_read_merged(path, unique, setting, "IMEAN") for setting in settings]
+        found[name] = max(candidates, key=lambda columns: _correlation(columns[0], truth, np.isfinite(columns[0])))
+    common = np.isfinite(truth) & np.all([np.isfinite(values) for values, _ in found.values()], axis=0)
+    quality = {}
+    for name, (values, sigmas) in found.items():
+        x, y, sigma = values[common], truth[common], sigmas[common]
+        factor = np.sum(x * y / sigma**2) / np.sum((y / sigma) ** 2)
+        z = float(np.median(np.abs(x - factor * y) / sigma)) / 0.6745
+        quality[name] = _correlation(values, truth, common), int(common.sum()), z
+    return quality
+
+
+def _correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray) -> float:
+    use = use & np.isfinite(y)
+    return float(np.corrcoef(x[use], y[use])[0, 1])
+
+
+def _table_of(truth_path: Path):
+    from iotbx import mtz
+
+    array = mtz.object(str(truth_path)).as_miller_arrays()[0]
+    cell, group = tuple(array.unit_cell().parameters()), str(array.space_group_info())
+    return stage.unique_table(cell, group, array.d_min() * 0.99), stage.reindexing_settings(cell, group, 0.5)
+
+
+def _settings_right(folder: Path, experiments: list[Path]) -> tuple[int, int]:
+    # crystals, and how many of them are in the setting that most are in, by their orientations against the true ones
+    truth = simulated.load_truth(folder)
+    unique, settings = _table_of(folder / "truth.mtz")
+    lattices = [lattice for path in experiments for lattice in simulated.read_experiments(path)[0]]
+    matches = simulated.match(truth, lattices)
+    found = np.full(len(lattices), -1)
+    for number, (lattice, true) in enumerate(zip(lattices, matches.true)):
+        if true >= 0:
+            # an index h' = h T in rows is T' h in columns: A h' = B h for the same reflection of both
+            angle = [
+                min(_angle(truth.lattices[true].A @ (setting @ rotation).T @ np.linalg.inv(lattice.A))
+                    for rotation in unique.rotations)
+                for setting in settings
+            ]  # fmt: skip
+            found[number] = int(np.argmin(angle))
+    counts = np.bincount(found[found >= 0], minlength=len(settings))
+    return len(lattices), int(counts.max())
+
+
+def _angle(matrix: np.ndarray) -> float:
+    u, _, vt = np.linalg.svd(matrix)
+    return float(np.arccos(np.clip((np.trace(u @ vt) - 1) / 2, -1, 1))) if np.linalg.det(u @ vt) > 0 else np.pi
+
+
+def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
+    # the first so many crystals of the run, the ambiguity settled by all of them
+    unique, settings = _table_of(folder / "truth.mtz")
+    truth, _ = _read_merged(folder / "truth.mtz", unique, np.eye(3))
+    parameters = ReductionParameters()
+    sources = loading.find_sources([], [run])
+    loaded = loading.load(COMM, sources, parameters.partiality_threshold)
+    everything = loaded.observations
+    shells = merging.resolution_shells(unique.d_star_sq, 20)
+    include = np.ones(everything.n_crystals, dtype=bool)
+    setting = np.zeros(everything.n_crystals, dtype=np.int64)
+    if len(settings) > 1:
+        indexed = resolve.index_in_settings(everything, unique, settings, setting)
+        start, expected = scale.radial_means(COMM, everything, indexed, include, unique, shells)
+        data = resolve.normalised(everything, include, unique, settings, start, expected)
+        table = ambiguity.composition_table(settings, unique.rotations)
+        setting = resolve.resolve(
+            COMM, data, include, loaded.crystals.number, loaded.n_total, len(unique), table, AmbiguitySettings()
+        ).setting
+    print("crystals  multiplicity  completeness  CC to truth, partialities refined  as integrated  rounds")
+    for number in (30, 64, 125, 250, 500, 1000):
+        if number > everything.n_crystals + 20:
+            break
+        observations = everything.select(np.arange(everything.n_crystals) < number)
+        include = np.ones(observations.n_crystals, dtype=bool)
+        indexed = resolve.index_in_settings(observations, unique, settings, setting[:number])
+        results = []
+        for widths in (True, False):
+            start, expected = scale.radial_means(COMM, observations, indexed, include, unique, shells, widths)
+            scaled = scale.scale(
+                COMM, observations, indexed, include, unique, start, expected, ScalingSettings(widths=widths)
+            )
+            seen = scaled.merged.weight > 0
+            cc = max(
+                _correlation(scaled.merged.intensity, truth[unique.locate(unique.hkl, s)[0]], seen) for s in settings
+            )
+            results.append((cc, scaled.rounds, scaled.sums[2].sum() / seen.sum(), seen.mean()))
+        (cc, rounds, multiplicity, complete), (without, *_) = results
+        print(
+            f"{observations.n_crystals:8d}{multiplicity:14.2f}{complete:14.3f}{cc:35.4f}{without:15.4f}{rounds:8d}",
+            flush=True,
+        )
+
+
+def _cpu(command: list[str], folder: Path | None) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=3600, env=_mpi_environment())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -196,16 +404,22 @@ def _mpi_environment() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["scaling", "memory", "dials"])
+    parser.add_argument("what", choices=["scaling", "memory", "dials", "images"])
     parser.add_argument("--crystals", type=int, nargs="+")
     parser.add_argument("--reflections", type=int, default=300)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--lattice", choices=sorted(LATTICES), default="lysozyme")
+    parser.add_argument("--folder", type=Path, help="of `images`: kept, and taken up again; by default a temporary one")
+    parser.add_argument("--without-dials", action="store_true")
     options = parser.parse_args()
     if options.what == "scaling":
         cpu_against_crystals(options.crystals or [500, 1000, 2000, 4000, 8000], options.reflections)
     elif options.what == "memory":
         memory_against_ranks((options.crystals or [2000])[0], options.reflections, options.ranks)
+    elif options.what == "images":
+        n = (options.crystals or [{"lysozyme": 1000, "ambiguous": 500}[options.lattice]])[0]
+        with tempfile.TemporaryDirectory() as name:
+            from_images(options.lattice, n, (options.folder or Path(name)).absolute(), not options.without_dials)
     else:
         against_dials(options.lattice, (options.crystals or [500])[0], options.reflections)
 

@@ -13,13 +13,13 @@ import copy
 import time
 from dataclasses import dataclass
 
-import numpy as np
-
 from ssx_mpi import dials_compat
 
+# before NumPy, which starts its threads when it is loaded
 dials_compat.prepare()
 
 import libtbx.phil  # noqa: E402
+import numpy as np  # noqa: E402
 from dials.array_family import flex  # noqa: E402
 from dials.command_line.find_spots import phil_scope  # noqa: E402
 from dxtbx.model import ExperimentList  # noqa: E402

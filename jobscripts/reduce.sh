@@ -1,6 +1,6 @@
 #!/bin/bash
 
-# Reduction of finished runs to merged intensities, as a job that waits for them.
+# Reduction of several runs together, as a job that waits for them; each of them reduces its own crystals already.
 #   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes reduce.sh directory=run1 directory=run2
 
 #SBATCH --exclusive

@@ -9,11 +9,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from ssx_mpi.reduction.parameters import ReductionParameters
+
+#: steps that are done with each image, in their order
 STEPS = ("find_spots", "index", "integrate")
+#: the step that is done with all crystals together, after those
+REDUCE = "reduce"
 
 #: ellipsoid models by the names of the newest DIALS
 RLP_MOSAICITY = ("simple1", "simple6", "simple1angular1", "simple1angular3", "simple6angular1")
@@ -50,10 +57,11 @@ mask = None
   .help = "DIALS mask file; its masked pixels are used neither for spots nor for integration."
 d_min = None
   .type = float(value_min=0)
-  .help = "High-resolution limit in angstrom, for spot finding and integration."
+  .help = "High-resolution limit in angstrom, for spot finding and integration, and so for what is there to be reduced."
+          "Where merged.mtz ends within it is estimated, unless reduction.d_min is given."
 d_max = None
   .type = float(value_min=0)
-  .help = "Low-resolution limit in angstrom, for spot finding."
+  .help = "Low-resolution limit in angstrom, for spot finding and, unless reduction.d_max is given, reduction."
 max_lattices = 3
   .type = int(value_min=1)
   .help = "Most lattices to index on one image."
@@ -66,14 +74,17 @@ batch_size = 1000
 nproc = Auto
   .type = int(value_min=1)
   .help = "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use."
-steps = *find_spots *index *integrate
+steps = *find_spots *index *integrate *reduce
   .type = choice(multi=True)
   .help = "Steps to run after geometry refinement; each also alone, from the files of the one before. None refines the"
-          "geometry only."
+          "geometry only. Reduction (reduction.*) merges the integrated crystals of all batches."
 engine = *fast dials
   .type = choice
   .help = "fast: our own kernels, for the same answers in a fraction of the time; what they do not cover is left to"
-          "DIALS, and the log says so. dials: the algorithms of DIALS as they are."
+          "DIALS, and the log says so. dials: the algorithms of DIALS as they are. Reduction has reduction.engine."
+live_merge = False
+  .type = bool
+  .help = "Show completeness, multiplicity and CC1/2 of all crystals so far, as each batch finishes."
 keep_intermediate = True
   .type = bool
   .help = "Write strong spots and indexed crystals too, not only the integrated ones."
@@ -233,23 +244,40 @@ class Parameters:
     refinement_phil: Path | None
     assess: CrystalSelection
     integration: Integration
+    live_merge: bool = field(metadata={"affects_results": False})
+    #: what the crystals are is settled before; the reduction has an identity of its own
+    reduction: ReductionParameters = field(metadata={"affects_results": False})
+    #: the assignments that make it what it is, for a command line
+    reduction_given: tuple[str, ...] = field(metadata={"affects_results": False})
 
     @property
     def symmetry_known(self) -> bool:
         return self.space_group is not None and self.unit_cell is not None
+
+    @property
+    def image_steps(self) -> tuple[str, ...]:
+        """The steps to do with each image."""
+        return tuple(s for s in self.steps if s in STEPS)
 
     def identity(self) -> dict[str, str]:
         """What the results depend on, by name, for telling whether a folder holds the same run.
 
         A file counts by its contents too, so that editing it is noticed.
         """
-        return {
-            f.name: _identity_of(getattr(self, f.name)) for f in fields(self) if f.metadata.get("affects_results", True)
-        }
+        return identity(self)
+
+
+def identity(parameters: Any) -> dict[str, str]:
+    """The fields of a dataclass that results depend on, by name, as text; files with a digest of their contents."""
+    return {
+        f.name: _identity_of(getattr(parameters, f.name))
+        for f in fields(parameters)
+        if f.metadata.get("affects_results", True)
+    }
 
 
 def _identity_of(value: Any) -> str:
-    if isinstance(value, Path):
+    if isinstance(value, Path) and value.is_file():
         return f"{value} (sha256 {hashlib.sha256(value.read_bytes()).hexdigest()[:16]})"
     if hasattr(value, "__dataclass_fields__"):
         return ", ".join(f"{f.name}={_identity_of(getattr(value, f.name))}" for f in fields(value))
@@ -262,19 +290,28 @@ def scope():
     """The PHIL scope object of ``ssx_mpi``."""
     import iotbx.phil
 
-    return iotbx.phil.parse(PHIL)
+    # loads DIALS, which the programs prepare for first
+    from ssx_mpi.reduction.parameters import REDUCTION_PHIL
+
+    return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{REDUCTION_PHIL}\n}}\n")
 
 
-def unknown_parameter(argument: str) -> str:
-    """The message for an `argument` that the scope does not know, naming the closest parameter that it does."""
+def unknown_parameter(argument: str, known_scope, without_name: str) -> str:
+    """The message for an `argument` that a scope does not know, naming the closest parameter that it does.
+
+    Parameters
+    ----------
+    known_scope
+        The PHIL scope object.
+    without_name
+        What to say of an argument that is no assignment.
+    """
     name = argument.split("=")[0].strip()
-    known = [d.path for d in scope().all_definitions()]
-    by_last = {path.split(".")[-1]: path for path in known}
+    known = [d.path for d in known_scope.all_definitions()]
+    by_last = {path.split(".")[-1]: path for path in reversed(known)}
     close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
-    hint = f"; did you mean {by_last.get(close[0], close[0])}=?" if close else "; -c lists the parameters"
-    if "=" not in argument:
-        hint = "; images are given as image=, template= or directory="
-    return f"unknown parameter {argument!r}{hint}"
+    hint = f"did you mean {by_last.get(close[0], close[0])}=?" if close else "-c lists the parameters"
+    return f"unknown parameter {argument!r}; {hint if '=' in argument else without_name}"
 
 
 def read(extract, cwd: Path) -> Parameters:
@@ -292,8 +329,10 @@ def read(extract, cwd: Path) -> Parameters:
     InputError
         For a file that is not there, a malformed range, or a cell that the space group forbids.
     """
+    from ssx_mpi.reduction import parameters as of_reduction
+
     space_group, unit_cell = _symmetry(extract)
-    path = _PathReader(cwd)
+    path = PathReader(cwd)
     return Parameters(
         sources=_sources(extract, path),
         space_group=space_group,
@@ -307,7 +346,7 @@ def read(extract, cwd: Path) -> Parameters:
         min_spots=extract.min_spots,
         batch_size=extract.batch_size,
         nproc=extract.nproc if isinstance(extract.nproc, int) else None,
-        steps=tuple(s for s in STEPS if s in (extract.steps or [])),
+        steps=_steps(extract.steps or []),
         engine=extract.engine,
         keep_intermediate=extract.keep_intermediate,
         restart=extract.restart,
@@ -332,7 +371,28 @@ def read(extract, cwd: Path) -> Parameters:
             extract.integration.ellipsoid.rlp_mosaicity,
             path.existing(extract.integration.phil, "integration.phil"),
         ),
+        live_merge=extract.live_merge,
+        reduction=of_reduction.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
+        reduction_given=tuple(_reduction_given(extract, path)),
     )
+
+
+def _reduction_given(extract, path: PathReader) -> Iterator[str]:
+    """What differs from the defaults in the scope of the reduction, as on a command line, with absolute paths."""
+    master = scope()
+    for found in master.fetch_diff(source=master.format(python_object=extract)).all_definitions():
+        if not found.path.startswith("reduction."):
+            continue
+        value = " ".join(word.value for word in found.object.words)
+        is_path = found.object.type is not None and found.object.type.phil_type == "path"
+        yield f"{found.path}={path.absolute(value) if is_path else value}"
+
+
+def _steps(given: list[str]) -> tuple[str, ...]:
+    steps = tuple(s for s in (*STEPS, REDUCE) if s in given)
+    if REDUCE in steps and steps != (REDUCE,) and "integrate" not in steps:
+        raise InputError(f"steps={'+'.join(steps)}: reduce takes what integrate leaves: add it, or do reduce alone")
+    return steps
 
 
 def read_duration(text: Any) -> float | None:
@@ -373,13 +433,22 @@ def _symmetry(extract) -> tuple[str | None, tuple[float, ...] | None]:
 
 
 @dataclass(frozen=True)
-class _PathReader:
+class PathReader:
+    """Makes absolute paths of names that a user gave, relative to `cwd`."""
+
     cwd: Path
 
     def absolute(self, name: str) -> Path:
         return (self.cwd / Path(name).expanduser()).resolve()
 
     def existing(self, name: str | None, parameter: str) -> Path | None:
+        """The path of a file, None when none is named.
+
+        Raises
+        ------
+        InputError
+            When it is not there, with the name of the `parameter`.
+        """
         if name is None:
             return None
         path = self.absolute(name)
@@ -388,7 +457,7 @@ class _PathReader:
         return path
 
 
-def _sources(extract, path: _PathReader) -> tuple[Source, ...]:
+def _sources(extract, path: PathReader) -> tuple[Source, ...]:
     found: list[Source] = []
     for kind in ("image", "template", "directory"):
         for text in getattr(extract, kind) or []:

@@ -1,7 +1,7 @@
-"""What the program does, from images to integrated data, as a story; the same on every rank.
+"""What the program does, from images to merged intensities, as a story; the same on every rank.
 
 Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
-crystals unless it is given, and process all images in batches.
+crystals unless it is given, process all images in batches, and reduce what was integrated.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,13 +22,14 @@ from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.params import CrystalSelection, InputError, Parameters
+from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
+from ssx_mpi.params import REDUCE, STEPS, CrystalSelection, InputError, Parameters
 from ssx_mpi.records import run as run_folder
-from ssx_mpi.records.batches import batches
+from ssx_mpi.records.batches import Batch, batches
 from ssx_mpi.records.files import replacing, write_json
 from ssx_mpi.report import assessment as assessment_report
 from ssx_mpi.report import text
-from ssx_mpi.report.live import LiveReport
+from ssx_mpi.report.live import LiveReport, record_reduction
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
 from ssx_mpi.stages import beam_centre, crystals, geometry
@@ -44,10 +46,25 @@ from ssx_mpi.stages.importing import (
 )
 from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
-from ssx_mpi.stages.stills import StillProcessor
+from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
-from ssx_mpi.tasks import Batches, BatchKeeping, FailureShare, FirstCrystals, FirstHits, survey
+from ssx_mpi.tasks import (
+    Batches,
+    BatchKeeping,
+    BatchNews,
+    FailureShare,
+    FirstCrystals,
+    FirstHits,
+    Survey,
+    check_steps,
+    survey,
+)
 from ssx_mpi.watch import Watch
+
+# the reduction is loaded when it is due
+if TYPE_CHECKING:
+    from ssx_mpi.reduction.live import LiveMerge
+    from ssx_mpi.reduction.step import Outcome
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -56,6 +73,8 @@ DONE, NOTHING_FOUND, TOO_MANY_FAILURES, STOPPED = 0, 3, 4, 75
 _MOST_ROUNDS = 6
 # two dozen stills tell the beam centre to a hundredth of the spacing of spots
 _HITS_FOR_BEAM_CENTRE = 24
+# images in import/imported.expt: each has to be opened
+_MOST_IMPORTED = 20
 # a shift is taken when it stands out from all others and explains more spots than the header by more than noise
 _SIGNIFICANT = 6.0
 _WORTH_MOVING = 0.05
@@ -112,6 +131,11 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     claimed()
     if not parameters.symmetry_known:
         return assess_crystals(comm, run)
+    if parameters.steps == (REDUCE,):
+        return reduce_crystals(comm, run)
+    if parameters.image_steps and parameters.image_steps[0] != STEPS[0]:
+        # before the geometry is refined for nothing
+        check_steps(comm, _batches(run), run.identity, parameters.image_steps)
     geometry_ = given_geometry(comm, run) or stored_geometry(comm, run)
     if geometry_ is None:
         geometry_, status = refine_geometry(comm, run)
@@ -119,7 +143,10 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
             return status
     if not parameters.steps:
         return DONE
-    return process_batches(comm, run, geometry_, began)
+    status = process_batches(comm, run, geometry_, began)
+    if status != DONE or REDUCE not in parameters.steps:
+        return status
+    return reduce_crystals(comm, run)
 
 
 def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> Run:
@@ -132,14 +159,19 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
             image_range(images, selection)
         check_geometry_files(parameters, images, scopes)
         maker = _maker(parameters, images, scopes)
-        check_same_detector(images, maker)
+        read = check_same_detector(images, maker)
         check_compression(images, maker)
         read_mask_for(parameters, maker)
+        if REDUCE in parameters.steps:
+            from ssx_mpi.reduction import step as reduction_step
+
+            reduction_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
-        return scopes, images, maker.formats, run_folder.fingerprint(identity), continued
+        found = run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
+        return scopes, images, maker.formats, *found
 
-    scopes, images, formats, identity, continued = on_root(comm, check, InputError)
+    scopes, images, formats, identity, continued, read = on_root(comm, check, InputError)
     maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats))
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
@@ -148,7 +180,7 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         for stage, reason in left_to_dials(parameters, scopes).items():
             logger.info("The algorithm of DIALS does the %s: %s", stage, reason)
         logger.info("%d images from %d sources%s", len(images), len(images.sources), _going_on(continued))
-        _write_import(run)
+        _write_import(run, read)
     return run
 
 
@@ -166,7 +198,8 @@ def check_geometry_files(parameters: Parameters, images: ImageSources, scopes: D
     """
     given = [path for path in (parameters.starting_geometry, parameters.reference_geometry) if path]
     if given:
-        header = ExperimentMaker(images, overrides=_overrides(parameters, scopes)).experiment(0).detector
+        maker = ExperimentMaker(images, overrides=_overrides(parameters, scopes))
+        header = maker.experiment(maker.first_readable()).detector
         for path in given:
             read_geometry(path, like=header)
 
@@ -185,16 +218,15 @@ def read_mask_for(parameters: Parameters, maker: ExperimentMaker) -> ExperimentM
     """`maker` with the user's mask, if one is given."""
     if parameters.mask is None:
         return maker
-    return maker.with_mask(read_mask(parameters.mask, maker.experiment(0).detector))
+    return maker.with_mask(read_mask(parameters.mask, maker.experiment(maker.first_readable()).detector))
 
 
-def _write_import(run: Run) -> None:
+def _write_import(run: Run, read: list[int]) -> None:
     folder = run.directory / "import"
     if not (folder / "sources.json").exists():
         write_json(folder / "sources.json", run.images.as_json())
     if not (folder / "imported.expt").exists():
-        first = [run.maker.experiment(i) for i in run.images.firsts()]
-        write_json(folder / "imported.expt", pack(first))
+        write_json(folder / "imported.expt", pack([run.maker.experiment(image) for image in read]))
 
 
 def given_geometry(comm: Communicator, run: Run):
@@ -222,21 +254,56 @@ def _refined_path(run: Run) -> Path:
     return run.directory / "geometry_refinement" / "refined.expt"
 
 
+@dataclass(frozen=True)
+class Searched:
+    """Images whose spots were found in the search for the beam centre: those before `end`, on the ranks that did it."""
+
+    results: dict[int, StillResult]
+    end: int
+
+
 def first_crystals(
-    comm: Communicator, run: Run, selection: CrystalSelection, processor: StillProcessor, title: str
+    comm: Communicator,
+    run: Run,
+    selection: CrystalSelection,
+    processor: StillProcessor,
+    title: str,
+    searched: Searched | None = None,
 ) -> tuple[FirstCrystals, int, bool]:
     """Index images in order until there are as many lattices as wanted; each rank keeps what it found.
 
+    The spots of images that were `searched` are not found again.
     Returns the task with its results, one past the last image that counts, and whether it was stopped on request.
     """
     first, stop = image_range(run.images, selection)
-    progress = Progress(title, stop - first, comm.rank == 0)
+    start = first if searched is None else searched.end
+    progress = Progress(title, stop - start, comm.rank == 0)
     task = FirstCrystals(comm, processor, run.watch, progress.show)
-    pending = [(first, stop)] if stop > first else []
-    end, stopped, _ = dispatch.run(comm, task, pending, wanted=selection.n_crystals, longest=4)
+    end, stopped, found = start, False, 0
+    if searched is not None:
+        task.results = dict(searched.results)
+        _index_again(run, task)
+        stopped = comm.bcast(run.watch.stopping())
+        found, end = _shortest_prefix(comm, task, selection.n_crystals, end)
+    if start < stop and not stopped and found < selection.n_crystals:
+        wanted = selection.n_crystals - found
+        end, stopped, _ = dispatch.run(comm, task, [(start, stop)], wanted=wanted, longest=4)
+    # what follows is not done in the time of an image
+    run.watch.waiting()
     progress.close()
     task.results = {image: result for image, result in task.results.items() if image < end}
     return task, end, stopped
+
+
+def _shortest_prefix(comm: Communicator, task: FirstCrystals, wanted: int, end: int) -> tuple[int, int]:
+    """Lattices of the first images that have `wanted` in all, and one past the last of these; `end` with fewer."""
+    own = [(image, len(result.lattices)) for image, result in task.results.items()]
+    found = 0
+    for image, n_lattices in sorted(each for part in comm.allgather(own) for each in part):
+        found += n_lattices
+        if found >= wanted:
+            return found, image + 1
+    return found, end
 
 
 def image_range(images: ImageSources, selection: CrystalSelection) -> tuple[int, int]:
@@ -319,43 +386,48 @@ def _advice(statistics: Statistics) -> str:
     return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
 
 
-def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, bool]:
+def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, Searched | None, bool]:
     """Find out from the first hits whether the beam centre is where the header says.
 
     Returns
     -------
     geometry
         (detector, beam) with the detector moved, None when the header is right as far as can be told.
+    searched
+        Images whose spots are known now; None when there was no search.
     stopped
         Whether the job was stopped on request meanwhile.
     """
     parameters = run.parameters
     if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
-        return None, False
+        return None, None, False
     first, stop = image_range(run.images, parameters.geometry)
     progress = Progress("first hits", stop - first, comm.rank == 0)
     task = FirstHits(comm, run.processor(), run.watch, progress.show)
     end, stopped, _ = dispatch.run(comm, task, [(first, stop)], wanted=_HITS_FOR_BEAM_CENTRE, longest=4)
     progress.close()
     if stopped:
-        return None, True
+        return None, None, True
     lattice = beam_centre.primitive_lattice(parameters.unit_cell, parameters.space_group)
-    start = run.maker.experiment(first)
+    start = run.maker.experiment(run.maker.first_readable())
     grid = beam_centre.grid_for(start, lattice)
     own = [
         (image, beam_centre.score_still(result.experiment, result.strong, grid, lattice))
-        for image, result in task.results.items()
-        if image < end and result.strong is not None
+        for image, result in task.hits(end).items()
     ]
+    for result in task.results.values():
+        result.experiment = None
+    searched = Searched({image: result for image, result in task.results.items() if image < end}, end)
     # averaged in the order of the images, so that not even the last digit depends on who found which hit
     scores = [score for _, score in sorted((each for part in comm.allgather(own) for each in part), key=lambda x: x[0])]
     if not scores:
-        return None, False
+        return None, searched, False
     found = best_shift(grid, np.mean(scores, axis=0))
     moved = found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
     if comm.rank == 0:
         logger.info(text.beam_centre_line(found, len(scores), moved))
-    return ((beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None), False
+    shifted = (beam_centre.shifted(start.detector, found.shift), start.beam) if moved else None
+    return shifted, searched, False
 
 
 def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, int]:
@@ -368,10 +440,11 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     status
         Exit code in that case.
     """
-    start, stopped = search_beam_centre(comm, run)
+    start, searched, stopped = search_beam_centre(comm, run)
     if stopped:
         return None, STOPPED
-    task, _, stopped = first_crystals(comm, run, run.parameters.geometry, run.processor(start), "first crystals")
+    processor = run.processor(start)
+    task, _, stopped = first_crystals(comm, run, run.parameters.geometry, processor, "first crystals", searched)
     if stopped:
         return None, STOPPED
     refined: Any = None
@@ -455,7 +528,8 @@ def _index_again(run: Run, task: FirstCrystals) -> None:
     for image in sorted(task.results):
         result = task.results[image]
         if result.hit and not run.watch.stopping():
-            task.results[image] = task.processor.index_again(result)
+            again = task.attempt(image, partial(task.processor.index_again, result))
+            task.results[image] = result if again is None else again
 
 
 def _conclude_refinement(run: Run, refined) -> None:
@@ -475,24 +549,37 @@ def _conclude_refinement(run: Run, refined) -> None:
     logger.info("Refined geometry: %s", _refined_path(run))
 
 
+def _batches(run: Run) -> list[Batch]:
+    return batches(run.directory, len(run.images), run.parameters.batch_size)
+
+
 def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> int:
     """All images that are not finished yet, in batches over the ranks."""
     parameters = run.parameters
     detector, beam = geometry_
     keeping = BatchKeeping(
-        batches=batches(run.directory, len(run.images), parameters.batch_size),
+        batches=_batches(run),
         batch_size=parameters.batch_size,
         identity=run.identity,
         common={"detector": detector.to_dict(), "beam": beam.to_dict()},
         keep_intermediate=parameters.keep_intermediate,
         size=comm.size,
     )
-    found = survey(comm, keeping, parameters.steps)
+    found = survey(comm, keeping, parameters.image_steps)
     live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
+    merging = _live_merge(comm, run, geometry_)
+    if merging is not None:
+        earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
+        merging.add(comm.sum(earlier))
     if comm.rank == 0:
         for news in found.finished:
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
+
+    def hear(news: BatchNews) -> None:
+        so_far = merging.add(news.merged) if merging is not None else None
+        live.hear(news.number, news.statistics, news.bad_images, so_far)
+
     job = Batches(
         comm=comm,
         keeping=keeping,
@@ -501,8 +588,9 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         stored=StoredSteps(run.maker.with_geometry(geometry_), run.directory, parameters.batch_size),
         watch=run.watch,
         failures=FailureShare(parameters.max_failures),
-        hear=lambda news: live.hear(news.number, news.statistics, news.bad_images),
+        hear=hear,
         progress=live.show,
+        merge=merging.of_batch if merging is not None else None,
     )
     _, stopped, traffic = dispatch.run(comm, job, job.pending)
     for left in found.records.values():
@@ -515,10 +603,81 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         elif not live.total.counts["crystals" if "integrate" in parameters.steps else "hits"]:
             status = NOTHING_FOUND
         state = {DONE: "done", STOPPED: "stopped", NOTHING_FOUND: "nothing_found"}.get(status, "too_many_failures")
+        if status == DONE and REDUCE in parameters.steps:
+            state = "reducing"
+        if merging is not None:
+            live.merged = merging.statistics()
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
         if stopped:
-            logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+            _say_stopped(run)
     return comm.bcast(status)
+
+
+def _say_stopped(run: Run) -> None:
+    logger.info("Stopped %s: the same command goes on from here", run.watch.reason or "on request")
+
+
+def _live_merge(comm: Communicator, run: Run, geometry_) -> LiveMerge | None:
+    """What merges crystals as batches finish, where that is asked for."""
+    parameters = run.parameters
+    cell, space_group = parameters.unit_cell, parameters.space_group
+    if not parameters.live_merge or "integrate" not in parameters.steps or cell is None or space_group is None:
+        return None
+    from ssx_mpi.reduction.live import LiveMerge, detector_resolution
+
+    detector, beam = geometry_
+    limits = (parameters.reduction.d_min, parameters.d_min, detector_resolution(detector, beam.get_s0()))
+    merging = LiveMerge(cell, space_group, next(d for d in limits if d is not None), parameters.reduction)
+    if comm.rank == 0 and merging.n_settings > 1:
+        logger.info(
+            "Crystals fit %d settings alike: until the reduction puts them into one, CC1/2 is that of the average",
+            merging.n_settings,
+        )
+    return merging
+
+
+def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> list[Path]:
+    """Folders of the batches that were finished before and that this rank keeps."""
+    numbers = [news.number for news in found.finished if keeping.keeper(news.number) == comm.rank]
+    return [keeping.batches[number - 1].folder for number in numbers]
+
+
+def reduce_crystals(comm: Communicator, run: Run) -> int:
+    """Merge the integrated crystals of this run; too few of them to merge are no failure of the run."""
+    from ssx_mpi.reduction import step as reduction_step
+
+    parameters, watch = run.parameters, run.watch
+    alone = parameters.steps == (REDUCE,)
+    watch.together(comm)
+    if comm.rank == 0:
+        logger.info("\nReduction of the integrated crystals")
+    try:
+        outcome = reduction_step.reduce_run(
+            StoppableCommunicator(comm, watch.stopping), run.directory, parameters.reduction, run.identity
+        )
+    except StopRequested:
+        if comm.rank == 0:
+            _say_stopped(run)
+            record_reduction(run.directory, "stopped", None)
+        return STOPPED
+    except InputError as error:
+        if comm.rank == 0 and not alone:
+            logger.warning("The crystals are integrated, but not reduced: %s", error)
+            record_reduction(run.directory, "not_reduced", {"state": "refused", "reason": str(error)})
+        raise
+    if comm.rank == 0:
+        record_reduction(run.directory, "done", outcome.numbers)
+        _conclude_reduction(run, outcome)
+    return DONE if outcome.merged or not alone else NOTHING_FOUND
+
+
+def _conclude_reduction(run: Run, outcome: Outcome) -> None:
+    if not outcome.merged:
+        logger.warning("No merged intensities: %s. The integrated crystals are kept", outcome.numbers["reason"])
+        return
+    logger.info("\n%s", text.reduction_block(outcome.numbers))
+    if "merge" in run.parameters.reduction.steps:
+        logger.info("Merged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
 
 
 def _facts(run: Run, keeping: BatchKeeping) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
@@ -107,27 +108,41 @@ class FirstCrystals(_Watched):
 
 
 class FirstHits(FirstCrystals):
-    """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit."""
+    """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit.
+
+    Only hits with enough spots to tell the beam centre count.
+    """
 
     def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
         result = self.attempt(item, lambda: self._spots(item))
-        return None if result is None else (int(result.strong is not None), result)
+        return None if result is None else (int(_tells_centre(result)), result)
 
     def _spots(self, item: int) -> StillResult:
         result = self.processor.find_spots(item)
         result.frame = None
-        if result.n_spots < beam_centre.MIN_SPOTS:
-            result.experiment = result.strong = None
+        if not result.hit:
+            result.strong = None
+        if not _tells_centre(result):
+            result.experiment = None
         return result
+
+    def hits(self, end: int) -> dict[int, StillResult]:
+        """Those that this rank found before image `end`, by image."""
+        return {image: result for image, result in self.results.items() if image < end and _tells_centre(result)}
+
+
+def _tells_centre(result: StillResult) -> bool:
+    return result.strong is not None and result.n_spots >= beam_centre.MIN_SPOTS
 
 
 @dataclass(frozen=True)
 class BatchNews:
-    """What the keeper of a finished batch tells rank 0."""
+    """What the keeper of a finished batch tells rank 0; `merged` is what it adds to the merged data, if asked for."""
 
     number: int
     statistics: Statistics
     bad_images: list[tuple[str, str, str]]
+    merged: Any = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +193,42 @@ class Survey:
     records: dict[int, BatchRecords]
 
 
+def check_steps(comm: Communicator, all_batches: list[Batch], identity: dict[str, Any], steps: tuple[str, ...]) -> None:
+    """Make sure that each batch has what the first of `steps` begins with. Collective.
+
+    Raises
+    ------
+    InputError
+        On every rank, when a step lacks the files of the one before.
+    """
+    error: InputError | None = None
+    try:
+        for batch in all_batches[comm.rank :: comm.size]:
+            _steps_left(batch, identity, steps)
+    except InputError as caught:
+        error = caught
+    _raise_first(comm.allgather(error))
+
+
+def _steps_left(
+    batch: Batch, identity: dict[str, Any], steps: tuple[str, ...]
+) -> tuple[dict[str, Any] | None, tuple[str, ...], tuple[str, ...]]:
+    """Summary of `batch`, steps done and steps to do."""
+    summary = read_summary(batch, identity)
+    done = tuple(summary["steps"]) if summary else ()
+    to_do = tuple(s for s in steps if s not in done)
+    before = STEPS[STEPS.index(to_do[0]) - 1] if to_do and to_do[0] != STEPS[0] else None
+    if before is not None and before not in done:
+        raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
+    return summary, done, to_do
+
+
+def _raise_first(errors: list[InputError | None]) -> None:
+    for error in errors:
+        if error is not None:
+            raise error
+
+
 def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) -> Survey:
     """Look at what earlier runs left of each batch; every rank looks at those that it keeps. Collective.
 
@@ -195,9 +246,7 @@ def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) ->
     except InputError as caught:
         error = caught
     parts = comm.allgather((own.steps, own.done, own.pending, own.finished, error))
-    for *_, found in parts:
-        if found is not None:
-            raise found
+    _raise_first([found for *_, found in parts])
     return Survey(
         {n: s for part in parts for n, s in part[0].items()},
         {n: s for part in parts for n, s in part[1].items()},
@@ -208,18 +257,13 @@ def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) ->
 
 
 def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str, ...]) -> None:
-    summary = read_summary(batch, keeping.identity)
-    done = tuple(summary["steps"]) if summary else ()
-    to_do = tuple(s for s in steps if s not in done)
+    summary, done, to_do = _steps_left(batch, keeping.identity, steps)
     if not to_do:
         assert summary is not None
         left_out = [(name, stage, reason) for name, stage, reason in summary["left_out"]]
         own.finished.append(BatchNews(batch.number, Statistics.from_json(summary["statistics"]), left_out))
         BatchRecords.discard(batch)
         return
-    before = STEPS[STEPS.index(to_do[0]) - 1] if to_do[0] != STEPS[0] else None
-    if before is not None and before not in done:
-        raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
     own.done[batch.number] = done
     begun = BatchRecords.begun(batch)
     if begun and set(begun) <= set(done):
@@ -294,6 +338,8 @@ class Batches(_Watched):
     failures: FailureShare
     hear: Callable[[BatchNews], None]
     progress: Callable[[int], None]
+    #: what a finished batch adds to the merged data, from its folder
+    merge: Callable[[Path], Any] | None = None
 
     @property
     def pending(self) -> list[tuple[int, int]]:
@@ -350,7 +396,8 @@ class Batches(_Watched):
         if not records.complete:
             return None
         del self.survey.records[number]
-        return finish(records, self.survey.done[number] + steps)
+        news = finish(records, self.survey.done[number] + steps)
+        return news if self.merge is None else replace(news, merged=self.merge(records.batch.folder))
 
     def news(self, content: BatchNews) -> None:
         self.hear(content)

@@ -165,6 +165,12 @@ class Watch:
             faulthandler.cancel_dump_traceback_later()
             self._guarded_since = None
 
+    def together(self, comm: Communicator) -> None:
+        """From here on all ranks work together, on no image: that may take long, but not after a request to stop."""
+        self.waiting()
+        self._abort = comm.abort
+        self._set_alarm()
+
     def whereabouts(self, rank: int) -> tuple[str, int | None, float | None]:
         """Host of `rank`, the image that it has in hand and for how many seconds, as far as can be seen from here."""
         if rank >= len(self._places):

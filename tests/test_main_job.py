@@ -1,4 +1,4 @@
-"""The main job from images to integrated data, on a small simulated chip: results, ranks, resuming, and bad input."""
+"""The main job from images to merged data, on a small simulated chip: results, ranks, resuming, and bad input."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import Finished, run_mpi, ssx_mpi
+
+from ssx_mpi.stages.stills import StillProcessor
 
 BATCHES = ("batch_size=8", "geometry_refinement.n_crystals=3")
 # what is the same for every number of ranks, to the last byte; the others hold times
@@ -52,7 +54,7 @@ def load(folder: Path, name: str):
 def done(chip, tmp_path_factory) -> Path:
     """Folder of a whole run on one process, geometry refinement and all."""
     folder = tmp_path_factory.mktemp("done") / "out"
-    job = ssx_mpi(f"image={chip.image}", *chip.symmetry, *BATCHES, f"output.directory={folder}")
+    job = ssx_mpi(f"image={chip.image}", *chip.symmetry, *BATCHES, "live_merge=True", f"output.directory={folder}")
     assert job.status == 0, job.text
     return folder
 
@@ -87,15 +89,16 @@ class TestResults:
 
     def test_the_layout_is_that_of_xia2(self, done):
         assert sorted(p.name for p in done.iterdir()) == [
-            *("DataFiles", "batch_1", "batch_2", "batch_3"),
+            *("DataFiles", "LogFiles", "batch_1", "batch_2", "batch_3", "data_reduction"),
             *("geometry_refinement", "import", "ssx_mpi.json", "ssx_mpi.log"),
         ]
+        assert sorted(p.name for p in (done / "DataFiles").glob("*.mtz")) == ["merged.mtz", "merged_full.mtz"]
         for number in (1, 2, 3):
             for suffix in (".expt", ".refl"):
                 link = done / "DataFiles" / f"integrated_{number}{suffix}"
                 assert link.is_symlink()
                 assert link.resolve() == (done / f"batch_{number}" / f"integrated_1{suffix}").resolve()
-        assert not list(done.rglob("*.partial"))
+        assert not list(done.rglob("*.partial*"))
         assert not list(done.rglob("journal"))
 
     @pytest.mark.parametrize("name", ["indexed", "integrated_1"])
@@ -157,17 +160,202 @@ class TestResults:
     def test_the_log_tells_the_story(self, done):
         log = (done / "ssx_mpi.log").read_text()
         told = ["24 images from 1 sources", "Geometry, round 1", "Joint refinement", "distance (mm)", "Batch 1 of 3"]
-        places = [log.index(words) for words in [*told, "Batch 3 of 3", "Dispatch:"]]
+        told += ["Batch 3 of 3", "Dispatch:", "Reduction of", "9 crystals merged to", "  d_max", "Merged intensities:"]
+        places = [log.index(words) for words in told]
         assert places == sorted(places)
         assert "9 (37.5%)" in log
         assert "Traceback" not in log
+
+
+def merged(folder: Path, name: str = "merged") -> dict[str, np.ndarray]:
+    """Columns of a merged file of a run."""
+    from iotbx import mtz
+
+    file = mtz.object(str(folder / "DataFiles" / f"{name}.mtz"))
+    return {c.label(): np.array(c.extract_values(not_a_number_substitute=-999.0)) for c in file.columns()}
+
+
+def assert_merged_alike(one: Path, other: Path, rtol: float = 0.0) -> None:
+    first, second = merged(one), merged(other)
+    assert list(first) == list(second)
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=rtol, atol=100 * rtol, err_msg=name)
+
+
+def numbers(folder: Path) -> dict:
+    return json.loads((folder / "ssx_mpi.json").read_text())
+
+
+class TestReduction:
+    def test_merged_intensities_are_the_true_ones(self, chip, done):
+        from ssx_mpi.simulation.truth import compare_run
+
+        found = compare_run(chip.truth.parent, done).reduced
+        assert found is not None
+        # nine crystals share few reflections, so that their scales are uncertain
+        assert found.cc_truth > 0.65
+        assert found.n_merged == len(merged(done)["IMEAN"]) > 1000
+
+    def test_the_numbers_are_those_of_the_merged_file(self, done):
+        reduction, table = numbers(done)["reduction"], merged(done)
+        assert reduction["state"] == "done"
+        assert reduction["crystals"] == {"merged": 9}
+        overall = reduction["merged"]["merged"]
+        assert (overall["n_uniq"], overall["n_obs"]) == (len(table["N"]), table["N"].sum())
+        assert 0.5 < overall["cc_one_half"] < 1.0
+
+    def test_only_what_is_missing_is_done_again(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        path = folder / "DataFiles" / "merged.mtz"
+        before = state(folder)[str(path)]
+        job = again(chip, folder)
+        assert job.status == 0, job.text
+        assert "reduced before" in job.out
+        assert state(folder)[str(path)] == before
+        assert numbers(folder)["reduction"] == numbers(done)["reduction"]
+        # a file that was lost, and a reduction that did not come to its end
+        for lost in (path, folder / "data_reduction" / "reduction.json"):
+            lost.unlink()
+            job = again(chip, folder)
+            assert job.status == 0, job.text
+            assert "24 of 24 images are finished already" in job.out
+            assert "9 crystals merged to" in job.out
+            assert_merged_alike(done, folder)
+
+    def test_other_parameters_reduce_anew_and_leave_nothing_of_the_old(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        job = again(chip, folder, "dose_series_repeat=2")
+        assert job.status == 0, job.text
+        assert list(numbers(folder)["reduction"]["merged"]) == ["merged", "dose_1", "dose_2"]
+        job = again(chip, folder, "reduction.d_min=4", "steps=reduce")
+        assert job.status == 0, job.text
+        assert numbers(folder)["reduction"]["merged"]["merged"]["d_min"] == pytest.approx(4.0, rel=0.01)
+        assert [p.name for p in (folder / "DataFiles").glob("*.mtz")] == ["merged.mtz"]
+        # what it says of the images stays
+        assert numbers(folder)["total"]["histograms"] == numbers(done)["total"]["histograms"]
+
+    @pytest.mark.parametrize("at", ["_resolve", "_merge"])
+    def test_stopped_in_the_reduction_it_goes_on_with_it(self, chip, done, tmp_path, monkeypatch, at):
+        from ssx_mpi.reduction import pipeline
+
+        folder = copied(done, tmp_path)
+        (folder / "data_reduction" / "reduction.json").unlink()
+        work = getattr(pipeline, at)
+
+        def signal_and_work(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return work(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline, at, signal_and_work)
+            job = again(chip, folder)
+        assert job.status == 75, job.text
+        assert "Stopped on request (SIGTERM)" in job.out
+        assert numbers(folder)["state"] == "stopped"
+        assert not (folder / "data_reduction" / "reduction.json").exists()
+        assert not list(folder.rglob("*.partial*"))
+        job = again(chip, folder)
+        assert job.status == 0, job.text
+        assert numbers(folder)["state"] == "done"
+        assert_merged_alike(done, folder)
+
+    def test_no_time_left_after_the_last_image(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        (folder / "data_reduction" / "reduction.json").unlink()
+        job = again(chip, folder, "time_limit=0:00:00")
+        assert job.status == 75, job.text
+        assert "Stopped ahead of the time limit" in job.out
+
+    def test_crystals_that_cannot_be_merged_are_no_failure_of_the_run(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        far = "central_unit_cell=90,90,40,90,90,90"
+        job = again(chip, folder, far)
+        assert job.status == 0, job.text
+        assert "No merged intensities: no crystal is left to merge: 9 unit cell outside the tolerance" in job.out
+        assert numbers(folder)["state"] == "done"
+        assert numbers(folder)["reduction"]["state"] == "nothing_left"
+        assert not (folder / "DataFiles" / "merged.mtz").exists()
+        assert len(list((folder / "DataFiles").glob("integrated_*"))) == 6
+        # who asks for nothing but this has nothing to show for it
+        assert again(chip, folder, far, "steps=reduce").status == 3
+
+    @pytest.mark.parametrize("n", [1, 2])
+    def test_very_few_crystals_are_merged_as_far_as_they_go(self, chip, geometry, tmp_path, n):
+        hits = "+".join(str(hit) for hit in chip.hits[:n])
+        images = [f"image={chip.image}:{hit + 1}:{hit + 1}" for hit in chip.hits[:n]]
+        job = ssx_mpi(*images, *chip.symmetry, geometry, "live_merge=True", f"output.directory={tmp_path}/out")
+        assert job.status == 0, (hits, job.text)
+        assert numbers(tmp_path / "out")["reduction"]["crystals"] == {"merged": n}
+
+    def test_dials_reduces_the_crystals_of_a_run(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        job = again(chip, folder, "reduction.engine=dials", "steps=reduce")
+        assert job.status == 0, job.text
+        reduction = numbers(folder)["reduction"]
+        assert reduction["merged"]["merged"]["n_uniq"] > 1000
+        assert "error_model" not in reduction
+        assert (folder / "DataFiles" / "scaled.refl").is_file()
+        assert not (folder / "DataFiles" / "scaled_1.refl").exists()
+
+    def test_there_must_be_something_to_reduce(self, chip, tmp_path):
+        job = again(chip, tmp_path / "out", "steps=reduce")
+        assert job.status == 2
+        assert "holds no batch_*/integrated*.expt" in job.err
+
+    def test_a_reference_of_another_kind_is_refused_before_anything_is_done(self, chip, tmp_path):
+        for reference, symmetry, words in (
+            ("truth.mtz", ("space_group=P4", "unit_cell=79.1,79.1,38.2,90,90,90"), "has space group"),
+            ("truth.mtz", ("space_group=P43212", "unit_cell=99,99,38.2,90,90,90"), "has another cell"),
+            ("truth.json", chip.symmetry, "truth.json"),
+        ):
+            path = chip.truth.parent / reference
+            job = ssx_mpi(f"image={chip.image}", *symmetry, f"reference={path}", f"output.directory={tmp_path}/out")
+            assert job.status == 2, job.text
+            assert words in job.err
+            assert not (tmp_path / "out").exists()
+
+    def test_a_reduction_that_is_refused_keeps_what_was_integrated(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        (tmp_path / "grouping.yml").write_text(
+            "metadata: {delay: {/other/file.h5: 1.0}}\ngrouping: {merge_by: {values: [delay]}}\n"
+        )
+        job = again(chip, folder, f"grouping={tmp_path}/grouping.yml")
+        assert job.status == 2
+        assert "nothing is said about" in job.err
+        assert numbers(folder)["state"] == "not_reduced"
+        assert_same_results(done, folder)
+        assert again(chip, folder).status == 0
+
+
+class TestLiveMerge:
+    def test_it_grows_batch_by_batch(self, done):
+        live = numbers(done)["live_merge"]
+        assert [step["n_crystals"] for step in live["growth"]] == list(np.cumsum(HITS_IN_BATCHES))
+        completeness = [step["completeness"] for step in live["growth"]]
+        assert 0 < completeness[0] < completeness[1] < completeness[2] == live["completeness"]
+        assert live["growth"][0]["cc_half"] is None
+        assert live["cc_half"] > 0.5
+        log = (done / "ssx_mpi.log").read_text()
+        assert f"{live['completeness']:.1f}%" in log
+        assert f"{live['cc_half']:.3f} (9 crystals)" in log
+
+    def test_batches_finished_before_count(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        shutil.rmtree(folder / "batch_2")
+        job = again(chip, folder, "live_merge=True", "steps=find_spots+index+integrate")
+        assert job.status == 0, job.text
+        live, whole = numbers(folder)["live_merge"], numbers(done)["live_merge"]
+        assert live.pop("growth") == [
+            {"batch": 2, **{k: v for k, v in whole.pop("growth")[-1].items() if k != "batch"}}
+        ]
+        assert live == whole
 
 
 class TestRanks:
     @pytest.mark.parametrize("n", [2, 3])
     def test_results_do_not_depend_on_the_number_of_ranks(self, chip, done, tmp_path, n):
         folder = tmp_path / "out"
-        arguments = [f"image={chip.image}", *chip.symmetry, *BATCHES, f"output.directory={folder}"]
+        arguments = [f"image={chip.image}", *chip.symmetry, *BATCHES, "live_merge=True", f"output.directory={folder}"]
         job = run_mpi(n, ["-m", "ssx_mpi", *arguments], timeout=300)
         assert job.status == 0, job.text
         assert_same_results(done, folder)
@@ -179,6 +367,11 @@ class TestRanks:
         for part in ("counts", "failures", "median", "spread", "histograms"):
             assert summary["total"][part] == before["total"][part]
         assert job.out.count("Batch 1 of 3") == 1, "one rank speaks for all"
+        live, live_before = summary["live_merge"], before["live_merge"]
+        # the order in which batches are finished may differ, what they add up to may not
+        assert len(live.pop("growth")) == len(live_before.pop("growth")) == 3
+        assert live == live_before
+        assert_merged_alike(done, folder, rtol=1e-4)
 
     def test_bad_input_ends_all_ranks_with_one_line(self, chip, tmp_path):
         job = run_mpi(3, ["-m", "ssx_mpi", f"image={tmp_path}/lost.h5", f"output.directory={tmp_path}/out"], timeout=90)
@@ -241,7 +434,8 @@ class TestGoingOn:
 
     def test_step_by_step_gives_the_same_as_all_at_once(self, chip, done, tmp_path):
         folder = tmp_path / "out"
-        for steps in ("None", "find_spots", "index", "integrate"):
+        for steps in ("None", "find_spots", "index", "integrate", "reduce"):
+            assert not (folder / "data_reduction").exists()
             job = again(chip, folder, f"steps={steps}")
             assert job.status == 0, job.text
             if steps == "None":
@@ -249,25 +443,12 @@ class TestGoingOn:
                 assert not list(folder.glob("batch_*"))
             if steps == "index":
                 assert not list(folder.rglob("integrated_1.refl"))
-        one, other = results(done), results(folder)
-        assert list(one) == list(other)
-        assert {name for name in one if one[name] != other[name]} <= {n for n in one if "integrated_1" in n}
-        for batch in (1, 2, 3):
-            self.assert_same_but_for_rounding(done / f"batch_{batch}", folder / f"batch_{batch}")
+        assert_same_results(done, folder)
 
-    def assert_same_but_for_rounding(self, one: Path, other: Path) -> None:
-        """A crystal that was written and read may differ in the last digit, and what is refined from it a bit more."""
-        (first, table), (second, table_again) = load(one, "integrated_1"), load(other, "integrated_1")
-        assert [e.identifier for e in first] == [e.identifier for e in second]
-        assert sorted(table.keys()) == sorted(table_again.keys())
-        for name in ("miller_index", "id", "flags", "bbox", "intensity.sum.value", "intensity.sum.variance"):
-            assert list(table[name]) == list(table_again[name]), name
-        for name in ("partiality", "d", "lp", "background.mean"):
-            assert np.allclose(np.asarray(table[name]), np.asarray(table_again[name]), rtol=1e-6, atol=1e-6)
-
-    def test_a_step_without_the_one_before_is_refused(self, chip, geometry, tmp_path):
-        job = again(chip, tmp_path / "out", geometry, "steps=integrate")
-        assert job.status == 2
+    def test_a_step_without_the_one_before_is_refused_before_any_work(self, chip, tmp_path, monkeypatch):
+        monkeypatch.setattr(StillProcessor, "find_spots", lambda *_: pytest.fail("the geometry is being refined"))
+        job = again(chip, tmp_path / "out", "steps=integrate")
+        assert job.status == 2, job.text
         assert "has no results of index yet" in job.err
         assert not list(tmp_path.rglob("*.refl"))
 
@@ -340,7 +521,7 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
     assert (folder / "unit_cells.png").read_bytes().startswith(b"\x89PNG")
     command = assessed["next_command"]
     assert command in job.out
-    proposed = _parse(shlex.split(command)[1:], quiet=True)[0]
+    proposed = _parse(shlex.split(command)[1:])[0]
     assert proposed.symmetry_known
     assert proposed.sources[0].name == str(chip.image)
     assert not list((tmp_path / "out").glob("batch_*"))
@@ -468,6 +649,69 @@ class TestBadInput:
         job = ssx_mpi(f"image={chip.image}", *chip.symmetry, f"output.directory={tmp_path}/file")
         assert job.status == 2
         assert "cannot be written" in job.err
+
+
+def test_spots_are_found_once_for_beam_centre_and_first_crystals(chip, tmp_path, monkeypatch):
+    find_spots, found = StillProcessor.find_spots, []
+    monkeypatch.setattr(StillProcessor, "find_spots", lambda self, i: found.append(i) or find_spots(self, i))
+    job = again(chip, tmp_path / "out", "steps=None")
+    assert job.status == 0, job.text
+    assert "beam centre" in job.out
+    assert sorted(found) == list(range(24))
+
+
+@pytest.fixture(scope="module")
+def cbf_files(tmp_path_factory) -> Path:
+    """Folder of six CBF files, each with a strong crystal."""
+    from ssx_mpi.parallel.communicator import SerialCommunicator
+    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation.data_set import simulate
+
+    folder = tmp_path_factory.mktemp("cbf")
+    simulate(
+        p.SimulationParameters(
+            n_images=6,
+            seed=5,
+            hit_rate=1.0,
+            lattices=(1.0,),
+            crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
+            detector=p.DetectorParameters("pilatus200k", 75.0),
+            output=p.OutputParameters(folder / "lyso.cbf", format="cbf"),
+        ),
+        SerialCommunicator(),
+    )
+    return folder
+
+
+class TestDamagedFirstImages:
+    def process(self, folder: Path, out: Path) -> Finished:
+        truth = f"reference_geometry={folder / 'truth.expt'}"
+        symmetry = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
+        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *symmetry, truth, f"output.directory={out}")
+
+    def test_they_are_counted_and_left_out(self, cbf_files, tmp_path):
+        folder = shutil.copytree(cbf_files, tmp_path / "images")
+        # empty; without a detector in the header; cut off within the pixels
+        (folder / "lyso_00001.cbf").write_bytes(b"")
+        (folder / "lyso_00002.cbf").write_bytes((folder / "lyso_00002.cbf").read_bytes()[:200])
+        (folder / "lyso_00003.cbf").write_bytes((folder / "lyso_00003.cbf").read_bytes()[:20_000])
+        job = self.process(folder, tmp_path / "out")
+        assert job.status == 0, job.text
+        summary = json.loads((tmp_path / "out" / "ssx_mpi.json").read_text())
+        assert summary["total"]["counts"]["crystals"] == 3
+        assert [name for name, *_ in summary["left_out"]] == [f"lyso_0000{n}.cbf" for n in (1, 2, 3)]
+        imported = json.loads((tmp_path / "out" / "import" / "imported.expt").read_text())
+        assert imported["imageset"][0]["images"][0].endswith("lyso_00003.cbf")
+
+    def test_a_source_without_any_readable_image_is_refused(self, cbf_files, tmp_path):
+        folder = shutil.copytree(cbf_files, tmp_path / "images")
+        for path in folder.glob("*.cbf"):
+            path.write_bytes(b"")
+        job = self.process(folder, tmp_path / "out")
+        assert job.status == 2
+        assert "lyso_00001.cbf" in job.err
+        assert "nor can any of the next 5" in job.err
+        assert not (tmp_path / "out").exists()
 
 
 def test_images_of_a_damaged_data_file_are_counted_and_the_others_processed(chip, done, geometry, tmp_path):

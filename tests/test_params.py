@@ -9,6 +9,7 @@ import pytest
 from ssx_mpi import params
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.params import CrystalSelection, InputError, Source
+from ssx_mpi.reduction.parameters import ReductionParameters
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def parse(tmp_path, monkeypatch):
     """The parameters for command-line arguments given in an empty folder with one image, ``x.cbf``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.cbf").write_bytes(b"")
-    return lambda *arguments: _parse(["image=x.cbf", *arguments], quiet=True)[0]
+    return lambda *arguments: _parse(["image=x.cbf", *arguments])[0]
 
 
 def refusal(parse, *arguments: str) -> str:
@@ -33,7 +34,8 @@ def test_defaults_are_those_that_users_know(parse):
     assert (p.max_lattices, p.min_spots, p.batch_size) == (3, 10, 1000)
     assert (p.spotfinding.min_spot_size, p.spotfinding.max_spot_size) == (3, 20)
     assert p.geometry == p.assess == CrystalSelection(250, None, None)
-    assert p.steps == ("find_spots", "index", "integrate")
+    assert p.steps == ("find_spots", "index", "integrate", "reduce")
+    assert p.reduction == ReductionParameters()
     assert (p.integration.algorithm, p.integration.rlp_mosaicity) == ("ellipsoid", "simple6")
     assert (p.nproc, p.unit_cell, p.space_group, p.symmetry_known) == (None, None, None, False)
 
@@ -143,6 +145,11 @@ def test_a_cell_within_measurement_of_the_space_group_is_taken(parse):
         "indexing.phil",
         "geometry_refinement.phil",
         "integration.phil",
+        "reduction.reference",
+        "reduction.grouping",
+        "reduction.symmetry.phil",
+        "reduction.scaling.phil",
+        "reduction.merging.phil",
     ],
 )
 def test_every_file_that_is_not_there_is_named(parse, name):
@@ -162,13 +169,33 @@ def test_a_phil_file_of_ours_is_read(parse, tmp_path):
 def test_steps_come_in_their_order_and_none_is_none(parse):
     assert parse("steps=integrate+find_spots").steps == ("find_spots", "integrate")
     assert parse("steps=index").steps == ("index",)
-    assert parse("steps=None").steps == ()
+    assert parse("steps=None").steps == parse("steps=None").image_steps == ()
+    p = parse("steps=reduce+integrate")
+    assert (p.steps, p.image_steps) == (("integrate", "reduce"), ("integrate",))
+    assert parse("steps=reduce").image_steps == ()
+
+
+def test_reduction_without_what_it_takes_is_refused(parse):
+    assert "steps=index+reduce" in refusal(parse, "steps=index+reduce")
+
+
+def test_parameters_of_the_reduction_do_not_clash_with_those_of_the_run(parse, tmp_path):
+    (tmp_path / "model.pdb").touch()
+    p = parse("d_min=2", "d_max=30", "engine=dials", "steps=integrate", "reference=model.pdb", "anomalous=True")
+    assert (p.d_min, p.d_max, p.engine, p.steps) == (2.0, 30.0, "dials", ("integrate",))
+    own = p.reduction
+    assert (own.engine, own.steps, own.reference) == ("fast", ("scale", "merge"), tmp_path / "model.pdb")
+    # the data end at d_min, and where the merged ones do is estimated; what is hidden at low angles is so for all
+    assert (own.d_min, own.d_max, own.anomalous) == (None, 30.0, True)
+    p = parse("d_max=30", "reduction.d_min=2.5", "reduction.d_max=20", "threshold=900", "reduction.steps=scale")
+    assert (p.d_min, p.reduction.d_min, p.reduction.d_max) == (None, 2.5, 20.0)
+    assert (p.reduction.cells.threshold, p.reduction.steps) == (900.0, ("scale",))
 
 
 def test_identity_leaves_out_what_does_not_change_results(parse, tmp_path):
     p = parse()
-    other = replace(p, nproc=7, steps=("index",), restart=True, directory=tmp_path / "elsewhere")
-    assert other.identity() == p.identity()
+    other = replace(p, nproc=7, steps=("index",), restart=True, directory=tmp_path / "elsewhere", live_merge=True)
+    assert other.identity() == p.identity() == replace(p, reduction=ReductionParameters(d_min=2.0)).identity()
     for changed in (replace(p, d_min=2.0), replace(p, max_lattices=1), replace(p, engine="dials")):
         assert changed.identity() != p.identity()
 

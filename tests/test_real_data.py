@@ -121,8 +121,8 @@ def nitrite_reductase(real_data):
     return list(zip(experiments, strong.split_by_experiment_id()))
 
 
-def indexer(engine: str):
-    arguments = ["image=x.cbf", f"engine={engine}", "space_group=P213", "unit_cell=96.4,96.4,96.4,90,90,90"]
+def indexer(engine: str, a: float = 96.4, symmetry: str = "space_group=P213"):
+    arguments = ["image=x.cbf", f"engine={engine}", symmetry, f"unit_cell={a},{a},{a},90,90,90"]
     parameters = _parse([*arguments, "max_lattices=2"])[0]
     return build_engine(parameters, dials_parameters(parameters, {})).index
 
@@ -179,6 +179,31 @@ def test_second_lattices_are_there_and_not_in_spots_without_order(nitrite_reduct
         shuffled = copy.deepcopy(strong)
         shuffled["xyzobs.px.value"] = flumpy.vec_from_numpy(xyz)
         assert len(index(copy.deepcopy(experiment), shuffled).experiments) == 1
+
+
+def test_second_lattices_are_cubic_when_nothing_makes_them_and_have_no_other_cell(nitrite_reductase):
+    """DIALS does not find them; chance would know neither the right angles nor the one length among wrong ones."""
+    from dials.array_family import flex
+
+    from ssx_mpi.stages.results import StageError
+
+    free_cell = indexer("fast", symmetry="space_group=None")
+    for experiment, strong in nitrite_reductase[:3]:
+        found = free_cell(copy.deepcopy(experiment), copy.deepcopy(strong))
+        assert len(found.experiments) == 2
+        lengths, angles = np.split(np.array(found.experiments[1].crystal.get_unit_cell().parameters()), 2)
+        # axes and angles are refined each on its own, from a search that takes them within 10% and 5 degrees
+        assert np.ptp(lengths) < 0.002 * 96.4
+        assert np.abs(angles - 90).max() < 0.1
+    experiment, strong = nitrite_reductase[0]
+    first = indexer("fast")(copy.deepcopy(experiment), copy.deepcopy(strong)).reflections
+    first = first.select(first["id"] == 0)
+    taken = {place[:2] for place in first["xyzobs.px.value"]}
+    free = strong.select(flex.bool([place[:2] not in taken for place in strong["xyzobs.px.value"]]))
+    assert len(indexer("fast")(copy.deepcopy(experiment), copy.deepcopy(free)).experiments) >= 1
+    for factor in (0.9, 0.93, 1.06, 1.1):
+        with pytest.raises(StageError):
+            indexer("fast", 96.4 * factor)(copy.deepcopy(experiment), copy.deepcopy(free))
 
 
 def test_both_engines_find_the_same_lattice(nitrite_reductase):

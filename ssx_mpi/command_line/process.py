@@ -1,4 +1,4 @@
-"""ssx_mpi: serial-crystallography stills to integrated data, over any number of MPI ranks."""
+"""ssx_mpi: serial-crystallography stills to merged intensities, over any number of MPI ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssx_mpi.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
 
-Processes serial-crystallography stills from images to integrated data. Start it plainly to use all cores of this
+Processes serial-crystallography stills from images to merged intensities. Start it plainly to use all cores of this
 machine, or under mpirun or srun to use the ranks of a job. Without space_group or unit_cell it assesses the crystals
 and stops. -c shows the parameters, -e 1 those for experts too."""
 
@@ -78,16 +78,20 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
                 watch.close(comm)
             return status
     except StorageError as error:
-        # one rank alone comes here; what is in the journals is whole
-        print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
-        comm.abort(1)
-        return 1
+        return end_unwritten(comm, error)
     except (InputError, dials_compat.DialsError) as error:
         # every rank comes here with the same error
         if comm.rank == 0:
             _refuse(error)
         comm.barrier()
         return 2
+
+
+def end_unwritten(comm: Communicator, error: Exception) -> int:
+    """End all ranks because one could not write a file; that one alone comes here, and what is finished is whole."""
+    print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
+    comm.abort(1)
+    return 1
 
 
 class _Folder:
@@ -158,7 +162,8 @@ def _parse(arguments: list[str]):
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
         raise params.InputError(" ".join(str(error).split())) from None
     if unknown:
-        raise params.InputError(params.unknown_parameter(unknown[0]))
+        bare = "images are given as image=, template= or directory="
+        raise params.InputError(params.unknown_parameter(unknown[0], params.scope(), bare))
     return params.read(extract, Path.cwd()), options.verbose
 
 

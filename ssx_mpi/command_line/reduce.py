@@ -11,13 +11,17 @@ Examples::
 
 from __future__ import annotations
 
-import difflib
 import logging
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ssx_mpi import dials_compat
 from ssx_mpi.parallel.communicator import Communicator
+
+if TYPE_CHECKING:
+    from ssx_mpi.watch import Watch
 
 PHIL = """
 input {
@@ -39,10 +43,21 @@ logger = logging.getLogger("ssx_mpi")
 
 BAD_INPUT = 2
 NO_CRYSTALS = 3
+STOPPED = 75
 
 
-def main(comm: Communicator, args: list[str]) -> int:
-    """Parse, reduce, and turn what went wrong into an exit code; the same on all ranks."""
+def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int:
+    """Parse, reduce, and turn what went wrong into an exit code; the same on all ranks.
+
+    Parameters
+    ----------
+    watch
+        Of this rank; tells when to stop. None never does.
+    """
+    from ssx_mpi.command_line.process import end_unwritten
+    from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
+    from ssx_mpi.params import PathReader
+    from ssx_mpi.records.files import StorageError
     from ssx_mpi.reduction import loading, parameters, pipeline
     from ssx_mpi.reduction.errors import InputError, NothingLeftError
 
@@ -55,17 +70,26 @@ def main(comm: Communicator, args: list[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         _log_to(folder / params.output.log)
     try:
-        settings = parameters.from_phil(params)
+        settings = parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],
             [Path(name).absolute() for name in params.input.directory if name],
             scaled="scale" not in settings.steps,
         )
-        summary = pipeline.reduce(comm, sources, settings, folder)
+        if watch is not None:
+            watch.together(comm)
+        stoppable = comm if watch is None else StoppableCommunicator(comm, watch.stopping)
+        summary = pipeline.reduce(stoppable, sources, settings, folder)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     except NothingLeftError as error:
         return _refuse(comm, error, NO_CRYSTALS)
+    except StorageError as error:
+        return end_unwritten(comm, error)
+    except StopRequested:
+        if comm.rank == 0 and watch is not None:
+            logger.info("Stopped %s: the same command begins the reduction anew", watch.reason or "on request")
+        return STOPPED
     if comm.rank == 0:
         for what, number in summary.fates.items():
             logger.info("%7d crystals %s", number, what)
@@ -77,9 +101,12 @@ def run(args: list[str] | None = None) -> None:
     """Entry point of the program."""
     dials_compat.prepare()
     from ssx_mpi.parallel.launch import guarded
+    from ssx_mpi.watch import Watch
 
     arguments = sys.argv[1:] if args is None else args
-    guarded(lambda comm: main(comm, arguments))
+    # no images here, so none that takes too long
+    watch = Watch(time_limit=None, image_timeout=math.inf)
+    guarded(lambda comm: main(comm, arguments, watch))
 
 
 def _parse(args: list[str], phil: str):
@@ -87,6 +114,7 @@ def _parse(args: list[str], phil: str):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
+    from ssx_mpi.params import unknown_parameter
     from ssx_mpi.reduction.errors import InputError
 
     parser = ArgumentParser(
@@ -102,16 +130,8 @@ def _parse(args: list[str], phil: str):
         raise InputError(str(error).splitlines()[0]) from None
     for name in files:
         if "=" in name:
-            raise InputError(_unknown(name.split("=")[0], parser.phil))
+            raise InputError(unknown_parameter(name, parser.phil, without_name=""))
     return params, files
-
-
-def _unknown(name: str, scope) -> str:
-    known = [found.path for found in scope.all_definitions()]
-    by_last = {path.split(".")[-1]: path for path in known}
-    close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
-    hint = f"; did you mean {by_last.get(close[0], close[0])}?" if close else ""
-    return f"there is no parameter {name}{hint}"
 
 
 def _log_to(path: Path) -> None:

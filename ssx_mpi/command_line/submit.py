@@ -14,7 +14,8 @@ Parameters of the job, all others are those of ssx_mpi and are checked before an
   stage=local      copy the Python environment to each node's own disk first
   chain=True       short jobs that put themselves into the queue again until all is done
   runs=FILE        an array, one run for each line of the file, with the parameters that differ
-  reduce=True      submit the reduction too, as a job that waits for this one
+  reduce=True      reduce in a job of its own that waits for this one, all runs of an array together; otherwise each
+                   run reduces its own crystals at its end
   cost=            CPU-seconds an image, or the ssx_mpi.json of an earlier run
 
 --dry-run shows the scripts and submits nothing."""
@@ -68,10 +69,13 @@ def _main(arguments: list[str], dry: bool) -> int:
     ours, theirs = _divide(arguments)
     kind = _kind(ours)
     parameters = None if kind == "reduce" else _checked(theirs, kind)
+    apart = ours.get("reduce", "").lower() in _TRUE and parameters is not None
+    if apart and parameters is not None:
+        theirs = [*theirs, f"steps={'+'.join(parameters.image_steps)}"]
     jobs = [Job(kind, scripts.render(kind, _site(ours, kind, parameters), _script_arguments(kind, ours, theirs)))]
-    if ours.get("reduce", "").lower() in _TRUE and parameters is not None:
+    if apart:
         after = _site({**ours, "nodes": "1", "name": f"{ours.get('name', 'ssx_mpi')}_reduce"}, "reduce", parameters)
-        jobs.append(Job("reduce", scripts.render("reduce", after, [f"directory={parameters.directory}"])))
+        jobs.append(Job("reduce", scripts.render("reduce", after, _of_reduction(kind, ours, theirs))))
     if dry:
         print("\n".join(job.script for job in jobs), end="")
         return 0
@@ -125,6 +129,16 @@ def _script_arguments(kind: str, ours: dict[str, str], theirs: list[str]) -> lis
     return [str(Path(ours["runs"]).resolve()), *theirs] if kind == "array" else theirs
 
 
+def _of_reduction(kind: str, ours: dict[str, str], theirs: list[str]) -> list[str]:
+    """Arguments of ``ssx_mpi.reduce`` for all runs of a job; that of one run goes where the run itself would put it."""
+    if kind != "array":
+        folder = _checked(theirs, kind).directory
+        return [f"directory={folder}", f"output.folder={folder}"]
+    # the words of a line come before what all runs share, as in the script
+    runs = [_checked([*line.split(), *theirs], "run of an array") for line in _lines(ours["runs"])]
+    return [f"directory={run.directory}" for run in runs]
+
+
 def _site(ours: dict[str, str], kind: str, parameters: Parameters | None) -> scripts.Site:
     ranks = _number(ours, "ranks_per_node")
     nodes, time = _number(ours, "nodes"), ours.get("time")
@@ -151,13 +165,13 @@ def _site(ours: dict[str, str], kind: str, parameters: Parameters | None) -> scr
         mpi=ours.get("mpi"),
         stage=stage,
         name=ours.get("name", "ssx_mpi"),
-        tasks=_lines(ours["runs"]) if kind == "array" else 1,
+        tasks=len(_lines(ours["runs"])) if kind == "array" else 1,
     )
 
 
-def _lines(name: str) -> int:
+def _lines(name: str) -> list[str]:
     try:
-        return sum(1 for line in Path(name).read_text().splitlines() if line.strip())
+        return [line for line in Path(name).read_text().splitlines() if line.strip()]
     except OSError as error:
         raise SubmitError(f"runs={name}: {error.strerror}") from None
 

@@ -30,13 +30,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssx_mpi.kernels.lattice_refinement import prediction_gradients
+from ssx_mpi.kernels.rotations import GENERATORS, rotation_matrices
 
 GLOBAL_NAMES = ("distance", "shift_fast", "shift_slow", "tilt_fast", "tilt_slow")
 # steps of the differences: mm for the distance and shifts, radians for tilts
 _STEPS = (1e-3, 1e-3, 1e-3, 1e-5, 1e-5)
-_GENERATORS = np.array(
-    [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]], float
-)
 # 95% efficient for normal residuals, with two degrees of freedom for a position and one for delta psi
 _TUKEY_XY, _TUKEY_PSI = 6.0, 5.0
 # median of |x| of a normal distribution of width one, and of its length in two dimensions
@@ -165,7 +163,7 @@ def geometry_uncertainty(
 def _derivatives(spots: DetectorSpots, geometry: Geometry, strains: np.ndarray, s0: np.ndarray):
     """Residuals (n, 3) and derivatives of the prediction (n, 3, 5) by the detector and (n, 3, 3 + m) by the crystal."""
     q = np.einsum("nij,nj->ni", geometry.a_matrices[spots.crystal], spots.hkl)
-    along = [q @ generator.T for generator in _GENERATORS]
+    along = [q @ generator.T for generator in GENERATORS]
     along += [np.einsum("nij,nj->ni", strains[spots.crystal, k], q) for k in range(strains.shape[1])]
     d_inverse = np.linalg.inv(geometry.panels)[spots.panel]
     predicted, dxy, dpsi = prediction_gradients(q, np.array(along), d_inverse, s0)
@@ -260,15 +258,10 @@ def _motion(panels: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarra
     normal = np.cross(fast, slow)
     # the distance grows along the normal, away from the crystal
     normal = normal if origin @ normal > 0 else -normal
-    rotation = _rotation(fast, step[3]) @ _rotation(slow, step[4])
+    rotation = rotation_matrices(step[3] * fast) @ rotation_matrices(step[4] * slow)
     centre = panels[:, :, 2].mean(axis=0)
     shift = step[0] * normal + step[1] * fast + step[2] * slow
     return rotation, centre - rotation @ centre + shift
-
-
-def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:
-    k = np.einsum("i,ijk->jk", axis / np.linalg.norm(axis), _GENERATORS)
-    return np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * (k @ k)
 
 
 def _move_panels(panels: np.ndarray, rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
@@ -280,9 +273,7 @@ def _move_panels(panels: np.ndarray, rotation: np.ndarray, translation: np.ndarr
 def _moved(geometry: Geometry, strains: np.ndarray, detector: np.ndarray, crystals: np.ndarray):
     """The geometry after a step, and the strains turned with the crystals."""
     rotation, translation = _motion(geometry.panels, detector)
-    angle = np.linalg.norm(crystals[:, :3], axis=1)
-    axes = crystals[:, :3] / np.maximum(angle, 1e-300)[:, None]
-    turns = np.array([_rotation(a, t) if t > 0 else np.eye(3) for a, t in zip(axes, angle)])
+    turns = rotation_matrices(crystals[:, :3])
     stretch = np.eye(3) + np.einsum("km,kmij->kij", crystals[:, 3:], strains)
     moved = replace(
         geometry,

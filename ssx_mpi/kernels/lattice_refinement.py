@@ -28,6 +28,7 @@ from functools import cache
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
+from ssx_mpi.kernels.rotations import GENERATORS, rotation_matrices
 
 # 1 / rad^2: the weight that DIALS gives to delta psi (refinement.reflections.weighting_strategy.delpsi_constant)
 DELTA_PSI_WEIGHT = 1_000_000.0
@@ -235,16 +236,13 @@ def refine_lattice(
     if len(spots) < 3 + len(strains):
         strains = strains[:0]
     h = h.astype(float)
-    rotations = np.array(
-        [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]], [[0, -1, 0], [1, 0, 0], [0, 0, 0]]]
-    )
     weight = np.concatenate([spots.weight, np.full((len(spots), 1), delta_psi_weight)], axis=1)
     root = np.sqrt(weight)
 
     def evaluate(trial: Lattice) -> tuple[np.ndarray, np.ndarray, float]:
         q = h @ trial.setting.T
         rotated = trial.orientation @ strains @ trial.orientation.T
-        dq = q @ np.concatenate([rotations, rotated]).transpose(0, 2, 1)
+        dq = q @ np.concatenate([GENERATORS, rotated]).transpose(0, 2, 1)
         prediction, dxy, ddelta_psi = prediction_gradients(q, dq, spots.d_inverse, spots.s0)
         residual = np.concatenate([prediction.xy - spots.xy, prediction.delta_psi[:, None]], axis=1) * root
         jacobian = np.concatenate([dxy, ddelta_psi[..., None]], axis=2) * root
@@ -275,13 +273,9 @@ def refine_lattice(
 
 
 def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:
-    angle = np.linalg.norm(step[:3])
-    x, y, z = step[:3] / max(angle, 1e-300)
-    k = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    rotation = np.eye(3) + np.sin(angle) * k + (1 - np.cos(angle)) * (k @ k)
     # A = R U (1 + E) B, so that the direct basis, the rows of inv(A), goes with inv(1 + E)
     strain = np.eye(3) + np.einsum("k,kij->ij", step[3:], strains)
-    u, _, vt = np.linalg.svd(rotation @ lattice.orientation)
+    u, _, vt = np.linalg.svd(rotation_matrices(step[:3]) @ lattice.orientation)
     return replace(lattice, orientation=u @ vt, basis=lattice.basis @ np.linalg.inv(strain))
 
 
@@ -403,15 +397,18 @@ def positional_outliers(distance: np.ndarray, fraction: float = 0.4) -> np.ndarr
 
 
 def _rayleigh_sigma(radius: np.ndarray, cumulative: np.ndarray) -> float:
-    # least squares of 1 - exp(-r^2 / 2 sigma^2) to the cumulative distribution, by Gauss-Newton in log(sigma)
-    log_sigma = np.log(max(radius[-1], 1e-9))
-    for _ in range(50):
-        t = 0.5 * (radius / np.exp(log_sigma)) ** 2
-        e = np.exp(-t)
-        difference = 1 - e - cumulative
-        slope = -2 * t * e
-        step = -(slope @ difference) / max(slope @ slope, 1e-300)
-        log_sigma += np.clip(step, -0.5, 0.5)
-        if abs(step) < 1e-9:
+    # least sum of |1 - exp(-r^2 / 2 sigma^2) - cumulative|, as in DIALS: each spot wants a sigma of its own, and the
+    # best is the median of these, weighted with the slopes of the distribution, which depend on sigma a little
+    wanted = np.full(len(radius), np.inf)
+    inner = cumulative > 0
+    wanted[inner] = radius[inner] / np.sqrt(-2 * np.log1p(-cumulative[inner]))
+    order = np.argsort(wanted, kind="stable")
+    wanted, t = wanted[order], 0.5 * radius[order] ** 2
+    sigma = max(float(radius[-1]), 1e-9)
+    for _ in range(20):
+        weight = np.cumsum(t * np.exp(-t / sigma**2))
+        best = max(float(wanted[np.searchsorted(weight, 0.5 * weight[-1])]), 1e-9)
+        if best == sigma:
             break
-    return float(np.exp(log_sigma))
+        sigma = best
+    return sigma

@@ -11,7 +11,11 @@ measurement. The search has four steps, each one array operation over all candid
 3. Two vectors with the lengths and the angle of two known ones fix an orientation. All such pairs are formed, and
    scored by the number of spots that lie near a lattice point.
 4. The best are refined against the lattice points they explain (q = (1 + M) B h, linear in the 3x3 matrix M), from
-   low resolution to high, and those that are the same lattice are dropped.
+   low resolution to high, and those that are the same lattice are dropped. The fragments of a split crystal are looked
+   for about the best.
+
+What the refinement begins with are not these bases but the maxima of the Fourier amplitude of all spots next to their
+vectors (:func:`spectral_bases`).
 
 References
 ----------
@@ -24,11 +28,12 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
+from ssx_mpi.kernels.rotations import rotation_matrices
 
 # spots in the search for vectors, those of lowest resolution
 _SEARCH_SPOTS = 200
@@ -48,6 +53,13 @@ _LAYERS = 30.0
 _PAIR_ANGLE = 3.0
 # the compiled loops work on this many spots at a time
 _LANES = 8
+# maxima of the Fourier amplitude that a basis is made of; and the vectors near which they are looked for
+_MAXIMA = 30
+_SHORT_INDICES = np.array(
+    [n for n in product((-2, -1, 0, 1, 2), repeat=3) if n > (0, 0, 0) and np.gcd.reduce(n) == 1], dtype=float
+)
+# triples of the first maxima, those of low numbers first, as DIALS combines vectors
+_TRIPLES = np.array(sorted(combinations(range(12), 3), key=lambda t: sum(k * k for k in t)))
 # distance from a lattice point in index space within which a spot speaks for a lattice when candidates are compared
 _NARROW = 0.2
 
@@ -527,15 +539,15 @@ def search_known(
     bases = bases[_like_cell(bases, lattice.basis, length_tolerance, angle_tolerance)]
     if not len(bases):
         return bases, np.empty(0)
-    bases = np.concatenate([bases, explore_around(q, bases[0], lattice)])
+    bases = np.concatenate([bases, fragments(q, bases[0], lattice)])
     score = explained(q, bases, _NARROW)
     order = np.argsort(-score, kind="stable")
     order = order[same_lattice(bases[order], lattice, 0.3)][:n]
     return bases[order], score[order]
 
 
-def explore_around(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: int = 6) -> np.ndarray:
-    """Other orientations within a few degrees that explain many spots: a split crystal's fragments, one by one.
+def fragments(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: int = 6) -> np.ndarray:
+    """Other orientations within a few degrees that explain many spots: the fragments of a split crystal, one by one.
 
     The refinement of a basis draws it to the middle of the fragments, where it fits none of them well.
     """
@@ -552,11 +564,96 @@ def explore_around(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: i
 def _small_rotations() -> np.ndarray:
     # 11^3 rotations by up to 2.4 degrees about each axis
     angles = np.radians(np.linspace(-2.4, 2.4, 11))
-    x, y, z = (g.ravel() for g in np.meshgrid(angles, angles, angles, indexing="ij"))
-    zero = np.zeros_like(x)
-    generator = np.array([[zero, -z, y], [z, zero, -x], [-y, x, zero]]).transpose(2, 0, 1)
-    u, _, vt = np.linalg.svd(np.eye(3) + generator + 0.5 * generator @ generator)
-    return u @ vt
+    grid = np.meshgrid(angles, angles, angles, indexing="ij")
+    return rotation_matrices(np.stack([g.ravel() for g in grid], axis=1))
+
+
+def spectral_maxima(q: np.ndarray, vectors: np.ndarray, n_steps: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    """Maxima of the amplitude abs(sum_j exp(2 pi i q_j.v)) next to direct-lattice vectors v, and the amplitudes.
+
+    With the phase a of the sum, the amplitude is sum_j cos(2 pi q_j.v - a), whose gradient and curvature at constant a
+    give Newton's step. A step is kept below 0.6 / q_max, within the maximum.
+
+    Parameters
+    ----------
+    q : (n_spots, 3) float64
+        Scattering vectors, 1/angstrom.
+    vectors : (m, 3) float64
+        In angstrom.
+
+    Returns
+    -------
+    vectors : (m, 3) float64
+    amplitude : (m,) float64
+    """
+    outer = (q[:, :, None] * q[:, None, :]).reshape(len(q), 9)
+    longest = 0.6 / np.sqrt(np.max(np.einsum("ij,ij->i", q, q)))
+    v = np.array(vectors, dtype=float)
+    for _ in range(n_steps):
+        t = 2 * np.pi * (v @ q.T)
+        cosine, sine = np.cos(t), np.sin(t)
+        real, imaginary = cosine.sum(axis=1, keepdims=True), sine.sum(axis=1, keepdims=True)
+        amplitude = np.hypot(real, imaginary)
+        real, imaginary = real / amplitude, imaginary / amplitude
+        slope = -2 * np.pi * ((sine * real - cosine * imaginary) @ q)
+        curvature = 4 * np.pi**2 * ((cosine * real + sine * imaginary) @ outer).reshape(-1, 3, 3)
+        # hardly curved directions, those along the beam, are held
+        scale = np.abs(curvature).max(axis=(1, 2), keepdims=True)
+        step = np.linalg.solve(curvature + 1e-3 * scale * np.eye(3), slope[..., None])[..., 0]
+        length = np.linalg.norm(step, axis=1, keepdims=True)
+        v = v + step * np.minimum(1.0, longest / np.maximum(length, 1e-12))
+    t = 2 * np.pi * (v @ q.T)
+    return v, np.hypot(np.cos(t).sum(axis=1), np.sin(t).sum(axis=1))
+
+
+def spectral_bases(q: np.ndarray, basis: np.ndarray) -> list[np.ndarray]:
+    """Bases made of the maxima of the Fourier amplitude near the vectors of a lattice, where DIALS looks for them.
+
+    All spots within a quarter of a period of a lattice plane draw on a maximum, so that it lies in the middle of the
+    fragments of a split crystal, and it does not depend on how the directions are sampled. Of the vectors up to 1.3
+    times the longest of the basis, the strongest are taken: all of them by least squares, each with the square of its
+    amplitude as weight; and the first three that span the lattice.
+
+    Parameters
+    ----------
+    q : (n_spots, 3) float64
+        Scattering vectors, 1/angstrom.
+    basis : (3, 3) float64
+        Reduced direct basis (rows, angstrom).
+
+    Returns
+    -------
+    list of (3, 3) float64
+        In the setting of `basis`; empty when too few maxima are near the vectors.
+    """
+    bases: list[np.ndarray] = []
+    consensus = basis
+    for _ in range(2):
+        indices, vectors, amplitude = _strongest_maxima(q, consensus)
+        if np.linalg.matrix_rank(indices) < 3:
+            return bases
+        weight = amplitude[:, None] ** 2
+        consensus = np.linalg.solve((weight * indices).T @ indices, (weight * indices).T @ vectors)
+    bases.append(consensus)
+    triples = _TRIPLES[(_TRIPLES.max(axis=1) < len(indices))]
+    spanning = np.abs(np.rint(np.linalg.det(indices[triples]))) == 1
+    if spanning.any():
+        first = triples[spanning.argmax()]
+        bases.append(np.linalg.solve(indices[first], vectors[first]))
+    return bases
+
+
+def _strongest_maxima(q: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices (m, 3), vectors (m, 3) and amplitudes (m,) of the strongest maxima near those of `basis`, best first."""
+    start = _SHORT_INDICES @ basis
+    size = np.linalg.norm(start, axis=1)
+    chosen = size < 1.3 * np.linalg.norm(basis, axis=1).max()
+    indices, start, size = _SHORT_INDICES[chosen], start[chosen], size[chosen]
+    vectors, amplitude = spectral_maxima(q, start)
+    near = np.linalg.norm(vectors - start, axis=1) < _WINDOW * size
+    indices, vectors, amplitude = indices[near], vectors[near], amplitude[near]
+    order = np.argsort(-amplitude, kind="stable")[:_MAXIMA]
+    return indices[order], vectors[order], amplitude[order]
 
 
 def _windows(lengths: np.ndarray, tolerance: float) -> list[float]:

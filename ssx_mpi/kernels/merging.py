@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssx_mpi.kernels._library import array, c_int64, declare
+from ssx_mpi.kernels._library import array, declare
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
-from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
+from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Scales, crystals
 
 _MIN_FOR_CORRELATION = 3
 # a correlation of 10 numbers has a standard error of 0.3 where there is none
@@ -285,7 +285,7 @@ def moments(
 ) -> np.ndarray:
     """Number, sum and sum of squares of the scaled observations of each unique reflection: (n_unique, 3)."""
     sums = np.zeros((len(d_star_sq), 3))
-    _moments(*_common(observations, indexed, include, scales), observations.intensity, d_star_sq, sums)
+    _moments(*crystals(observations, indexed, include, scales, d_star_sq), sums)
     return sums
 
 
@@ -299,9 +299,7 @@ def absolute_deviations(
 ) -> np.ndarray:
     """Sum of the absolute deviations of scaled observations from the merged intensity, (n_unique,)."""
     sums = np.zeros(len(d_star_sq))
-    _absolute(
-        *_common(observations, indexed, include, scales), observations.intensity, d_star_sq, merged.intensity, sums
-    )
+    _absolute(*crystals(observations, indexed, include, scales, d_star_sq), merged.intensity, sums)
     return sums
 
 
@@ -347,9 +345,7 @@ def delta_cc_half(
     Parameters are those of :func:`cc_half_sigma_tau` and :func:`moments`. Costs one pass over the observations.
     """
     changes = np.zeros((observations.n_crystals, 4))
-    _leave_out(
-        *_common(observations, indexed, include, scales), observations.intensity, d_star_sq, moment, unit, changes
-    )
+    _leave_out(*crystals(observations, indexed, include, scales, d_star_sq), moment, unit, changes)
     whole, sums = cc_half_sigma_tau(moment, unit)
     return 100 * (whole - _sigma_tau((sums + changes).T))
 
@@ -434,16 +430,8 @@ def _spread(repeats: np.ndarray) -> np.ndarray:
     return np.sqrt(_ratio(np.sum(deviation**2, axis=0), np.where(n > 1, n - 1, 0)))
 
 
-def _common(observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales) -> tuple:
-    mask = np.ascontiguousarray(include, dtype=np.uint8)
-    return observations.n_crystals, observations.start, mask, scales.log_k, scales.b_factor, indexed.unique
-
-
 _floats = array(np.float64, 1)
-_crystals = [c_int64, array(np.int64, 1), array(np.uint8, 1), _floats, _floats, array(np.int32, 1)]
 _table = array(np.float64, 2, writeable=True)
-_moments = declare("ssx_moments", [*_crystals, _floats, _floats, _table])
-_absolute = declare(
-    "ssx_absolute_deviations", [*_crystals, _floats, _floats, _floats, array(np.float64, 1, writeable=True)]
-)
-_leave_out = declare("ssx_leave_out", [*_crystals, _floats, _floats, array(np.float64, 2), _floats, _table])
+_moments = declare("ssx_moments", [*CRYSTALS, _table])
+_absolute = declare("ssx_absolute_deviations", [*CRYSTALS, _floats, array(np.float64, 1, writeable=True)])
+_leave_out = declare("ssx_leave_out", [*CRYSTALS, array(np.float64, 2), _floats, _table])

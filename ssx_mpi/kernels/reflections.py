@@ -28,12 +28,16 @@ class Observations:
         (n, 3) int32.
     intensity, variance
         (n,) float64; of the full reflection: corrected for Lorentz, polarisation, efficiency and partiality.
+    offset_sq
+        (n,) float32; squared distance of the reflection from the Ewald sphere over the squared width that integration
+        gave it, -2 ln(partiality); 0 where it was recorded whole.
     """
 
     start: np.ndarray
     hkl: np.ndarray
     intensity: np.ndarray
     variance: np.ndarray
+    offset_sq: np.ndarray
 
     @property
     def n_crystals(self) -> int:
@@ -52,6 +56,7 @@ class Observations:
             self.hkl[rows],
             self.intensity[rows],
             self.variance[rows],
+            self.offset_sq[rows],
         )
 
 

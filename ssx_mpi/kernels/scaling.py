@@ -1,18 +1,43 @@
-r"""Scale and B factor of every crystal against merged intensities.
+r"""Scales of crystals against merged intensities, and merged intensities given the scales.
 
-An observation of reflection h on crystal c is modelled as
+An observation of reflection h on crystal c is modelled as :math:`m = g J_h` with
 
-.. math:: m = g J_h, \qquad g = k_c \exp(-2 B_c s^2), \qquad s^2 = d^{*2} / 4
+.. math:: \ln g = \ln k_c - 2 B_c s^2 + \tfrac12 [\ell - \ell' - u], \qquad s^2 = d^{*2} / 4, \quad
+          u = w_c + W(d^*), \quad \ell' = \ell e^{-u},
 
-with the variance :math:`v = a^2 (\sigma^2 + b^2 m^2)`, in which the model rather than the observation stands, so that
-observations that came out low by chance do not get more weight. Given J, every crystal is a problem of two parameters;
-given the scales, :math:`J_h = \sum \rho g I / v \big/ \sum \rho g^2 / v`. Alternating the two converges, and
-only sums over unique reflections have to be combined between ranks. :math:`\rho` is the robust weight, 1 up to a
-normalised deviation of `bound` and falling with its square beyond, which bounds and then lowers the pull of an outlier.
+and the variance :math:`v = a^2 [\sigma^2 + (b^2 + c^2 \ell') m^2]`, in which the model rather than the observation
+stands, so that observations that came out low by chance do not get more weight.
+
+**Partiality.** Intensities come divided by the partiality :math:`p = \exp(-\ell / 2)`, where :math:`\ell = \epsilon^2 /
+S` is the squared Ewald offset over the variance S that integration gave to the reflections of the crystal. If the true
+variance is :math:`S' = S e^u`, what a still records of a reflection is not p but :math:`\sqrt{S / S'} \exp(-\epsilon^2
+/ 2 S')`: a reflection that is spread over more of the offset is weaker at each. A mosaicity that was fitted as one
+number, where in truth reflections broaden with resolution, makes partial reflections at low resolution wrong by half
+and more. The width :math:`w_c` of each crystal, and a trend W along :math:`d^*` that all have in common, piecewise
+linear between knots, correct it.
+
+**Scales.** The intensities are unknown, too. Where a reflection was seen once or twice, its merged intensity is hardly
+better than the observation itself, and to fit scales to it is to fit them to their own noise. Wilson's statistics say
+something about it beforehand: it is positive, and falls off exponentially with the mean :math:`\Sigma` at its
+resolution. (Those of centric reflections fall off differently; they are few.) With that as a prior, as French & Wilson
+have it, the merged intensity J with standard deviation :math:`\omega` gives a normal distribution about :math:`J -
+\omega^2 / \Sigma` cut off at zero, of which x is the mean and :math:`\langle J^2 \rangle` the mean square. The scales
+are those that maximise the expected likelihood, with the gradient :math:`\sum \rho (I g x - g^2 \langle J^2 \rangle) /
+v` by :math:`\ln g`; :math:`\Sigma` is the mean of x over its shell. Repeating both is expectation maximisation:
+crystals that share few reflections are scaled by their mean intensities, those that share many by what they share,
+without a choice between the two. :math:`\rho` is the robust weight, 1 up to a normalised deviation of `bound` and
+falling with its square beyond.
+
+Only sums over unique reflections, and one equation for each knot, have to be combined between ranks: given these,
+every crystal is a problem of its own with three parameters.
 
 References
 ----------
 Hamilton, Rollett & Sparks (1965). Acta Cryst. 18, 129: scales and means by alternating least squares.
+Dempster, Laird & Rubin (1977). J. R. Stat. Soc. B 39, 1: expectation maximisation.
+Wilson (1949). Acta Cryst. 2, 318; French & Wilson (1978). Acta Cryst. A34, 517: the prior.
+White (2014). Phil. Trans. R. Soc. B 369, 20130330; Uervirojnangkoorn et al. (2015). eLife 4, e05421: partialities
+refined against merged intensities.
 Beaton & Tukey (1974). Technometrics 16, 147: iteratively reweighted least squares.
 """
 
@@ -21,47 +46,104 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import erfcx
 
-from ssx_mpi.kernels._library import array, c_double, c_int, c_int64, declare
+from ssx_mpi.kernels._library import array, c_double, c_int64, declare
 from ssx_mpi.kernels.reflections import Observations
+
+N_KNOTS = 6
+# largest change of the logarithm of a scale in one step: the exponential is not linear
+_LARGEST_STEP = 1.0
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A function of d*, the same for all crystals: values (n_knots,) at knots (n_knots,) in 1/angstrom."""
+
+    knots: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def zero(cls, d_star_sq: np.ndarray | None = None) -> Trend:
+        """Zero everywhere, its knots spread over some reflections."""
+        if d_star_sq is None or not len(d_star_sq):
+            return cls(np.linspace(0.0, 1.0, N_KNOTS), np.zeros(N_KNOTS))
+        low, high = np.sqrt(d_star_sq.min()), np.sqrt(d_star_sq.max())
+        return cls(np.linspace(low, max(high, low + 1e-3), N_KNOTS), np.zeros(N_KNOTS))
+
+    def at(self, d_star_sq: np.ndarray) -> np.ndarray:
+        """Values for reflections with 1/d^2 (n,)."""
+        return np.interp(np.sqrt(d_star_sq), self.knots, self.values)
+
+    def place(self, d_star_sq: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Knot (n,) int32 below each reflection, and how far it is on the way to the next, (n,) from 0 to 1."""
+        at = np.interp(np.sqrt(d_star_sq), self.knots, np.arange(len(self.knots), dtype=np.float64))
+        knot = np.minimum(at.astype(np.int32), len(self.knots) - 2)
+        return knot, at - knot
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Logarithm of the scale, and B in angstrom^2, of each crystal: (n_crystals,) float64 each."""
+    """Logarithm of the scale, B in angstrom^2, and width of each crystal, (n_crystals,) float64 each; common trend.
+
+    Width and trend add up to the logarithm of the variance of a reflection over that which integration gave it.
+    Observations further from the Ewald sphere than `max_offset`, squared and in refined widths, are left out, and those
+    from half of it on lose weight.
+    """
 
     log_k: np.ndarray
     b_factor: np.ndarray
+    width: np.ndarray
+    trend: Trend
+    max_offset: float = np.inf
 
     @classmethod
-    def unit(cls, n_crystals: int) -> Scales:
-        return cls(np.zeros(n_crystals), np.zeros(n_crystals))
+    def unit(cls, n_crystals: int, trend: Trend | None = None) -> Scales:
+        zero = Trend.zero() if trend is None else Trend(trend.knots, np.zeros(len(trend.knots)))
+        return cls(np.zeros(n_crystals), np.zeros(n_crystals), np.zeros(n_crystals), zero)
 
-    def shifted(self, log_k: float, b_factor: float) -> Scales:
-        """With the given amounts taken off all crystals."""
-        return Scales(self.log_k - log_k, self.b_factor - b_factor)
+    def shifted(self, log_k: float, b_factor: float, width: float) -> Scales:
+        """With the given amounts taken off all crystals; that of the width goes into the trend, and nothing changes."""
+        trend = Trend(self.trend.knots, self.trend.values + width)
+        return Scales(self.log_k - log_k, self.b_factor - b_factor, self.width - width, trend, self.max_offset)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Error model: the variance of an observation is a^2 (sigma^2 + b^2 m^2), m its expected intensity."""
+    """Error model: the variance of an observation is a^2 (sigma^2 + (b^2 + c^2 l) m^2).
+
+    m is the expected intensity and l the squared offset from the Ewald sphere over the refined width: an error of the
+    offset changes the logarithm of the partiality in proportion to its square root.
+    """
 
     a: float = 1.0
     b: float = 0.0
+    c: float = 0.0
+
+    def squares(self) -> tuple[float, float, float]:
+        return self.a**2, self.b**2, self.c**2
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Merged intensities and their weights (1/variance; 0 where nothing was observed), (n_unique,) float64 each."""
+    """Merged intensities and their weights (1/variance; 0 where nothing was observed), (n_unique,) float64 each.
+
+    `count` is the number of observations. Where it is not known, outliers are not looked for.
+    """
 
     intensity: np.ndarray
     weight: np.ndarray
+    count: np.ndarray | None = None
 
     @classmethod
     def from_sums(cls, sums: np.ndarray) -> Merged:
         """From the (3, n_unique, 2) sums of :func:`accumulate`, Friedel mates taken together."""
-        numerator, weight = sums[0].sum(axis=1), sums[1].sum(axis=1)
-        return cls(np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0), weight)
+        numerator, weight, count = sums.sum(axis=2)
+        return cls(np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0), weight, count)
+
+    def numbers(self) -> np.ndarray:
+        """:attr:`count`, or zeros."""
+        return np.zeros_like(self.weight) if self.count is None else self.count
 
 
 @dataclass(frozen=True)
@@ -70,6 +152,37 @@ class Indexed:
 
     unique: np.ndarray
     minus: np.ndarray
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Expected intensity and expected square of it, (n_unique,) float64 each."""
+
+    value: np.ndarray
+    square: np.ndarray
+
+    @classmethod
+    def posterior(cls, merged: Merged, mean: np.ndarray) -> Expectation:
+        """Merged intensities with Wilson's prior: a normal distribution, cut off at zero.
+
+        Parameters
+        ----------
+        mean
+            (n_unique,) mean intensity at the reflection's resolution times epsilon; positive.
+        """
+        seen = merged.weight > 0
+        sigma = 1.0 / np.sqrt(np.where(seen, merged.weight, 1.0))
+        # a measurement a hundred times less certain than the prior says nothing
+        seen &= sigma < 100.0 * mean
+        sigma = np.where(seen, sigma, mean)
+        shift = np.where(seen, sigma / mean - merged.intensity / sigma, 0.0)
+        # density over the upper tail of the normal distribution, minus the argument; for large ones by its series
+        hazard = np.sqrt(2 / np.pi) / erfcx(np.minimum(shift, 1e3) / np.sqrt(2))
+        far = np.maximum(shift, 20.0)
+        excess = np.where(shift > 20.0, 1 / far - 2 / far**3, hazard - shift)
+        spread = np.where(shift > 20.0, 1 / far**2 - 6 / far**4, 1.0 - hazard * (hazard - shift))
+        value = np.where(seen, sigma * excess, mean)
+        return cls(value, np.where(seen, value**2 + sigma**2 * spread, 2 * mean**2))
 
 
 def accumulate(
@@ -89,7 +202,7 @@ def accumulate(
     include
         (n_crystals,) bool, the crystals to take.
     merged
-        Of the round before: they give the variances and find the outliers. With weights of 0 no observation is one.
+        Of the round before: they give the variances, and where they have counts they find the outliers.
     d_star_sq
         (n_unique,) in 1/angstrom^2.
     bound
@@ -103,108 +216,223 @@ def accumulate(
     """
     sums = np.zeros((3, 2 * len(d_star_sq)))
     _accumulate(
-        observations.n_crystals,
-        observations.start,
-        _mask(include),
-        scales.log_k,
-        scales.b_factor,
-        indexed.unique,
+        *crystals(observations, indexed, include, scales, d_star_sq),
         indexed.minus,
-        observations.intensity,
         observations.variance,
-        d_star_sq,
         merged.intensity,
-        merged.weight,
-        noise.a**2,
-        noise.b**2,
+        merged.numbers(),
+        *noise.squares(),
         bound,
         *sums,
     )
     return sums.reshape(3, -1, 2)
 
 
-def fit_scales(
+@dataclass(frozen=True)
+class Equations:
+    """Normal equations for a step of the scales.
+
+    Parameters
+    ----------
+    own, own_gradient
+        (n_crystals, 3, 3) and (n_crystals, 3): of log k, B and width of each crystal.
+    cross
+        (n_crystals, 3, n_knots) between these and the trend.
+    common, common_gradient
+        (n_knots, n_knots) and (n_knots,): of the trend, from the crystals of this rank.
+    used
+        (n_crystals,) int64, observations that took part.
+    """
+
+    own: np.ndarray
+    own_gradient: np.ndarray
+    cross: np.ndarray
+    common: np.ndarray
+    common_gradient: np.ndarray
+    used: np.ndarray
+
+    def reduced(self) -> np.ndarray:
+        """Equations of the trend alone, the crystals eliminated; sums of several ranks add up.
+
+        Returns
+        -------
+        reduced : (n_knots, n_knots + 1) float64
+            Matrix, and gradient in the last column.
+        """
+        right = np.concatenate([self.cross, self.own_gradient[:, :, None]], axis=2)
+        taken = np.einsum("cpk,cpl->kl", self.cross, np.linalg.solve(self.own, right))
+        return np.concatenate([self.common, self.common_gradient[:, None]], axis=1) - taken
+
+    def steps(self, of_trend: np.ndarray) -> np.ndarray:
+        """Steps of the crystals, (n_crystals, 3), that go with a step (n_knots,) of the trend."""
+        right = self.own_gradient - self.cross @ of_trend
+        return np.linalg.solve(self.own, right[:, :, None])[:, :, 0]
+
+
+@dataclass(frozen=True)
+class Restraints:
+    """Standard deviations of weak restraints to zero; None holds a parameter where it is.
+
+    Parameters
+    ----------
+    b_factor
+        In angstrom^2. It matters for crystals with few reflections or a narrow range of resolution.
+    width
+        Of a crystal about the trend.
+    trend
+        Of each value of the trend.
+    """
+
+    b_factor: float | None = 30.0
+    width: float | None = 0.3
+    trend: float | None = 1.0
+
+
+def scale_equations(
     observations: Observations,
     indexed: Indexed,
     include: np.ndarray,
     scales: Scales,
     noise: Noise,
     merged: Merged,
+    expectation: Expectation,
     d_star_sq: np.ndarray,
     bound: float,
-    fit_b: bool = True,
-    b_prior: tuple[float, float] = (0.0, 30.0),
-) -> tuple[Scales, np.ndarray, np.ndarray]:
-    """One Gauss-Newton step for scale and B of each crystal against the merged intensities.
-
-    Minimises :math:`\\sum \\rho (I - m)^2 / (v + g^2 / W_h) + (B - B_0)^2 / \\sigma_B^2`, where W is the weight of the
-    merged intensity: what is known badly itself must not pull on the scales.
+    restraints: Restraints,
+) -> Equations:
+    """Normal equations of one step of all scales, restraints of the crystals included; those of the trend are not.
 
     Parameters
     ----------
-    b_prior
-        Mean and standard deviation, in angstrom^2, of a weak restraint on B: it matters for crystals with few
-        reflections or a narrow range of resolution.
-
-    Returns
-    -------
-    scales : Scales
-    step : (n_crystals,) float64
-        Relative change of the crystal's scale that this step made, at its mean resolution and by B.
-    used : (n_crystals,) int64
-        Observations that took part.
+    merged
+        Finds the outliers, where it has counts.
+    expectation
+        What the scales are fitted to.
     """
-    log_k, b_factor = scales.log_k.copy(), scales.b_factor.copy()
-    step = np.empty(observations.n_crystals)
-    used = np.empty(observations.n_crystals, dtype=np.int64)
-    _fit_scales(
-        observations.n_crystals,
-        observations.start,
-        _mask(include),
-        indexed.unique,
-        observations.intensity,
+    n, n_knots = observations.n_crystals, len(scales.trend.knots)
+    own, own_gradient, cross = np.zeros((n, 3, 3)), np.zeros((n, 3)), np.zeros((n, 3, n_knots))
+    common, common_gradient = np.zeros((n_knots, n_knots)), np.zeros(n_knots)
+    used = np.empty(n, dtype=np.int64)
+    _scale_equations(
+        *crystals(observations, indexed, include, scales, d_star_sq),
         observations.variance,
-        d_star_sq,
         merged.intensity,
-        merged.weight,
-        noise.a**2,
-        noise.b**2,
+        merged.numbers(),
+        expectation.value,
+        expectation.square,
+        *noise.squares(),
         bound,
-        fit_b,
-        *b_prior,
-        log_k,
-        b_factor,
-        step,
+        n_knots,
+        *scales.trend.place(d_star_sq),
+        own,
+        own_gradient,
+        cross,
+        common,
+        common_gradient,
         used,
     )
-    return Scales(log_k, b_factor), step, used
+    for p, (value, sigma) in enumerate(((scales.b_factor, restraints.b_factor), (scales.width, restraints.width)), 1):
+        if sigma is not None:
+            own[:, p, p] += sigma**-2
+            own_gradient[:, p] -= value / sigma**2
+        else:
+            own[:, p, :] = own[:, :, p] = own_gradient[:, p] = 0.0
+            own[:, p, p] = 1.0
+            cross[:, p] = 0.0
+    # crystals that nothing is known about stay where they are
+    idle = (used < 2) | (own[:, 0, 0] <= 0)
+    own[idle], own_gradient[idle], cross[idle] = np.eye(3), 0.0, 0.0
+    return Equations(own, own_gradient, cross, common, common_gradient, used)
+
+
+def stepped(scales: Scales, steps: np.ndarray, of_trend: np.ndarray) -> Scales:
+    """Scales after steps (n_crystals, 3) of the crystals and (n_knots,) of the trend, shortened where they are long."""
+    highest = scales.trend.knots[-1] ** 2
+    size = np.abs(steps) @ np.array([1.0, 0.5 * highest, 0.5])
+    steps = steps * (_LARGEST_STEP / np.maximum(size, _LARGEST_STEP))[:, None]
+    trend = Trend(scales.trend.knots, scales.trend.values + np.clip(of_trend, -_LARGEST_STEP, _LARGEST_STEP))
+    log_k, b_factor, width = np.stack([scales.log_k, scales.b_factor, scales.width]) + steps.T
+    return Scales(log_k, b_factor, width, trend, scales.max_offset)
+
+
+def refined_offsets(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
+    """Squared offset of each observation over the refined variance of its reflection, (n,) float64."""
+    width = scales.width[observations.crystal()] + scales.trend.at(d_star_sq)[indexed.unique]
+    return observations.offset_sq * np.exp(-width)
 
 
 def scale_factors(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
     """g of each observation, (n,) float64; dividing the intensity by it puts it on the common scale."""
-    crystal = observations.crystal()
-    return np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * d_star_sq[indexed.unique])
+    crystal, of_unique = observations.crystal(), indexed.unique
+    width = scales.width[crystal] + scales.trend.at(d_star_sq)[of_unique]
+    return np.exp(
+        scales.log_k[crystal]
+        - 0.5 * scales.b_factor[crystal] * d_star_sq[of_unique]
+        + 0.5 * (observations.offset_sq * (1.0 - np.exp(-width)) - width)
+    )
 
 
-def _mask(include: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(include, dtype=np.uint8)
+def variances(
+    observations: Observations, indexed: Indexed, scales: Scales, noise: Noise, merged: Merged, d_star_sq: np.ndarray
+) -> np.ndarray:
+    """v of each observation by the error model, (n,) float64, before the scale factor is divided out."""
+    g = scale_factors(observations, indexed, scales, d_star_sq)
+    expected = g * np.maximum(merged.intensity[indexed.unique], 0.0)
+    relative = noise.b**2 + noise.c**2 * refined_offsets(observations, indexed, scales, d_star_sq)
+    return noise.a**2 * (observations.variance + relative * expected**2)
+
+
+def crystals(
+    observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales, d_star_sq: np.ndarray
+) -> tuple:
+    """The first arguments of every compiled loop over crystals, of the types :data:`CRYSTALS`."""
+    return (
+        observations.n_crystals,
+        observations.start,
+        np.ascontiguousarray(include, dtype=np.uint8),
+        indexed.unique,
+        observations.intensity,
+        observations.offset_sq,
+        scales.log_k,
+        scales.b_factor,
+        scales.width,
+        d_star_sq,
+        scales.trend.at(d_star_sq),
+        scales.max_offset,
+    )
 
 
 _floats = array(np.float64, 1)
 _out_floats = array(np.float64, 1, writeable=True)
+_out_tables = array(np.float64, 3, writeable=True)
+CRYSTALS = [
+    c_int64,
+    array(np.int64, 1),
+    array(np.uint8, 1),
+    array(np.int32, 1),
+    _floats,
+    array(np.float32, 1),
+    *[_floats] * 5,
+    c_double,
+]
 _accumulate = declare(
     "ssx_accumulate",
-    [c_int64, array(np.int64, 1), array(np.uint8, 1), _floats, _floats, array(np.int32, 1), array(np.uint8, 1)]
-    + [_floats] * 5
-    + [c_double] * 3
-    + [_out_floats] * 3,
+    [*CRYSTALS, array(np.uint8, 1), *[_floats] * 3, *[c_double] * 4, *[_out_floats] * 3],
 )
-_fit_scales = declare(
-    "ssx_fit_scales",
-    [c_int64, array(np.int64, 1), array(np.uint8, 1), array(np.int32, 1)]
-    + [_floats] * 5
-    + [c_double] * 3
-    + [c_int, c_double, c_double]
-    + [_out_floats] * 3
-    + [array(np.int64, 1, writeable=True)],
+_scale_equations = declare(
+    "ssx_scale_equations",
+    [
+        *CRYSTALS,
+        *[_floats] * 5,
+        *[c_double] * 4,
+        c_int64,
+        array(np.int32, 1),
+        _floats,
+        _out_tables,
+        array(np.float64, 2, writeable=True),
+        _out_tables,
+        array(np.float64, 2, writeable=True),
+        _out_floats,
+        array(np.int64, 1, writeable=True),
+    ],
 )

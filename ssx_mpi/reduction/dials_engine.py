@@ -87,11 +87,10 @@ def _write_selected(job: Job, name: str, setting: np.ndarray, fate: np.ndarray) 
 
 def _run(stems: list[Path], parameters: ReductionParameters, folder: Path) -> None:
     data_files = folder / "DataFiles"
-    data_files.mkdir(parents=True, exist_ok=True)
     threshold, anomalous = parameters.partiality_threshold, parameters.anomalous
     scaled = dials_reduction.scale(dials_reduction.read(stems), threshold, anomalous, parameters.scaling_phil)
-    scaled.experiments.as_file(str(data_files / "scaled.expt"))
-    scaled.reflections.as_file(str(data_files / "scaled.refl"))
+    output.write_atomically(data_files / "scaled.refl", lambda path: scaled.reflections.as_file(str(path)))
+    output.write_atomically(data_files / "scaled.expt", lambda path: scaled.experiments.as_file(str(path)))
     content: dict = {}
 
     def merge(path: Path) -> None:

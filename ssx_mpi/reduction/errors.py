@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.params import InputError
 
-
-class InputError(ValueError):
-    """Files or parameters that cannot be reduced; the message is one line for the user. Exit code 2."""
+__all__ = ["InputError", "NothingLeftError", "raise_together"]
 
 
 class NothingLeftError(RuntimeError):

@@ -75,9 +75,7 @@ def mean_i_over_sigma(
     observations: Observations, indexed: Indexed, scales: Scales, noise: Noise, merged: Merged, d_star_sq: np.ndarray
 ) -> np.ndarray:
     """Mean I/sigma of each crystal's observations, with the errors of the error model: (n_crystals,)."""
-    g = scaling.scale_factors(observations, indexed, scales, d_star_sq)
-    expected = g * np.maximum(merged.intensity[indexed.unique], 0.0)
-    sigma = noise.a * np.sqrt(observations.variance + (noise.b * expected) ** 2)
+    sigma = np.sqrt(scaling.variances(observations, indexed, scales, noise, merged, d_star_sq))
     located = indexed.unique >= 0
     crystal = observations.crystal()[located]
     total = np.bincount(crystal, (observations.intensity / sigma)[located], observations.n_crystals)

@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
-import yaml
 
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystals import Crystals
@@ -60,6 +58,8 @@ def read_grouping(path: Path) -> Grouping:
     InputError
         Naming what is wrong in it.
     """
+    import yaml
+
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -146,6 +146,8 @@ def _metadata(crystals: Crystals, name: str, of_file: dict[str, str | float]) ->
 
 
 def _read_array(name: str, where: str) -> np.ndarray:
+    import h5py
+
     path, _, item = where.rpartition(":")
     try:
         with h5py.File(path, "r") as file:

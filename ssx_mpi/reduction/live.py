@@ -1,21 +1,38 @@
 """Completeness, multiplicity and CC1/2 while crystals are still coming in.
 
-Every rank adds its crystals as they are integrated; what it keeps is of fixed size and adds up over ranks and batches.
-Intensities are normalised by the crystal's scale and the mean of their resolution shell, so that ranks agree on a scale
-without talking to each other. Nothing is refined, and an indexing ambiguity is not resolved: CC1/2 then is that of the
+The rank that keeps a batch sums its crystals up when it is finished, for themselves: scaled against the mean intensity
+in resolution shells, which needs no other batch, and normalised by it, so that batches agree on a scale without talking
+to each other. What comes of a batch is of fixed size, the unique reflections in two half-sets, and adds up. It does so
+in whole numbers (fixed point): sums of these are the same in any order, to the last bit, so that the statistics do not
+depend on the number of ranks. No crystal is put into another setting: with an indexing ambiguity CC1/2 is that of the
 twinned average.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity, merging
+from ssx_mpi.kernels.reflections import Observations
+from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.reduction import loading, resolve, scale
+from ssx_mpi.reduction.errors import InputError
+from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 
 _SHELLS = 10
+# a unit of the fixed point: intensities are in units of their mean, weights below one
+_UNIT = 2.0**-20
+# more unique reflections than this are not followed: a batch of them is some 20 MB to send
+_MOST_UNIQUE = 500_000
+# a square detector sees this share of its pixels within the circle that touches its edges
+_WITHIN_EDGES = 0.785
 
 
 @dataclass(frozen=True)
@@ -42,70 +59,110 @@ class LiveStatistics:
 
 
 class LiveMerge:
-    """Normalised intensities of crystals, merged in two half-sets.
+    """Crystals of finished batches, merged in two half-sets.
 
     Parameters
     ----------
     cell, space_group
         What the crystals were indexed with.
     d_min
+        Resolution in angstrom to which statistics are kept; coarser where that makes too many reflections.
+    parameters
+        Of the reduction, for the choice of reflections.
+
+    Attributes
+    ----------
+    d_min
         Resolution in angstrom to which statistics are kept.
+    n_settings
+        Settings that crystals can have been indexed in: above one, CC1/2 is that of their average.
     """
 
-    def __init__(self, cell: tuple[float, ...], space_group: str, d_min: float) -> None:
-        self._unique = stage.unique_table(stage.symmetric_cell(np.array(cell), space_group), space_group, d_min)
+    def __init__(
+        self,
+        cell: tuple[float, ...],
+        space_group: str,
+        d_min: float,
+        parameters: ReductionParameters = ReductionParameters(),  # noqa: B008  (frozen)
+    ) -> None:
+        cell = stage.symmetric_cell(np.array(cell), space_group)
+        self.d_min = max(d_min, _finest(cell, space_group))
+        self._parameters = parameters
+        self._unique = stage.unique_table(cell, space_group, self.d_min)
         self._shells = merging.resolution_shells(self._unique.d_star_sq, _SHELLS)
-        n = len(self._unique)
-        # per half-set: sum of w x, of w, and number; the last entry of the number counts crystals
-        self._sums = np.zeros((2, 3, n + 1))
-        self._shell_sum, self._shell_weight = np.zeros(_SHELLS), np.zeros(_SHELLS)
+        self.n_settings = len(stage.reindexing_settings(cell, space_group, parameters.lattice_symmetry_max_delta))
+        self._total = self.nothing()
 
-    def add(self, number: int, hkl: np.ndarray, intensity: np.ndarray, variance: np.ndarray) -> None:
-        """Add a crystal.
+    def nothing(self) -> np.ndarray:
+        """The sums of no crystals.
+
+        Per half-set, (2, 3, n_unique + 1) int64: weighted intensity and weight in units of the fixed point, and number
+        of observations; the last entry of the numbers counts crystals.
+        """
+        return np.zeros((2, 3, len(self._unique) + 1), dtype=np.int64)
+
+    def of_batch(self, folder: Path) -> np.ndarray:
+        """The sums of the integrated crystals in the folder of a finished batch."""
+        reflections = folder / "integrated_1.refl"
+        if not reflections.is_file():
+            return self.nothing()
+        source = loading.Source(folder / "integrated_1.expt", reflections)
+        how = self._parameters
+        try:
+            loaded = loading.load(SerialCommunicator(), [source], how.partiality_threshold, how.d_min, how.d_max)
+        except InputError as error:
+            raise RuntimeError(f"a batch of this run cannot be read: {error}") from error
+        return self.sums(loaded.observations, crystal_numbers(loaded.crystals.identifier))
+
+    def sums(self, observations: Observations, numbers: np.ndarray) -> np.ndarray:
+        """The sums of crystals that are scaled together.
 
         Parameters
         ----------
-        number
-            Of the crystal in the whole data set; it decides on the half-set.
-        hkl
-            (n, 3) int32.
-        intensity, variance
-            (n,) of full reflections, as :func:`ssx_mpi.stages.reduction.read_observations` makes them.
+        observations
+            Of all of them, as :func:`ssx_mpi.stages.reduction.read_observations` makes them.
+        numbers
+            (n_crystals,) int64 that stand for the crystals in the whole data set; they decide on the half-sets.
         """
-        row, _ = self._unique.locate(hkl)
-        inside = row >= 0
-        row, intensity, variance = row[inside], intensity[inside], variance[inside]
-        if not len(row):
-            return
-        shell, epsilon = self._shells.number[row], self._unique.epsilon[row]
-        shape = self._means()[shell] * epsilon
-        weight = 1.0 / (variance + shape**2)
-        scale = np.sum(weight * intensity * shape) / np.sum(weight * shape**2)
-        if scale <= 0:
-            return
-        weight = 1.0 / (variance / scale**2 + shape**2)
-        self._shell_sum += np.bincount(shell, weight * intensity / scale / epsilon, _SHELLS)
-        self._shell_weight += np.bincount(shell, weight, _SHELLS)
-        x, w = ambiguity.normalise(intensity, variance, scale * self._means()[shell] * epsilon)
-        half = self._sums[int(merging.half_set(np.array([number]), 0)[0])]
-        half[0, :-1] += np.bincount(row, w * x, len(self._unique))
-        half[1, :-1] += np.bincount(row, w, len(self._unique))
-        half[2, :-1] += np.bincount(row, minlength=len(self._unique))
-        half[2, -1] += 1
+        unique, sums = self._unique, self.nothing()
+        include = np.diff(observations.start) >= self._parameters.scaling.min_observations
+        if not include.any():
+            return sums
+        as_indexed = np.zeros(observations.n_crystals, dtype=np.int64)
+        indexed = resolve.index_in_settings(observations, unique, np.eye(3)[None], as_indexed)
+        scales, expected = scale.radial_means(
+            SerialCommunicator(), observations, indexed, include, unique, self._shells
+        )
+        crystal, row = observations.crystal(), indexed.unique
+        use = (row >= 0) & include[crystal]
+        crystal, row = crystal[use], row[use]
+        g = np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * unique.d_star_sq[row])
+        x, w = ambiguity.normalise(observations.intensity[use], observations.variance[use], g * expected[row])
+        w[~np.isfinite(x)] = x[~np.isfinite(x)] = 0.0
+        first = merging.half_set(numbers, 0)
+        for half in (0, 1):
+            own = first[crystal] == half
+            for part, values in enumerate((w * x / _UNIT, w / _UNIT, np.ones(len(w)))):
+                # each value for itself: a sum of rounded numbers does not depend on the order
+                sums[half, part, :-1] = np.bincount(row[own], np.rint(values[own]), len(unique)).astype(np.int64)
+            sums[half, 2, -1] = np.count_nonzero(include & (first == half))
+        return sums
 
-    def sums(self) -> np.ndarray:
-        """What was added so far, (2, 3, n_unique + 1); arrays of several ranks or batches add up."""
-        return self._sums.copy()
+    def add(self, sums: np.ndarray) -> LiveStatistics:
+        """Add the sums of a batch, or of several, to all so far."""
+        self._total += sums
+        return self.statistics()
 
-    def statistics(self, sums: np.ndarray) -> LiveStatistics:
-        """Statistics of sums, of this rank alone or of all."""
-        numerator, weight, number = sums[:, 0, :-1], sums[:, 1, :-1], sums[:, 2, :-1]
+    def statistics(self) -> LiveStatistics:
+        """Statistics of all so far."""
+        sums, shells = self._total, self._shells
+        numerator, weight, number = (sums[:, part, :-1].astype(np.float64) for part in range(3))
         mean = np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0)
-        total, shells = number.sum(axis=0), self._shells
+        total = number.sum(axis=0)
         seen = merging.with_total(shells.sum((total > 0).astype(float)))
         possible = merging.with_total(shells.sum(np.ones(len(total))))
         observed = merging.with_total(shells.sum(total))
-        both = np.all(number > 0, axis=0)
+        both = np.all(weight > 0, axis=0)
         edges = shells.edges
         return LiveStatistics(
             d_min=np.append(edges[1:], edges[-1]) ** -0.5,
@@ -115,10 +172,34 @@ class LiveMerge:
             n_crystals=int(sums[:, 2, -1].sum()),
         )
 
-    def _means(self) -> np.ndarray:
-        # nothing known yet: a flat one; a shell that noise left without intensity expects a little
-        known = self._shell_weight > 0
-        if not known.any():
-            return np.ones(_SHELLS)
-        mean = np.divide(self._shell_sum, self._shell_weight, out=np.zeros(_SHELLS), where=known)
-        return np.maximum(mean, 1e-3 * max(mean.max(), 1e-12))
+
+def crystal_numbers(identifiers: tuple[str, ...]) -> np.ndarray:
+    """A number for each crystal, (n,) int64, from its identifier alone, which is the same in every run."""
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in identifiers]
+    # of eight bytes 63 bits, for a number without a sign
+    return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
+
+
+def detector_resolution(detector: Any, s0: Any) -> float:
+    """Resolution in angstrom within which a detector sees most reflections whole.
+
+    For a square one around the beam it is that at the middle of its edges, for any other the one within which the same
+    share of its pixels lies.
+    """
+    d = [
+        panel.get_resolution_at_pixel(s0, (fast * width, slow * height))
+        for panel in detector
+        for width, height in (panel.get_image_size(),)
+        for fast in np.linspace(0.05, 0.95, 10)
+        for slow in np.linspace(0.05, 0.95, 10)
+    ]
+    return float(np.quantile(d, 1 - _WITHIN_EDGES))
+
+
+def _finest(cell: tuple[float, ...], space_group: str) -> float:
+    """Resolution in angstrom at which there are as many unique reflections as are followed."""
+    a, b, c, *angles = cell
+    cosines = np.cos(np.radians(angles))
+    volume = a * b * c * math.sqrt(max(1 - np.sum(cosines**2) + 2 * np.prod(cosines), 0.0))
+    # half a sphere in reciprocal space, over the rotations; centred lattices have fewer, which does no harm
+    return (2 * math.pi / 3 * volume / len(stage.point_group_rotations(space_group)) / _MOST_UNIQUE) ** (1 / 3)

@@ -234,7 +234,9 @@ def _joined(parts: list[tuple[Crystals, Observations]]) -> tuple[Crystals, Obser
             none.astype(np.int64), none.astype(np.int32), none.astype(np.int32), (), none.reshape(0, 6), none, (),
             none.astype(np.int64),
         )  # fmt: skip
-        return crystals, Observations(np.zeros(1, np.int64), np.zeros((0, 3), np.int32), none, none)
+        return crystals, Observations(
+            np.zeros(1, np.int64), np.zeros((0, 3), np.int32), none, none, none.astype(np.float32)
+        )
     tables = [crystals for crystals, _ in parts]
     data = [observations for _, observations in parts]
     crystals = Crystals(
@@ -253,6 +255,7 @@ def _joined(parts: list[tuple[Crystals, Observations]]) -> tuple[Crystals, Obser
         np.concatenate([d.hkl for d in data]),
         np.concatenate([d.intensity for d in data]),
         np.concatenate([d.variance for d in data]),
+        np.concatenate([d.offset_sq for d in data]),
     )
     return crystals, observations
 

@@ -20,7 +20,7 @@ class MergedData:
     Parameters
     ----------
     sums
-        (3, n_unique, 2): numerator, weight and number, for each reflection and its Friedel mate.
+        (3, n_unique, 2) for each reflection and its Friedel mate, see :func:`ssx_mpi.kernels.scaling.accumulate`.
     half_sums
         Such sums of the two half-sets of the first repeat.
     full, cut

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi.kernels.reflections import UniqueReflections
-from ssx_mpi.kernels.scaling import Merged, Noise, Scales
+from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
+from ssx_mpi.records.files import storing
 from ssx_mpi.reduction.crystals import Crystals, Fate
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
@@ -22,6 +22,7 @@ from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages.reduction import ScaledCrystal, Selection
 
 INDEX_NAME = "scales.json"
+_SCALES = ("log_k", "b_factor", "width")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class FileResults:
     position: np.ndarray
     log_k: np.ndarray
     b_factor: np.ndarray
+    width: np.ndarray
     setting: np.ndarray
     margin: np.ndarray
     fate: np.ndarray
@@ -65,8 +67,8 @@ class Previous:
         Its input files.
     files
         For each source, where its scales are.
-    noise, settings
-        Error model, and the settings that crystals were put into.
+    noise, trend, settings
+        Error model, trend of the widths, and the settings that crystals were put into.
     hkl, intensity, weight
         Merged intensities.
     """
@@ -74,6 +76,7 @@ class Previous:
     sources: tuple[Source, ...]
     files: tuple[Path, ...]
     noise: Noise
+    trend: Trend
     settings: np.ndarray
     hkl: np.ndarray
     intensity: np.ndarray
@@ -81,15 +84,22 @@ class Previous:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a name beside `path` and rename what it wrote."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last: writers look at it
-    beside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Call `write` on a name beside `path` and rename what it wrote.
+
+    Raises
+    ------
+    StorageError
+        When the system refuses.
+    """
+    # the suffix stays last: writers look at it. One rank writes a file, so a name left by a kill is used again
+    beside = path.with_name(f".partial.{path.name}")
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(beside)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]:
@@ -112,6 +122,7 @@ def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]
                     crystals.position[rows],
                     results.scales.log_k[rows],
                     results.scales.b_factor[rows],
+                    results.scales.width[rows],
                     results.setting[rows],
                     results.margin[rows],
                     results.fate[rows],
@@ -134,6 +145,7 @@ def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrys
             settings[results.setting[row]],
             float(results.log_k[row]),
             float(results.b_factor[row]),
+            float(results.width[row]),
         )
         for row in np.flatnonzero(results.fate == Fate.KEPT)
     ]
@@ -154,12 +166,13 @@ def write_scaled(
     unique: UniqueReflections,
     merged: Merged,
     noise: Noise,
+    trend: Trend,
 ) -> None:
     """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file and their scaled intensities."""
     write_atomically(
         stem.with_suffix(".refl"),
         lambda path: stage.write_scaled_reflections(
-            str(source.reflections), str(path), crystals, selection, unique, merged, noise
+            str(source.reflections), str(path), crystals, selection, unique, merged, noise, trend
         ),
     )
     write_experiments(source, crystals, stem.with_suffix(".expt"))
@@ -225,6 +238,7 @@ def write_scales(folder: Path, number: int, results: FileResults) -> None:
             identifier=np.array(results.identifier),
             log_k=results.log_k,
             b_factor=results.b_factor,
+            width=results.width,
             setting=results.setting,
             margin=results.margin,
             fate=results.fate,
@@ -237,6 +251,7 @@ def write_index(
     folder: Path,
     sources: list[Source],
     noise: Noise,
+    trend: Trend,
     settings: np.ndarray,
     unique: UniqueReflections,
     merged: Merged,
@@ -244,7 +259,8 @@ def write_index(
     """What belongs to the whole of a reduction that a later one continues from."""
     index = {
         "sources": [[str(source.experiments), str(source.reflections)] for source in sources],
-        "noise": [noise.a, noise.b],
+        "noise": [noise.a, noise.b, noise.c],
+        "trend": [trend.knots.tolist(), trend.values.tolist()],
         "settings": settings.tolist(),
     }
     write_atomically(
@@ -271,7 +287,8 @@ def read_previous(output: Path) -> Previous:
         raise InputError(f"append={output}: no earlier reduction is there to continue from") from None
     sources = tuple(Source(Path(expt), Path(refl)) for expt, refl in index["sources"])
     files = tuple(folder / f"scales_{number + 1}.npz" for number in range(len(sources)))
-    return Previous(sources, files, Noise(*index["noise"]), np.array(index["settings"]), hkl, intensity, weight)
+    trend = Trend(*(np.array(values) for values in index["trend"]))
+    return Previous(sources, files, Noise(*index["noise"]), trend, np.array(index["settings"]), hkl, intensity, weight)
 
 
 def previous_results(
@@ -287,7 +304,8 @@ def previous_results(
     """
     n = len(crystals)
     known = np.zeros(n, dtype=bool)
-    results = CrystalResults.unscaled(np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64))
+    scales = Scales(np.zeros(n), np.zeros(n), np.zeros(n), previous.trend)
+    results = CrystalResults(scales, np.zeros(n, dtype=np.int64), np.full(n, np.inf), np.zeros(n, dtype=np.int64))
     where = dict(zip(previous.sources, previous.files))
     for number in np.unique(crystals.source):
         path = where.get(sources[number])
@@ -295,14 +313,14 @@ def previous_results(
             continue
         with np.load(path) as arrays:
             row_of = {str(identifier): row for row, identifier in enumerate(arrays["identifier"])}
-            columns = {name: arrays[name] for name in ("log_k", "b_factor", "setting", "margin", "fate")}
+            columns = {name: arrays[name] for name in (*_SCALES, "setting", "margin", "fate")}
         for here in np.flatnonzero(crystals.source == number):
             there = row_of.get(crystals.identifier[here])
             if there is None or columns["fate"][there] != Fate.KEPT:
                 continue
             known[here] = True
-            results.scales.log_k[here] = columns["log_k"][there]
-            results.scales.b_factor[here] = columns["b_factor"][there]
+            for name in _SCALES:
+                getattr(results.scales, name)[here] = columns[name][there]
             results.setting[here] = columns["setting"][there]
             results.margin[here] = columns["margin"][there]
     return known, results
@@ -323,6 +341,6 @@ def _joined(parts: list[FileResults]) -> FileResults:
         sum((part.identifier for part in parts), ()),
         *(
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("position", "log_k", "b_factor", "setting", "margin", "fate")
+            for name in ("position", *_SCALES, "setting", "margin", "fate")
         ),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ssx_mpi.params import PathReader
 from ssx_mpi.reduction.cells import CellFilter
 from ssx_mpi.reduction.merge import MergingSettings
 from ssx_mpi.reduction.resolve import AmbiguitySettings
@@ -74,6 +75,7 @@ ambiguity {
     .help = "Log-likelihood by which a crystal's best setting must be above the second best; others are left out."
   seed = 42
     .type = int
+    .help = "Of the random starts: the same seed gives the same result, on any number of ranks."
   check_with_cosym = False
     .type = bool
     .help = "Compare the outcome with dials.cosym, on up to 500 crystals, on rank 0."
@@ -88,8 +90,10 @@ filtering {
       .help = "Standard deviations below the mean delta-CC1/2 at which a crystal is left out."
     max_cycles = 6
       .type = int(value_min=1)
+      .help = "Times that the worst crystals are left out and the others scaled again."
     max_percent_removed = 10.0
       .type = float(value_min=0, value_max=100)
+      .help = "Largest share of the crystals to leave out in all, in percent."
   }
   Isigma {
     min_i_over_sigma = 1.0
@@ -104,9 +108,12 @@ scaling {
   robust_bound = 4.0
     .type = float(value_min=0)
     .help = "Normalised deviation beyond which an observation loses weight. 0: none does."
+  refine_partiality = True
+    .type = bool
+    .help = "Refine the widths of reflections, with resolution and for each crystal, where partialities tell of them."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.scale, for engine=dials."
+    .help = "A file with parameters of dials.scale. Those that engine=fast has are taken over; others make DIALS scale."
 }
 merging {
   n_bins = 20
@@ -120,7 +127,7 @@ merging {
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path
-    .help = "A file with parameters of dials.merge, for engine=dials."
+    .help = "A file with parameters of dials.merge, as scaling.phil."
 }
 dose_series_repeat = None
   .type = int(value_min=2)
@@ -199,18 +206,37 @@ class ReductionParameters:
     export: Exports = field(default_factory=Exports)
 
 
-def from_phil(params) -> ReductionParameters:
-    """The extract of a PHIL scope that includes :data:`REDUCTION_PHIL`, as a dataclass with absolute paths."""
+def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = None) -> ReductionParameters:
+    """The dataclass for the extract of a PHIL scope that includes :data:`REDUCTION_PHIL`.
+
+    Parameters
+    ----------
+    path
+        Makes absolute paths.
+    prefix
+        What stands before the names of the parameters where the scope is within another one.
+    d_max
+        Low-resolution limit in angstrom where the scope gives none.
+
+    Raises
+    ------
+    InputError
+        For a file that is not there.
+    """
+
+    def existing(name: str | None, parameter: str) -> Path | None:
+        return path.existing(name, prefix + parameter)
+
     methods = [str(method) for method in params.filtering.method]
     clustering, cell = params.clustering, params.clustering.central_unit_cell
     return ReductionParameters(
         steps=tuple(params.steps),
         engine=params.engine,
         d_min=params.d_min,
-        d_max=params.d_max,
+        d_max=d_max if params.d_max is None else params.d_max,
         anomalous=params.anomalous,
         partiality_threshold=params.partiality_threshold,
-        reference=_path(params.reference),
+        reference=existing(params.reference, "reference"),
         k_sol=params.reference_model.k_sol,
         b_sol=params.reference_model.b_sol,
         cells=CellFilter(
@@ -236,7 +262,9 @@ def from_phil(params) -> ReductionParameters:
             min_i_over_sigma=params.filtering.Isigma.min_i_over_sigma,
         ),
         scaling=ScalingSettings(
-            robust_bound=params.scaling.robust_bound, min_observations=params.scaling.min_observations
+            robust_bound=params.scaling.robust_bound,
+            min_observations=params.scaling.min_observations,
+            widths=params.scaling.refine_partiality,
         ),
         merging=MergingSettings(
             n_shells=params.merging.n_bins,
@@ -244,12 +272,12 @@ def from_phil(params) -> ReductionParameters:
             cc_half_cutoff=params.merging.cc_half_cutoff,
             robust_bound=params.scaling.robust_bound,
         ),
-        symmetry_phil=_path(params.symmetry.phil),
-        scaling_phil=_path(params.scaling.phil),
-        merging_phil=_path(params.merging.phil),
+        symmetry_phil=existing(params.symmetry.phil, "symmetry.phil"),
+        scaling_phil=existing(params.scaling.phil, "scaling.phil"),
+        merging_phil=existing(params.merging.phil, "merging.phil"),
         dose_series_repeat=params.dose_series_repeat,
-        grouping=_path(params.grouping),
-        append=_path(params.append),
+        grouping=existing(params.grouping, "grouping"),
+        append=None if params.append is None else path.absolute(params.append),
         export=Exports(
             scaled=params.export.scaled,
             stream=params.export.stream,
@@ -257,7 +285,3 @@ def from_phil(params) -> ReductionParameters:
             unmerged_mmcif=params.export.unmerged_mmcif,
         ),
     )
-
-
-def _path(value: str | None) -> Path | None:
-    return None if value is None else Path(value).absolute()

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity, merging
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction import cells, dials_engine, filters, groups, loading, output, references, resolve, results, scale
+from ssx_mpi.reduction import (
+    cells,
+    dials_engine,
+    filters,
+    groups,
+    loading,
+    output,
+    phil_files,
+    references,
+    resolve,
+    results,
+    scale,
+)
 from ssx_mpi.reduction.crystals import FATE_TEXT, Fate
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Frame, Job, require_some, say
@@ -67,6 +80,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     NothingLeftError
         On all ranks, when no crystal is left to merge.
     """
+    parameters = phil_files.applied(comm, parameters)
     previous = None if parameters.append is None else output.read_previous(parameters.append)
     if previous is not None:
         sources = [*previous.sources, *(source for source in sources if source not in previous.sources)]
@@ -80,14 +94,16 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     job = Job(comm, sources, loaded, _frame(comm, loaded, fate, centre, parameters), parameters, folder)
     reference = references.load(comm, parameters, job.frame.cell, job.frame.space_group, job.frame.unique)
 
-    start = _start(job, fate, previous)
+    start, how = _start(job, fate, previous), None
     if "scale" in parameters.steps:
-        setting, margin, fate = _resolve(job, fate, start, reference)
+        setting, margin, fate, how = _resolve(job, fate, start, reference)
         if parameters.check_with_cosym and len(job.frame.settings) > 1:
             dials_engine.compare_with_cosym(job, setting, fate)
         if parameters.engine == "dials":
             dials_engine.scale_and_merge(job, setting, fate)
-            return _summary(job, fate, None, {})
+            summary = _summary(job, fate, None, {}, how)
+            results.write_summary(job, summary)
+            return summary
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
         fate, scaled = _scale(job, indexed, fate, start)
     else:
@@ -98,8 +114,9 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     merged = {}
     if "merge" in parameters.steps:
         merged = _merge(job, indexed, fate, scaled, reference, grouping)
-    summary = _summary(job, fate, scaled, merged)
+    summary = _summary(job, fate, scaled, merged, how)
     results.write(job, summary, scaled, output.CrystalResults(scaled.scales, setting, margin, fate))
+    results.write_summary(job, summary)
     return summary
 
 
@@ -151,8 +168,9 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
     n, frame = len(job.crystals), job.frame
     as_indexed = resolve.index_in_settings(job.observations, frame.unique, frame.settings, np.zeros(n, dtype=np.int64))
     scales, expected = scale.radial_means(
-        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells
-    )
+        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells,
+        job.parameters.scaling.widths,
+    )  # fmt: skip
     if previous is None:
         nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
         return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
@@ -166,11 +184,11 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
 
 def _resolve(
     job: Job, fate: np.ndarray, start: _Start, reference: Merged | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any] | None]:
     comm, frame, crystals = job.comm, job.frame, job.crystals
     if len(frame.settings) == 1:
         say(comm, "no indexing ambiguity in %s with this cell", stage.space_group_symbol(frame.space_group))
-        return *_one_setting(len(crystals)), fate
+        return *_one_setting(len(crystals)), fate, None
     include = fate == Fate.KEPT
     data = resolve.normalised(job.observations, include, frame.unique, frame.settings, start.scales, start.expected)
     known_intensities = reference or start.current
@@ -201,7 +219,13 @@ def _resolve(
             stage.space_group_symbol(frame.space_group),
         )
     margin = np.where(start.known, start.earlier.margin, resolved.margin)
-    return setting, margin, _with(fate, undecided, Fate.AMBIGUOUS)
+    how = {
+        "settings": [stage.reindexing_symbol(matrix) for matrix in frame.settings],
+        "crystals": resolved.counts.tolist(),
+        "undecided": n_undecided,
+        "start_agreement": resolved.start_agreement.tolist(),
+    }
+    return setting, margin, _with(fate, undecided, Fate.AMBIGUOUS), how
 
 
 def _one_setting(n_crystals: int) -> tuple[np.ndarray, np.ndarray]:
@@ -239,9 +263,9 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
             start.known,
             start.noise,
             start.current,
+            expected,
             unique,
         )
-        expected = np.where(start.current.weight > 0, np.maximum(start.current.intensity, 0.0), expected)
     scaled = scale.scale(
         comm, job.observations, indexed, kept, unique, scales, expected, job.parameters.scaling, start.noise
     )
@@ -253,10 +277,12 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
     require_some(comm, fate)
     say(
         comm,
-        "scaled in %d rounds; error model a = %.3f, b = %.4f; rms normalised deviation %.3f",
+        "scaled in %d rounds%s; error model a = %.3f, b = %.4f, c = %.4f; rms normalised deviation %.3f",
         scaled.rounds,
+        "" if scaled.converged else f", not converged: scales still change by {100 * scaled.change:.1f}% in a round",
         scaled.noise.a,
         scaled.noise.b,
+        scaled.noise.c,
         scaled.deviations.overall,
     )
     return fate, scaled
@@ -308,7 +334,9 @@ def _merge(
     return sets
 
 
-def _summary(job: Job, fate: np.ndarray, scaled: Scaled | None, merged: dict[str, MergedData]) -> Summary:
+def _summary(
+    job: Job, fate: np.ndarray, scaled: Scaled | None, merged: dict[str, MergedData], how: dict[str, Any] | None
+) -> Summary:
     fates = job.comm.sum(np.bincount(fate, minlength=len(Fate)))
     return Summary(
         {FATE_TEXT[f]: int(fates[f]) for f in Fate if fates[f]},
@@ -318,7 +346,20 @@ def _summary(job: Job, fate: np.ndarray, scaled: Scaled | None, merged: dict[str
         Noise() if scaled is None else scaled.noise,
         float("nan") if scaled is None else scaled.deviations.overall,
         merged,
+        how,
+        None if scaled is None else _scaling_in_numbers(scaled),
     )
+
+
+def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
+    trend = scaled.scales.trend
+    return {
+        "rounds": scaled.rounds,
+        "converged": scaled.converged,
+        "error_model": {"a": scaled.noise.a, "b": scaled.noise.b, "c": scaled.noise.c},
+        "normalised_deviation": scaled.deviations.overall,
+        "width_trend": {"d_star": trend.knots.tolist(), "log_variance_ratio": trend.values.tolist()},
+    }
 
 
 def _with(fate: np.ndarray, rows: np.ndarray, value: Fate) -> np.ndarray:

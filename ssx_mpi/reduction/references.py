@@ -9,9 +9,11 @@ from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.errors import InputError
+from ssx_mpi.reduction.job import Job
 from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages import reference as reader
+from ssx_mpi.stages.reference import FreeFlags
 
 # A reference from another crystal form does not help; these tell forms apart and leave room for temperature
 _LENGTH_TOLERANCE = 0.05
@@ -41,6 +43,17 @@ def load(
     if message is not None:
         raise InputError(message)
     return found
+
+
+def free_flags(job: Job) -> FreeFlags | None:
+    """Flags of the reference, for the rank that writes; None where there are none, or they would not fit.
+
+    Flags fit the indices of the merged data where these follow the reference, or there is one setting only.
+    """
+    path = job.parameters.reference
+    if path is None or ("scale" not in job.parameters.steps and len(job.frame.settings) > 1):
+        return None
+    return reader.read_free_flags(str(path))
 
 
 def place(hkl: np.ndarray, intensity: np.ndarray, weight: np.ndarray, unique: UniqueReflections) -> Merged:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssx_mpi.kernels import ambiguity
+from ssx_mpi.kernels import ambiguity, scaling
 from ssx_mpi.kernels.ambiguity import Agreement, Normalised
 from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
@@ -105,11 +105,12 @@ def normalised(
     """Normalised intensities of the included crystals; those of the others have weight 0."""
     setting_unique = locate_settings(observations, unique, settings)
     anywhere = setting_unique.max(axis=0)
-    crystal = observations.crystal()
-    d_star_sq = unique.d_star_sq[anywhere]
-    g = np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * d_star_sq)
+    # all settings of an index have the same resolution
+    indexed = Indexed(anywhere, np.zeros(len(anywhere), dtype=np.uint8))
+    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
     x, w = ambiguity.normalise(observations.intensity, observations.variance, g * expected[anywhere])
-    w[(anywhere < 0) | ~include[crystal]] = 0.0
+    far = scaling.refined_offsets(observations, indexed, scales, unique.d_star_sq) > scales.max_offset
+    w[(anywhere < 0) | far | ~include[observations.crystal()]] = 0.0
     return Normalised(observations.start, setting_unique, x, w)
 
 

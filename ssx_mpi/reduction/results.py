@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from ssx_mpi import __version__
 from ssx_mpi.kernels.scaling import Noise
-from ssx_mpi.reduction import output
+from ssx_mpi.reduction import output, references
 from ssx_mpi.reduction.job import Job, logger
 from ssx_mpi.reduction.merge import MergedData
 from ssx_mpi.reduction.scale import Scaled
@@ -16,6 +18,7 @@ from ssx_mpi.report import merging as report
 from ssx_mpi.report.crystfel import CellType
 from ssx_mpi.stages import dials_reduction
 from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.reference import FreeFlags
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Summary:
         Root mean square normalised deviation, 1 where the error model holds.
     merged
         By name: the statistics of each merged set; none when DIALS merged.
+    ambiguity, scaling
+        How these went, in numbers, for the summary on disk; None where they had no part.
     """
 
     fates: dict[str, int]
@@ -43,6 +48,8 @@ class Summary:
     noise: Noise
     deviations_rms: float
     merged: dict[str, MergedData]
+    ambiguity: dict[str, Any] | None = None
+    scaling: dict[str, Any] | None = None
 
 
 def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalResults) -> None:
@@ -50,8 +57,42 @@ def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalRe
     if "scale" in job.parameters.steps:
         _write_by_file(job, crystals, scaled)
     if job.comm.rank == 0:
+        free = references.free_flags(job)
+        if free is not None:
+            logger.info("free flags %s of the reference are carried over", free.label)
         for name, data in summary.merged.items():
-            _write_merged(job, name, data, summary)
+            _write_merged(job, name, data, summary, free)
+    job.comm.barrier()
+
+
+def write_summary(job: Job, summary: Summary) -> None:
+    """Write what came out, as JSON for programs. Collective."""
+    if job.comm.rank == 0:
+        merged = {
+            name: {
+                "crystals": data.n_crystals,
+                "d_min": data.d_min,
+                "d_min_from_cc_half": data.d_min_estimated,
+                "overall": report.overall(data.cut),
+            }
+            for name, data in summary.merged.items()
+        }
+        content = {
+            "program": f"ssx_mpi.reduce {__version__}",
+            "parameters": asdict(job.parameters),
+            "inputs": [[source.experiments, source.reflections] for source in job.sources],
+            "crystals": {"total": job.loaded.n_total, **summary.fates},
+            "unit_cell": summary.cell,
+            "space_group": summary.space_group,
+            "wavelength": summary.wavelength,
+            "ambiguity": summary.ambiguity,
+            "scaling": summary.scaling,
+            "merged": merged,
+        }
+        output.write_atomically(
+            job.folder / "LogFiles" / "ssx_mpi.reduce.json",
+            lambda path: path.write_text(json.dumps(content, indent=1, default=str)),
+        )
     job.comm.barrier()
 
 
@@ -67,32 +108,41 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
         source = job.sources[number]
         if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
             stem = data_files / f"scaled_{number + 1}"
-            output.write_scaled(source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise)
+            output.write_scaled(
+                source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise, scaled.scales.trend
+            )
             written.append(number)
         if export.stream:
             cell_type = CellType(*stage.lattice_type(frame.space_group))
             output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
     written = sorted(number for part in job.comm.allgather(written) for number in part)
     if job.comm.rank == 0:
-        output.write_index(state, job.sources, scaled.noise, frame.settings, frame.unique, scaled.merged)
+        output.write_index(
+            state, job.sources, scaled.noise, scaled.scales.trend, frame.settings, frame.unique, scaled.merged
+        )
         if export.unmerged_mtz or export.unmerged_mmcif:
             _export_unmerged(job, [data_files / f"scaled_{number + 1}" for number in written])
 
 
 def _export_unmerged(job: Job, stems: list[Path]) -> None:
     data_files, export = job.folder / "DataFiles", job.parameters.export
+    data, threshold = dials_reduction.read(stems), job.parameters.partiality_threshold
     try:
-        dials_reduction.export_unmerged(
-            dials_reduction.read(stems),
-            job.parameters.partiality_threshold,
-            data_files / "scaled_unmerged.mtz" if export.unmerged_mtz else None,
-            data_files / "scaled_unmerged.cif" if export.unmerged_mmcif else None,
-        )
+        if export.unmerged_mtz:
+            output.write_atomically(
+                data_files / "scaled_unmerged.mtz",
+                lambda path: dials_reduction.export_unmerged(data, threshold, path, None),
+            )
+        if export.unmerged_mmcif:
+            output.write_atomically(
+                data_files / "scaled_unmerged.cif",
+                lambda path: dials_reduction.export_unmerged(data, threshold, None, path),
+            )
     except dials_reduction.DialsReductionError as error:
         logger.warning("%s", error)
 
 
-def _write_merged(job: Job, name: str, data: MergedData, summary: Summary) -> None:
+def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free: FreeFlags | None) -> None:
     frame, data_files = job.frame, job.folder / "DataFiles"
 
     def write_mtz(path: Path, d_min: float | None) -> None:
@@ -106,6 +156,7 @@ def _write_merged(job: Job, name: str, data: MergedData, summary: Summary) -> No
             data.half_sums,
             d_min,
             job.parameters.anomalous,
+            free,
         )
 
     everything = data.d_min_estimated is False

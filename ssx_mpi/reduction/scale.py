@@ -1,27 +1,35 @@
 """Scales, error model and merged intensities over the ranks, iterated until nothing moves.
 
-Each rank holds its own crystals; what all ranks share are sums over unique reflections.
+Each rank holds its own crystals; what all ranks share are sums over unique reflections, and the trend of the widths.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssx_mpi.kernels import error_model, scaling
+from ssx_mpi.kernels import error_model, merging, scaling
 from ssx_mpi.kernels.error_model import Deviations
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
-from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.kernels.scaling import Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction.acceleration import Acceleration
 
 logger = logging.getLogger(__name__)
 
 # Wilson's distribution as an error model: intensities scatter about their shell's mean by as much as that mean
 _WILSON = Noise(a=1.0, b=1.0)
-_RADIAL_ROUNDS = 4
+_RADIAL_ROUNDS = 5
+_PRIOR_SHELLS = 20
+# squared, in refined widths: a partiality of 0.14, of which a small error of the orientation makes anything
+_MAX_OFFSET = 4.0
+# as far as a crystal counts for the mean scale, B and width
+_FARTHEST = np.array([5.0, 50.0, 1.0])
+# rounds between estimates of the error model while it is far from right
+_SETTLING = 3
 
 
 @dataclass(frozen=True)
@@ -35,18 +43,21 @@ class ScalingSettings:
     tolerance
         Root mean square relative change of the scales in a round, at which they are converged.
     max_rounds
-        Rounds of scales between two estimates of the error model.
+        Rounds at most.
     error_cycles
-        Estimates of the error model.
+        Estimates of the error model before the scales are brought to convergence.
     min_observations
         Crystals with fewer usable observations are left out.
+    widths
+        Whether to refine the widths of the reflections, which correct the partialities.
     """
 
     robust_bound: float = 4.0
     tolerance: float = 1e-3
-    max_rounds: int = 20
+    max_rounds: int = 100
     error_cycles: int = 4
     min_observations: int = 10
+    widths: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,13 @@ class Scaled:
     include
         (n_crystals,) bool, those that could be scaled.
     sums
-        (3, n_unique, 2): numerator, weight, number; see :func:`ssx_mpi.kernels.scaling.accumulate`.
+        (3, n_unique, 2); see :func:`ssx_mpi.kernels.scaling.accumulate`.
     rounds
         How many rounds of scaling it took.
+    change
+        Root mean square relative change of the scales in the last of them.
+    converged
+        Whether that is within the tolerance.
     """
 
     include: np.ndarray
@@ -70,6 +85,8 @@ class Scaled:
     sums: np.ndarray
     deviations: Deviations
     rounds: int
+    change: float
+    converged: bool
 
 
 def radial_means(
@@ -79,8 +96,9 @@ def radial_means(
     include: np.ndarray,
     unique: UniqueReflections,
     shells: Shells,
+    widths: bool = True,
 ) -> tuple[Scales, np.ndarray]:
-    """Scale and B of each crystal against the mean intensity in resolution shells alone.
+    """Scale, B and width of each crystal against the mean intensity in resolution shells alone.
 
     No crystal need share a reflection with another for this, nor be indexed consistently with it: it is where
     scaling starts, and it normalises intensities for the comparison of settings.
@@ -91,7 +109,7 @@ def radial_means(
     expected : (n_unique,) float64
         Mean intensity of the reflection's shell, times epsilon; positive everywhere.
     """
-    scales = Scales.unit(observations.n_crystals)
+    scales = replace(Scales.unit(observations.n_crystals, Trend.zero(unique.d_star_sq)), max_offset=_MAX_OFFSET)
     noise, merged = Noise(), Merged(np.zeros(len(unique)), np.zeros(len(unique)))
     expected = np.ones(len(unique))
     for round_number in range(_RADIAL_ROUNDS + 1):
@@ -99,14 +117,16 @@ def radial_means(
         expected = _smooth_means(comm.sum(sums), unique, shells)
         if round_number == _RADIAL_ROUNDS:
             break
-        # the mean of a shell is known well: its weight does not limit that of an observation
-        merged, noise = Merged(expected, np.full(len(unique), 1e30)), _WILSON
+        merged, noise = Merged(expected, np.zeros(len(unique))), _WILSON
+        restraints = _restraints(comm, observations, widths and round_number > 1)
+        if round_number == 0:
+            restraints = replace(restraints, b_factor=None)
         for _ in range(3):
-            scales, _, _ = scaling.fit_scales(
-                observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0, fit_b=round_number > 0
-            )
-        scales = _centred(comm, scales, include)
-        merged = Merged(expected, np.zeros(len(unique)))
+            scales, _ = _improved(
+                comm, observations, indexed, include, scales, noise, merged, Expectation(expected, expected**2),
+                unique.d_star_sq, 0.0, restraints,
+            )  # fmt: skip
+        scales, expected = _centred(comm, scales, include, expected, unique.d_star_sq)
     return scales, expected
 
 
@@ -121,7 +141,10 @@ def scale(
     settings: ScalingSettings,
     noise: Noise = Noise(a=1.0, b=0.1),  # noqa: B008  (frozen)
 ) -> Scaled:
-    """Alternate scales and merged intensities to convergence, and the error model around them.
+    """Alternate scales and merged intensities to convergence, and the error model between them.
+
+    The error model is estimated after a few rounds each time, until it has settled; then the scales are brought to
+    convergence with it, and it is estimated once more.
 
     Parameters
     ----------
@@ -133,45 +156,58 @@ def scale(
         Error model to start from.
     """
     d_star_sq, bound = unique.d_star_sq, settings.robust_bound
+    shells = merging.resolution_shells(d_star_sq, _PRIOR_SHELLS)
+    restraints = _restraints(comm, observations, settings.widths)
+    measure = _Measure.of(comm, observations, indexed, include, d_star_sq)
     scales = start
 
     def merge(scales: Scales, noise: Noise, merged: Merged, bound: float) -> np.ndarray:
         return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
 
-    # no deviation means anything before there are merged intensities: the first merge weighs by expectation alone
-    sums = merge(scales, Noise(noise.a, max(noise.b, 0.3)), Merged(expected, np.zeros(len(unique))), 0.0)
-    merged = Merged.from_sums(sums)
-    rounds = 0
-    for cycle in range(settings.error_cycles):
-        for _ in range(settings.max_rounds):
-            scales, step, used = scaling.fit_scales(
-                observations, indexed, include, scales, noise, merged, d_star_sq, bound
-            )
-            include = include & (used >= settings.min_observations)
-            scales = _centred(comm, scales, include)
+    def estimate_noise(noise: Noise, merged: Merged) -> tuple[Noise, np.ndarray]:
+        for _ in range(3):
+            left = error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq)
+            noise = error_model.refine_noise(comm.sum(left), noise)
             sums = merge(scales, noise, merged, bound)
             merged = Merged.from_sums(sums)
-            rounds += 1
-            total, number = comm.sum(np.array([np.sum(step[include] ** 2), np.count_nonzero(include)], dtype=float))
-            change = np.sqrt(total / max(number, 1))
-            if change < settings.tolerance:
-                break
-        if cycle < settings.error_cycles - 1:
+        return noise, sums
+
+    # no deviation means anything before there are merged intensities: the first merge weighs by expectation alone
+    sums = merge(scales, replace(noise, b=max(noise.b, 0.3)), Merged(expected, np.zeros(len(unique))), 0.0)
+    merged = Merged.from_sums(sums)
+    mean = _shell_means(np.maximum(expected, 0.0), expected > 0, unique, shells)
+    acceleration, cycle, change = Acceleration(comm), 0, np.inf
+    rounds = 0
+    while rounds < settings.max_rounds:
+        rounds += 1
+        expectation, mean = _posterior(merged, mean, unique, shells)
+        improved, used = _improved(
+            comm, observations, indexed, include, scales, noise, merged, expectation, d_star_sq, bound, restraints
+        )
+        include = include & (used >= settings.min_observations)
+        improved, mean = _centred(comm, improved, include, mean, d_star_sq)
+        moved = measure(scales, improved, include)
+        total, n_included = comm.sum(np.array([moved @ moved, np.count_nonzero(include)], dtype=float))
+        change = float(np.sqrt(total / max(n_included, 1)))
+        settled = cycle >= settings.error_cycles
+        scales = _unflat(acceleration.next(_flat(improved), moved), improved) if settled else improved
+        sums = merge(scales, noise, merged, bound)
+        merged = Merged.from_sums(sums)
+        if change < settings.tolerance or (not settled and rounds % _SETTLING == 0):
             previous = noise
-            for _ in range(3):
-                noise = error_model.refine_noise(
-                    comm.sum(
-                        error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq)
-                    ),
-                    noise,
-                )
-                sums = merge(scales, noise, merged, bound)
-                merged = Merged.from_sums(sums)
-            logger.debug("error model %d: a = %.3f, b = %.4f", cycle + 1, noise.a, noise.b)
-            if cycle and abs(noise.a / previous.a - 1) < 0.01 and abs(noise.b - previous.b) < 0.002:
+            noise, sums = estimate_noise(noise, merged)
+            merged = Merged.from_sums(sums)
+            cycle += 1
+            acceleration.forget()
+            logger.debug("error model after %d rounds: %s", rounds, noise)
+            still = (
+                abs(noise.a / previous.a - 1) < 0.01 and np.hypot(noise.b - previous.b, noise.c - previous.c) < 0.002
+            )
+            if change < settings.tolerance and (still or cycle > 2 * settings.error_cycles):
                 break
+    converged = change < settings.tolerance
     left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq))
-    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), rounds)
+    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), rounds, change, converged)
 
 
 def as_scaled(
@@ -188,7 +224,7 @@ def as_scaled(
     sums = comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0))
     merged = Merged.from_sums(sums)
     left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, unique.d_star_sq))
-    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), 0)
+    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), 0, 0.0, True)
 
 
 def join_scales(
@@ -200,6 +236,7 @@ def join_scales(
     known: np.ndarray,
     noise: Noise,
     merged: Merged,
+    expected: np.ndarray,
     unique: UniqueReflections,
 ) -> Scales:
     """Scales to continue from when crystals are added: the earlier ones, and new ones fitted to what was merged.
@@ -210,31 +247,151 @@ def join_scales(
         Of all crystals, from :func:`radial_means`; for new crystals the start of the fit.
     earlier, known
         Scales of an earlier reduction, and the crystals (n_crystals,) bool that have them.
-    merged
-        Of the earlier reduction.
+    merged, expected
+        Of the earlier reduction, and mean intensities by resolution.
     """
     new = include & ~known
-    scales = Scales(np.where(known, earlier.log_k, radial.log_k), np.where(known, earlier.b_factor, radial.b_factor))
+    scales = Scales(
+        np.where(known, earlier.log_k, radial.log_k),
+        np.where(known, earlier.b_factor, radial.b_factor),
+        np.where(known, earlier.width, 0.0),
+        earlier.trend,
+        radial.max_offset,
+    )
+    shells = merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
+    expectation, _ = _posterior(merged, expected, unique, shells)
     for _ in range(5):
-        scales, _, _ = scaling.fit_scales(observations, indexed, new, scales, noise, merged, unique.d_star_sq, 0.0)
+        equations = scaling.scale_equations(
+            observations, indexed, new, scales, noise, merged, expectation, unique.d_star_sq, 0.0, Restraints()
+        )
+        still = np.zeros(len(scales.trend.knots))
+        scales = scaling.stepped(scales, equations.steps(still), still)
     return scales
 
 
-def _centred(comm: Communicator, scales: Scales, include: np.ndarray) -> Scales:
-    # The merged intensities can absorb a common scale and B: the mean crystal keeps 1 and 0. A crystal far out (one
-    # that does not fit at all) must not drag the others along, hence the clipping.
-    k, b = np.clip(scales.log_k[include], -5, 5), np.clip(scales.b_factor[include], -50, 50)
-    log_k, b_factor, number = comm.sum(np.array([k.sum(), b.sum(), len(k)], dtype=float))
-    return scales.shifted(log_k / max(number, 1), b_factor / max(number, 1))
+@dataclass(frozen=True)
+class _Measure:
+    """How large a change of the scales is: its square is that of the relative change, summed over the crystals.
+
+    Parameters
+    ----------
+    resolution, offset
+        Mean and standard deviation of d*^2 / 2, and of half the squared offset, over the observations.
+    of_trend
+        Factor for the values of the trend, 0 on all ranks but the first: the trend is the same on all and counts once.
+    """
+
+    resolution: tuple[float, float]
+    offset: tuple[float, float]
+    of_trend: float
+
+    @classmethod
+    def of(
+        cls,
+        comm: Communicator,
+        observations: Observations,
+        indexed: Indexed,
+        include: np.ndarray,
+        d_star_sq: np.ndarray,
+    ) -> _Measure:
+        rows = (indexed.unique >= 0) & np.repeat(include, np.diff(observations.start))
+        q, half = 0.5 * d_star_sq[indexed.unique[rows]], 0.5 * observations.offset_sq[rows].astype(np.float64)
+        sums = comm.sum(np.array([len(q), q.sum(), half.sum(), np.sum(q**2), np.sum(half**2)], dtype=float))
+        mean_q, mean_half, square_q, square_half = sums[1:] / max(sums[0], 1)
+        spread_q, spread_half = np.sqrt(np.maximum([square_q - mean_q**2, square_half - mean_half**2], 0.0))
+        n_crystals = comm.sum(np.array([np.count_nonzero(include)]))[0]
+        # each value is felt by its share of the observations
+        of_trend = np.sqrt(square_half * n_crystals / scaling.N_KNOTS) if comm.rank == 0 else 0.0
+        return cls((mean_q, spread_q), (mean_half, spread_half), float(of_trend))
+
+    def __call__(self, before: Scales, after: Scales, include: np.ndarray) -> np.ndarray:
+        """The change as numbers (3 n_crystals + n_knots,), of which squares add up; crystals left out stay."""
+        log_k, b_factor = after.log_k - before.log_k, after.b_factor - before.b_factor
+        width = after.width - before.width
+        (mean_q, spread_q), (mean_half, spread_half) = self.resolution, self.offset
+        of_crystals = np.stack(
+            [log_k - mean_q * b_factor + mean_half * width, spread_q * b_factor, spread_half * width]
+        )
+        of_trend = self.of_trend * (after.trend.values - before.trend.values)
+        return np.concatenate([np.where(include, of_crystals, 0.0).ravel(), of_trend])
+
+
+def _restraints(comm: Communicator, observations: Observations, widths: bool) -> Restraints:
+    # widths show in partial reflections alone
+    partial = comm.max(np.array([observations.offset_sq.max(initial=0.0)]))[0] > 0.1
+    return Restraints() if widths and partial else Restraints(width=None, trend=None)
+
+
+def _flat(scales: Scales) -> np.ndarray:
+    return np.concatenate([scales.log_k, scales.b_factor, scales.width, scales.trend.values])
+
+
+def _unflat(values: np.ndarray, like: Scales) -> Scales:
+    n = len(like.log_k)
+    trend = Trend(like.trend.knots, values[3 * n :])
+    return Scales(values[:n], values[n : 2 * n], values[2 * n : 3 * n], trend, like.max_offset)
+
+
+def _improved(
+    comm: Communicator,
+    observations: Observations,
+    indexed: Indexed,
+    include: np.ndarray,
+    scales: Scales,
+    noise: Noise,
+    merged: Merged,
+    expectation: Expectation,
+    d_star_sq: np.ndarray,
+    bound: float,
+    restraints: Restraints,
+) -> tuple[Scales, np.ndarray]:
+    # one step of all scales and of the trend, and how many observations of each crystal took part
+    equations = scaling.scale_equations(
+        observations, indexed, include, scales, noise, merged, expectation, d_star_sq, bound, restraints
+    )
+    of_trend = np.zeros(len(scales.trend.knots))
+    reduced = comm.sum(equations.reduced())
+    if restraints.trend is not None:
+        matrix, gradient = reduced[:, :-1], reduced[:, -1]
+        # a weak pull to zero, and a stronger one to a straight line: where the data say nothing the trend goes on
+        bend = np.diff(np.eye(len(gradient)), 2, axis=0)
+        precision = restraints.trend**-2 * (0.1 * np.eye(len(gradient)) + 10.0 * bend.T @ bend)
+        of_trend = np.linalg.solve(matrix + precision, gradient - precision @ scales.trend.values)
+    return scaling.stepped(scales, equations.steps(of_trend), of_trend), equations.used
+
+
+def _centred(
+    comm: Communicator, scales: Scales, include: np.ndarray, mean: np.ndarray, d_star_sq: np.ndarray
+) -> tuple[Scales, np.ndarray]:
+    # The merged intensities can absorb a common scale and B, and the trend a common width: the mean crystal keeps 1, 0
+    # and 0. A crystal far out (one that does not fit at all) must not drag the others along, hence the clipping. The
+    # mean intensities go along: crystals pulled to those of another scale and B would never come to rest.
+    kept = np.stack([scales.log_k[include], scales.b_factor[include], scales.width[include]])
+    within = np.clip(kept, -_FARTHEST[:, None], _FARTHEST[:, None])
+    *sums, number = comm.sum(np.append(within.sum(axis=1), kept.shape[1]))
+    log_k, b_factor, width = (total / max(number, 1) for total in sums)
+    return scales.shifted(log_k, b_factor, width), mean * np.exp(log_k - 0.5 * b_factor * d_star_sq)
+
+
+def _posterior(merged: Merged, mean: np.ndarray, unique: UniqueReflections, shells: Shells):
+    # what is expected of the intensities, and the mean of that in shells, for the next time
+    expectation = Expectation.posterior(merged, mean)
+    return expectation, _shell_means(expectation.value, merged.weight > 0, unique, shells)
+
+
+def _shell_means(intensity: np.ndarray, seen: np.ndarray, unique: UniqueReflections, shells: Shells) -> np.ndarray:
+    total = shells.sum(np.where(seen, intensity / unique.epsilon, 0.0))
+    return _smooth(total, shells.sum(seen.astype(float)), unique, shells)
 
 
 def _smooth_means(sums: np.ndarray, unique: UniqueReflections, shells: Shells) -> np.ndarray:
+    return _smooth(shells.sum(sums[0].sum(axis=1)), shells.sum(sums[1].sum(axis=1) * unique.epsilon), unique, shells)
+
+
+def _smooth(total: np.ndarray, weight: np.ndarray, unique: UniqueReflections, shells: Shells) -> np.ndarray:
     # shells in which noise left a mean of zero or below take a small positive one: they expect nothing, which must
     # not become a division by it
-    weight = sums[1].sum(axis=1)
-    numerator = sums[0].sum(axis=1)
-    shell_weight = shells.sum(weight * unique.epsilon)
-    mean = np.divide(shells.sum(numerator), shell_weight, out=np.zeros(len(shells)), where=shell_weight > 0)
+    mean = np.divide(total, weight, out=np.zeros(len(shells)), where=weight > 0)
     highest = mean.max(initial=0.0)
     if highest <= 0:
         return np.ones(len(unique))

@@ -42,6 +42,7 @@ def next_command(assessment, parameters: Parameters) -> str:
         span = f":{source.first}:{source.last}" if source.first is not None else ""
         words.append(f"{source.kind}={source.name}{span}")
     words += [f"{name}={value}" for name, value in _choices(parameters).items() if value is not None]
+    words += parameters.reduction_given
     words.append("unit_cell=" + ",".join(f"{p:.2f}" for p in best.best_cell))
     words.append("space_group=" + (parameters.space_group or best.metric_symmetry).replace(" ", ""))
     words.append(f"output.directory={parameters.directory}")
@@ -63,6 +64,7 @@ def _choices(p: Parameters) -> dict[str, Any]:
         "batch_size": p.batch_size,
         "engine": p.engine,
         "keep_intermediate": p.keep_intermediate,
+        "live_merge": p.live_merge,
         "geometry_refinement.n_crystals": p.geometry.n_crystals,
         "geometry_refinement.images_to_use": f"{p.geometry.first}:{p.geometry.last}" if p.geometry.first else None,
         "beam_search": p.beam_search,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ class LiveReport:
         self.total = Statistics()
         self._batches: dict[int, Statistics] = {}
         self._bad: list[tuple[str, str, str]] = []
+        #: of all crystals so far, where they are merged as batches finish: statistics by shells, the last for all
+        self.merged: Any = None
+        self._growth: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._done = self._done_before = 0
         self._progress = Progress("images", n_images, shown)
@@ -62,9 +67,12 @@ class LiveReport:
         self._done = done
         self._progress.show(done)
 
-    def hear(self, number: int, statistics: Statistics, bad: list[tuple[str, str, str]]) -> None:
-        """A batch is finished."""
+    def hear(self, number: int, statistics: Statistics, bad: list[tuple[str, str, str]], merged: Any = None) -> None:
+        """A batch is finished; `merged` says how far the merged data have come with it."""
         self._batches[number] = statistics
+        self.merged = merged
+        if merged is not None:
+            self._growth.append({"batch": number, **_merged_so_far(merged)})
         self.total += statistics
         self._bad += bad
         for name, stage, reason in bad:
@@ -72,7 +80,8 @@ class LiveReport:
         rate = self._done / max(time.monotonic() - self._began, 1e-9)
         left = self._n_images - self._done_before - self._done
         title = f"\nBatch {number} of {self._batches_in_all}"
-        logger.info(text.progress_block(title, statistics, self.total, rate, left / rate if rate else None))
+        so_far = None if merged is None else _merged_so_far(merged)
+        logger.info(text.progress_block(title, statistics, self.total, rate, left / rate if rate else None, so_far))
         self._link(number)
         self._write("running")
 
@@ -97,6 +106,12 @@ class LiveReport:
             "left_out": self._bad,
             **more,
         }
+        if self.merged is not None:
+            content["live_merge"] = {
+                **_merged_so_far(self.merged),
+                "shells": [_of_shell(self.merged, k) for k in range(len(self.merged.d_min) - 1)],
+                "growth": self._growth,
+            }
         write_json(self._directory / "ssx_mpi.json", content)
 
     def conclude(self, state: str, seconds: float, dispatch: dict[str, Any]) -> None:
@@ -110,6 +125,33 @@ class LiveReport:
             *(100 * dispatch["coordinator_busy"], 100 * dispatch["waiting"]),
         )
         self._write(state, seconds=round(seconds, 3), dispatch=dispatch)
+
+
+def record_reduction(directory: Path, state: str, numbers: dict[str, Any] | None) -> None:
+    """Put what a reduction came to into ``ssx_mpi.json``, which says of the images what it said before."""
+    path = directory / "ssx_mpi.json"
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = {}
+    content["state"] = state
+    if numbers is not None:
+        content["reduction"] = numbers
+    write_json(path, content)
+
+
+def _merged_so_far(merged: Any) -> dict[str, Any]:
+    return {"n_crystals": merged.n_crystals, **_of_shell(merged, -1)}
+
+
+def _of_shell(merged: Any, k: int) -> dict[str, Any]:
+    cc_half = float(merged.cc_half[k])
+    return {
+        "d_min": round(float(merged.d_min[k]), 4),
+        "completeness": round(100 * float(merged.completeness[k]), 3),
+        "multiplicity": round(float(merged.multiplicity[k]), 4),
+        "cc_half": round(cc_half, 5) if math.isfinite(cc_half) else None,
+    }
 
 
 def _short(statistics: Statistics) -> dict[str, Any]:

@@ -60,6 +60,11 @@ def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float |
     }
 
 
+def overall(statistics: ShellStatistics) -> dict:
+    """Statistics of all shells together, under the keys of dials.merge.json, without what is null."""
+    return {name: value for name, value in _row(statistics, statistics.n_shells, False).items() if value is not None}
+
+
 def _number(value: float, form: str) -> str:
     width = form.split(".")[0]
     return " " * (int(width) - 1) + "-" if not math.isfinite(value) else f"{value:{form}}"

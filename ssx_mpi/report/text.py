@@ -33,9 +33,23 @@ def cell(parameters: Sequence[float] | None) -> str:
     return ", ".join([f"{p:.2f}" for p in parameters[:3]] + [f"{p:.1f}" for p in parameters[3:]])
 
 
-def progress_block(title: str, batch: Statistics, total: Statistics, rate: float, left: float | None) -> str:
-    """One batch and all batches so far, side by side."""
+def progress_block(
+    title: str,
+    batch: Statistics,
+    total: Statistics,
+    rate: float,
+    left: float | None,
+    merged: dict[str, Any] | None = None,
+) -> str:
+    """One batch and all batches so far, side by side; `merged` is how far the merged data have come."""
     rows = [[name, f(batch), f(total)] for name, f in _ROWS]
+    if merged is not None:
+        cc_half = "-" if merged["cc_half"] is None else f"{merged['cc_half']:.3f}"
+        rows += [
+            [f"completeness to {merged['d_min']:.2f} Å", "", f"{merged['completeness']:.1f}%"],
+            ["multiplicity", "", f"{merged['multiplicity']:.2f}"],
+            ["CC1/2", "", f"{cc_half} ({merged['n_crystals']} crystals)"],
+        ]
     lines = [title, tabulate(rows, headers=["", "this batch", "so far"], tablefmt="simple"), _speed(rate, left)]
     return "\n".join(line for line in lines if line)
 
@@ -85,6 +99,26 @@ def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
     rate = total.counts["images"] / seconds if seconds else 0.0
     parts.append(f"{total.counts['images']} images in {duration(seconds)} on {n_ranks} ranks, {_speed(rate, None)}")
     return "\n".join(parts)
+
+
+def reduction_block(numbers: dict[str, Any]) -> str:
+    """What became of the crystals in a reduction, and the statistics of each set of merged intensities."""
+    lines = [f"{n:7d} crystals {fate}" for fate, n in numbers["crystals"].items()]
+    for name, merged in numbers["merged"].items():
+        shown = [f"{title} {merged[key]:{form}}{unit}" for key, title, form, unit in _MERGED if key in merged]
+        lines.append(f"{name}: {', '.join(shown)}")
+    return "\n".join(lines)
+
+
+_MERGED = [
+    ("d_min", "resolution", ".2f", " Å"),
+    ("completeness", "completeness", ".1f", "%"),
+    ("multiplicity", "multiplicity", ".2f", ""),
+    ("i_over_sigma_mean", "I/sigma", ".1f", ""),
+    ("cc_one_half", "CC1/2", ".3f", ""),
+    ("r_split", "Rsplit", ".3f", ""),
+    ("cc_reference", "CC to the reference", ".3f", ""),
+]
 
 
 def beam_centre_line(found, n_hits: int, moved: bool) -> str:

@@ -66,6 +66,32 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Reduced:
+    """The ``merged.mtz`` of a run against the true intensities.
+
+    Attributes
+    ----------
+    n_merged
+        Unique reflections in it.
+    d_min
+        Its resolution, angstrom.
+    multiplicity
+        Observations to a reflection.
+    cc_truth
+        Correlation of its intensities with the true ones, in the setting where that is best.
+    deviation
+        Robust width (from the quartiles) of the differences to the true intensities, on a common scale, over their
+        sigmas: 1 where the sigmas are right.
+    """
+
+    n_merged: int
+    d_min: float
+    multiplicity: float
+    cc_truth: float
+    deviation: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A run measured against the truth; lattices are matched by orientation, up to the symmetry of the lattice.
 
@@ -89,6 +115,10 @@ class Comparison:
         Integrated reflections that were merged, and unique ones that came of them.
     cc_truth, cc_truth_scaled
         Correlation of merged and true intensities: as they are, and with one scale per crystal; nan if not integrated.
+    cc_counting
+        What the second could be at most: with no errors but those of counting.
+    reduced
+        The run's own merged intensities against the true ones; None where it has none.
     """
 
     hits: int
@@ -105,6 +135,8 @@ class Comparison:
     n_merged: int
     cc_truth: float
     cc_truth_scaled: float
+    cc_counting: float
+    reduced: Reduced | None = None
 
 
 def load_truth(folder: Path) -> Truth:
@@ -213,7 +245,7 @@ def match(truth: Truth, lattices: Iterable[Lattice]) -> Matches:
 
 @dataclass(frozen=True)
 class Observations:
-    """Integrated reflections of many crystals: indices (n, 3), and (n,) each of crystal number, counts and share.
+    """Integrated reflections of many crystals: indices (n, 3), and (n,) crystal number, counts, variance and share.
 
     The share of the full intensity that was recorded is partiality times polarization factor.
     """
@@ -221,6 +253,7 @@ class Observations:
     hkl: np.ndarray
     crystal: np.ndarray
     intensity: np.ndarray
+    variance: np.ndarray
     share: np.ndarray
 
 
@@ -240,12 +273,13 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         ids = table["id"].as_numpy_array()
         partiality = table["partiality"].as_numpy_array()
         good = table.get_flags(table.flags.integrated_sum).as_numpy_array() & (partiality > SMALLEST_PARTIALITY)
-        good &= table["intensity.sum.variance"].as_numpy_array() > 0
+        variance = table["intensity.sum.variance"].as_numpy_array()
+        good &= variance > 0
         hkl = table["miller_index"].as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
         intensity = table["intensity.sum.value"].as_numpy_array()
         s1 = table["s1"].as_double().as_numpy_array().reshape(-1, 3)
         share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
-        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], share[good]))
+        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], variance[good], share[good]))
         first += int(ids.max()) + 1
     if not any(len(part[0]) for part in parts):
         return None
@@ -307,8 +341,19 @@ def crystal_scales(unique: np.ndarray, observations: Observations, d_star_sq: np
     return scale / np.median(scale)
 
 
-def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float]:
-    """Unique reflections merged, and their correlation with the truth unscaled and with a scale per crystal."""
+def merging_correlations(truth: Truth, observations: Observations) -> tuple[int, float, float, float]:
+    """How the merged intensities correlate with the truth.
+
+    Returns
+    -------
+    n_merged : int
+        Unique reflections merged.
+    unscaled, scaled : float
+        Correlation without scales, and with one per crystal.
+    counting : float
+        The second if the errors were those of counting alone. With merged intensities k I + e and a mean variance N of
+        e from counting it is sqrt(V / (V + N)), V being the variance of k I.
+    """
     from cctbx import miller
     from cctbx.array_family import flex
 
@@ -323,23 +368,56 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
         observations.hkl[known],
         observations.crystal[known],
         observations.intensity[known],
+        observations.variance[known],
         observations.share[known],
     )
     true = array.data().as_numpy_array()
-    correlations = []
-    n_crystals = int(observations.crystal.max()) + 1
-    d_star_sq = array.d_star_sq().data().as_numpy_array()
-    for scale in (np.ones(n_crystals), crystal_scales(unique, observations, d_star_sq)):
-        merged, weight = merge(unique, observations, scale, len(true))
-        seen = weight > 0
-        correlations.append(float(np.corrcoef(merged[seen], true[seen])[0, 1]))
-    return int(seen.sum()), correlations[0], correlations[1]
+    scales = crystal_scales(unique, observations, array.d_star_sq().data().as_numpy_array())
+    unscaled, weight = merge(unique, observations, np.ones(len(scales)), len(true))
+    seen = weight > 0
+    scaled, weight = merge(unique, observations, scales, len(true))
+    noise = np.bincount(unique, observations.variance, len(true))[seen] / weight[seen] ** 2
+    slope, _ = np.polyfit(true[seen], scaled[seen], 1)
+    signal = slope**2 * np.var(true[seen])
+    return (
+        int(seen.sum()),
+        float(np.corrcoef(unscaled[seen], true[seen])[0, 1]),
+        float(np.corrcoef(scaled[seen], true[seen])[0, 1]),
+        float(np.sqrt(signal / (signal + noise.mean()))),
+    )
+
+
+def compare_merged(truth: Truth, path: Path) -> Reduced:
+    """Measure merged intensities, as ``merged.mtz`` of a run has them, against the truth."""
+    from cctbx import miller
+    from cctbx.array_family import flex
+    from iotbx import mtz
+
+    columns = {array.info().labels[0]: array for array in mtz.object(str(path)).as_miller_arrays()}
+    array, true = columns["IMEAN"], truth.intensities.map_to_asu()
+    hkl = array.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+    intensity, sigma = array.data().as_numpy_array(), array.sigmas().as_numpy_array()
+    row = {index: i for i, index in enumerate(true.indices())}
+    best = (-np.inf, np.nan)
+    for rotation in lattice_rotations(true.unit_cell(), true.space_group()):
+        moved = flex.miller_index([tuple(map(int, index)) for index in np.rint(hkl @ rotation.T)])
+        rows = np.array([row.get(index, -1) for index in miller.set(true, moved, False).map_to_asu().indices()])
+        known = rows >= 0
+        ours, theirs, error = intensity[known], true.data().as_numpy_array()[rows[known]], sigma[known]
+        scale = np.sum(ours * theirs / error**2) / np.sum((theirs / error) ** 2)
+        low, high = np.quantile((ours - scale * theirs) / error, (0.25, 0.75))
+        best = max(best, (float(np.corrcoef(ours, theirs)[0, 1]), float(high - low) / 1.349))
+    return Reduced(len(hkl), float(array.d_min()), float(np.mean(list(columns["N"].data()))), *best)
 
 
 def compare(
-    truth: Truth, lattices: list[Lattice], geometry: Geometry, observations: Observations | None = None
+    truth: Truth,
+    lattices: list[Lattice],
+    geometry: Geometry,
+    observations: Observations | None = None,
+    merged: Path | None = None,
 ) -> Comparison:
-    """Measure a run, given as its lattices, its geometry and its integrated reflections, against the truth."""
+    """Measure a run, given as its lattices, geometry, integrated reflections and merged file, against the truth."""
     matches = match(truth, lattices)
     right = matches.true >= 0
     found = set(matches.true[right].tolist())
@@ -349,9 +427,9 @@ def compare(
     hits = {image for image, n in on_image.items() if n >= ENOUGH_SPOTS}
     indexed = {truth.lattices[i].image for i in found}
     strong = {i for i, n in enumerate(truth.visible_spots) if n >= ENOUGH_SPOTS}
-    n_merged, cc, cc_scaled = 0, np.nan, np.nan
+    n_merged, cc, cc_scaled, cc_counting = 0, np.nan, np.nan, np.nan
     if observations is not None:
-        n_merged, cc, cc_scaled = merging_correlations(truth, observations)
+        n_merged, cc, cc_scaled, cc_counting = merging_correlations(truth, observations)
     offset = np.subtract(geometry.beam_centre_mm, truth.geometry.beam_centre_mm)
     return Comparison(
         hits=len(hits),
@@ -368,6 +446,8 @@ def compare(
         n_merged=n_merged,
         cc_truth=float(cc),
         cc_truth_scaled=float(cc_scaled),
+        cc_counting=float(cc_counting),
+        reduced=None if merged is None else compare_merged(truth, merged),
     )
 
 
@@ -392,7 +472,9 @@ def compare_run(truth_folder: Path, run_folder: Path) -> Comparison:
     experiment_files, tables = run_files(run_folder)
     read = [read_experiments(path) for path in experiment_files]
     lattices = [lattice for found, _ in read for lattice in found]
-    return compare(load_truth(truth_folder), lattices, read[0][1], read_observations(tables))
+    merged = run_folder / "DataFiles" / "merged.mtz"
+    observations = read_observations(tables)
+    return compare(load_truth(truth_folder), lattices, read[0][1], observations, merged if merged.is_file() else None)
 
 
 def table(comparison: Comparison) -> str:
@@ -409,11 +491,20 @@ def table(comparison: Comparison) -> str:
         ("error of the beam centre", f"{c.beam_centre_error_mm:.4f} mm"),
         ("error of the distance", f"{c.distance_error_mm:+.4f} mm"),
     ]
-    if c.n_observations:
+    if c.reduced is not None:
+        r = c.reduced
+        rows += [
+            ("merged.mtz: reflections, to", f"{r.n_merged}, {r.d_min:.2f} angstrom"),
+            ("multiplicity", f"{r.multiplicity:.2f}"),
+            ("CC with true intensities", f"{r.cc_truth:.4f}"),
+            ("deviations from them over their sigmas", f"{r.deviation:.2f}"),
+        ]
+    elif c.n_observations:
         rows += [
             ("observations, unique reflections", f"{c.n_observations}, {c.n_merged}"),
             ("CC with true intensities", f"{c.cc_truth:.4f}"),
             ("the same, one scale per crystal", f"{c.cc_truth_scaled:.4f}"),
+            ("and if counting were the only error", f"{c.cc_counting:.4f}"),
         ]
     return "\n".join(f"  {name:<40s}{value}" for name, value in rows)
 

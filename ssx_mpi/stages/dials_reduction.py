@@ -9,14 +9,25 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from dials.array_family import flex
-from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 from dxtbx.model import ExperimentList
 from iotbx import phil
 
 logger = logging.getLogger(__name__)
+
+
+# what xia2 sets for stills; the user's file wins
+_STILLS = {
+    "model": "KB",
+    "weighting.error_model.reset_error_model": "True",
+    "scaling_options.outlier_rejection": "simple",
+    "scaling_options.outlier_zmax": "4.0",
+    "reflection_selection.method": "intensity_ranges",
+    "reflection_selection.Isigma_range": "2.0,0.0",
+}
 
 
 class DialsReductionError(RuntimeError):
@@ -29,6 +40,35 @@ class DialsData:
 
     experiments: ExperimentList
     reflections: flex.reflection_table
+
+
+def user_values(name: str, path: Path) -> dict[str, Any]:
+    """What a user's file sets for dials.scale (name "scaling") or dials.merge ("merging"), by path.
+
+    Raises
+    ------
+    DialsReductionError
+        When the file cannot be read, is no PHIL, or names a parameter that the program does not have.
+    """
+    from dials.command_line import merge as merge_program
+    from dials.command_line import scale as scale_program
+
+    program, scope = {
+        "scaling": ("dials.scale", scale_program.phil_scope),
+        "merging": ("dials.merge", merge_program.phil_scope),
+    }[name]
+    try:
+        theirs = phil.parse(path.read_text())
+        working, unused = scope.fetch(sources=[theirs], track_unused_definitions=True)
+        named = {definition.path for definition in theirs.all_definitions()}
+        values = {d.path: d.object.extract() for d in working.all_definitions() if d.path in named}
+    except OSError as error:
+        raise DialsReductionError(f"{name}.phil={path}: cannot be read ({error.strerror})") from None
+    except Exception as error:  # PHIL raises RuntimeError, Sorry and bare exceptions for malformed text
+        raise DialsReductionError(f"{name}.phil={path}: not valid PHIL ({str(error).splitlines()[0]})") from None
+    if unused:
+        raise DialsReductionError(f"{name}.phil={path}: {program} has no parameter {unused[0].path}")
+    return values
 
 
 def read(stems: list[Path]) -> DialsData:
@@ -56,10 +96,13 @@ def scale(
     overrides
         Further assignments, such as ``full_matrix=True``, which win over all.
     """
+    from dials.algorithms.scaling.scaling_utilities import BadDatasetForScalingException
     from dials.command_line.scale import phil_scope, run_scaling
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
-    params = _parameters(phil_scope, phil_file, overrides, {"model": "KB"})
-    params.cut_data.partiality_cutoff = partiality_threshold
+    params = _parameters(phil_scope, phil_file, overrides, _STILLS)
+    # by default dials.scale fits its model to nearly full reflections, of which stills have few or none
+    params.cut_data.partiality_cutoff = params.reflection_selection.min_partiality = partiality_threshold
     params.anomalous = anomalous
     params.reflection_selection.intensity_choice = "sum"
     params.output.html = None
@@ -74,8 +117,8 @@ def scale(
             # pandas has opinions on the DIALS of Debian
             warnings.simplefilter("ignore", FutureWarning)
             scaled, joint = run_scaling(params, experiments, tables)
-    except (ValueError, RuntimeError) as error:
-        raise DialsReductionError(f"dials.scale: {error}") from error
+    except (ValueError, RuntimeError, BadDatasetForScalingException) as error:
+        raise DialsReductionError(f"dials.scale: {' '.join(str(error).split())}") from error
     return DialsData(scaled, joint)
 
 
@@ -117,6 +160,7 @@ def cosym_settings(
     """Setting that dials.cosym gives each crystal: (3, 3) such that indices become ``hkl @ matrix``, by identifier."""
     from cctbx import sgtbx
     from dials.command_line.cosym import cosym, phil_scope
+    from dials.util.multi_dataset_handling import assign_unique_identifiers, parse_multiple_datasets
 
     params = _parameters(phil_scope, phil_file, (), {})
     params.space_group = sgtbx.space_group_info(space_group)
@@ -175,6 +219,6 @@ def _parameters(scope, phil_file: Path | None, overrides: tuple[str, ...], ours:
     interpreter = scope.command_line_argument_interpreter()
     sources = [interpreter.process(f"{name}={value}") for name, value in ours.items()]
     if phil_file is not None:
-        sources.insert(0, phil.parse(file_name=str(phil_file)))
+        sources.append(phil.parse(file_name=str(phil_file)))
     sources.extend(interpreter.process(text) for text in overrides)
     return scope.fetch(sources=sources).extract()

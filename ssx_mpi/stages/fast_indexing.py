@@ -1,8 +1,10 @@
 """Indexing of one still by the fast kernels: what ``dials.ssx_index`` does for an image, with the same parameters.
 
-A lattice is searched for in the spots that the lattices found so far leave, the best of a few candidates is taken, and
-all lattices are refined together: spots assigned to the nearest lattice, positional outliers rejected, then those whose
-delta psi lies outside the reflecting zone of the mosaic model, as in the stills indexer of DIALS.
+A lattice is searched for in the spots that the lattices found so far leave. As in the stills indexer of DIALS, a few
+candidates are refined without symmetry, the one of the smallest rmsd says which spots are the lattice's and what their
+indices are, and all lattices are refined together with their symmetry. Each refinement goes in three rounds: positional
+outliers rejected after the first, then also the spots whose delta psi lies outside the reflecting zone of the mosaic
+model.
 """
 
 from __future__ import annotations
@@ -32,17 +34,16 @@ logger = logging.getLogger(__name__)
 # candidates that are refined against the spots; the search has ranked them by what they explain
 _MAX_REFINED = 4
 _WORTH_REFINING = 0.7
-_WORTH_REPEATING = 0.93
 _SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
 _MAX_CHANCE = -6.0
 # of unknown cells the smallest that explains this share of the most spots
 _NEARLY_AS_MANY = 0.8
+# angstrom: the distance of neighbouring spots tells the longest axis, but on a still of 70 spots it told 52 for 96
+_LONG_CELL = 150.0
 # what the Fourier search of DIALS asks for
 _MIN_SPOTS = 8
-# assigning indices and rejecting outliers depend on the lattice: repeated while the fit gets better
-_MAX_CYCLES = 3
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Settings:
     half_mosaicity: float | None
     min_cell: float
     min_volume: float
+    candidates_with_symmetry: bool
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,14 @@ class FoundLattice:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A lattice that may be taken: `indexing` gave its spots their indices, `fit` was refined with them."""
+
+    indexing: Lattice
+    fit: FoundLattice
+
+
+@dataclass(frozen=True)
 class Target:
     """The cell that is looked for, prepared for search and refinement.
 
@@ -109,6 +119,11 @@ class Target:
     known: lattice_search.KnownLattice
     to_reduced: np.ndarray
     variants: list[np.ndarray]
+
+    def triclinic(self, direct: np.ndarray) -> Target:
+        """The same target with all strains free, for the basis `direct` (rows, angstrom)."""
+        strains = lattice_refinement.invariant_strains(np.eye(3)[None])
+        return replace(self, model=CellModel(direct, strains, self.model.primitive))
 
     @classmethod
     def from_cell(cls, unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Target:
@@ -211,7 +226,8 @@ class FastIndexer:
     def discover(self, spots: Spots, pixel_size: float, max_cell: float) -> Target | None:
         """The cell of a still of unknown cell, in the setting of the space group; None when there is none.
 
-        Of the cells that explain nearly as many spots as any the smallest is taken: the others are its multiples.
+        Of the cells that explain nearly as many spots as any, the smallest that the space group allows is taken: the
+        others are its multiples.
         """
         bases, _ = lattice_search.search_unknown(spots.q, self.settings.min_cell, max_cell, self.settings.min_volume)
         fits = []
@@ -225,16 +241,13 @@ class FastIndexer:
                 continue
             if fit.rmsd_px > self.settings.max_rmsd_px or self._chance(spots, fit, len(spots), target) > _MAX_CHANCE:
                 continue
-            crystal = self._with_symmetry(fit.lattice)
-            if crystal is not None:
-                fits.append((len(fit.spots), crystal))
-        if not fits:
-            return None
-        most = max(n for n, _ in fits)
-        smallest = min(
-            (crystal for n, crystal in fits if n >= _NEARLY_AS_MANY * most), key=lambda c: c.get_unit_cell().volume()
-        )
-        return Target.from_cell(smallest.get_unit_cell(), self._space_group)
+            fits.append(fit)
+        enough = _NEARLY_AS_MANY * max((len(f.spots) for f in fits), default=0)
+        fits.sort(key=lambda f: (len(f.spots) < enough, abs(np.linalg.det(f.lattice.basis))))
+        # the metric symmetry of a cell takes longer to find than the cell
+        symmetric = (self._with_symmetry(f.lattice) for f in fits)
+        crystal = next((c for c in symmetric if c is not None), None)
+        return None if crystal is None else Target.from_cell(crystal.get_unit_cell(), self._space_group)
 
     def _with_symmetry(self, lattice: Lattice) -> Crystal | None:
         crystal = _crystal(lattice_search.reduce_basis(lattice.direct), sgtbx.space_group("P 1"))
@@ -261,12 +274,12 @@ class FastIndexer:
             candidate = self._best_candidate(spots.select(free), pixel_size, found, target)
             if candidate is None:
                 break
+            lattices = [f.lattice for f in found]
+            owner, h = self._assign(spots, usable, [*lattices, candidate.indexing], target)
             if not found:
-                found = [replace(candidate, spots=free[candidate.spots])]
-                owner, _ = self._assign(spots, usable, [candidate.lattice], target)
+                found = [replace(candidate.fit, spots=free[candidate.fit.spots])]
                 continue
-            lattices = [f.lattice for f in found] + [candidate.lattice]
-            owner, h = self._assign(spots, usable, lattices, target)
+            lattices.append(candidate.fit.lattice)
             try:
                 together = self._refine_together(spots, owner, h, lattices, pixel_size, target)
             except _NoFit as reason:
@@ -285,46 +298,90 @@ class FastIndexer:
 
     def _best_candidate(
         self, spots: Spots, pixel_size: float, found: list[FoundLattice], target: Target
-    ) -> FoundLattice | None:
+    ) -> Candidate | None:
         settings = self.settings
         if len(spots) < _MIN_SPOTS:
             return None
         bases, score = lattice_search.search_known(
             spots.q, target.known, settings.length_tolerance, settings.angle_tolerance
         )
-        fits: list[FoundLattice] = []
-        tried = 0
-        for basis, worth in zip(bases, score):
-            if tried >= _MAX_REFINED or worth < _WORTH_REFINING * score[0]:
-                break
-            for variant in target.variants:
-                start = lattice_refinement.nearest_lattice(
-                    np.linalg.inv(target.to_reduced) @ variant @ basis, target.model
-                )
-                if any(
-                    _misorientation(start, f.lattice, target.known.rotations) < settings.minimum_angular_separation
-                    for f in found
-                ):
-                    continue
-                tried += 1
-                try:
-                    fits.append(self._refine_alone(spots, start, pixel_size, target))
-                except _NoFit as reason:
-                    logger.debug("candidate rejected: %s", reason)
-        if not fits:
+        candidates: list[Candidate] = []
+        for basis in bases[score >= _WORTH_REFINING * score.max(initial=0.0)][:_MAX_REFINED]:
+            if any(self._is_near(basis, f, target) for f in found):
+                continue
+            try:
+                candidates.append(self._candidate(spots, basis, pixel_size, target))
+            except _NoFit as reason:
+                logger.debug("candidate rejected: %s", reason)
+        if not candidates:
             return None
-        limit = _WORTH_REPEATING * max(map(self._quality, fits))
-        best = max(
-            (self._repeat(spots, fit, pixel_size, target) for fit in fits if self._quality(fit) >= limit),
-            key=self._quality,
-        )
-        if best.rmsd_px > settings.max_rmsd_px:
-            logger.debug("best candidate rejected: rmsd of %.2f px", best.rmsd_px)
-            return None
-        if self._chance(spots, best, len(spots), target) > _MAX_CHANCE:
-            logger.debug("best candidate rejected: its %d spots may agree by chance", len(best.spots))
+        best = max(candidates, key=lambda c: self._quality(c.fit))
+        if self._chance(spots, best.fit, len(spots), target) > _MAX_CHANCE:
+            logger.debug("best candidate rejected: its %d spots may agree by chance", len(best.fit.spots))
             return None
         return best
+
+    def _is_near(self, basis: np.ndarray, found: FoundLattice, target: Target) -> bool:
+        back = np.linalg.inv(target.to_reduced)
+        limit = self.settings.minimum_angular_separation
+        return any(
+            _misorientation(
+                lattice_refinement.nearest_lattice(back @ variant @ basis, target.model),
+                found.lattice,
+                target.known.rotations,
+            )
+            < limit
+            for variant in target.variants
+        )
+
+    def _candidate(self, spots: Spots, basis: np.ndarray, pixel_size: float, target: Target) -> Candidate:
+        """The lattice near a reduced basis: indexed by the best fit without symmetry, refined with it."""
+        best = self._fit_for_indexing(spots, basis, pixel_size, target)
+        if best.rmsd_px > self.settings.max_rmsd_px:
+            raise _NoFit(f"rmsd of {best.rmsd_px:.2f} px")
+        reduced = target.to_reduced @ best.lattice.direct
+        every = np.ones(len(spots), dtype=bool)
+        candidates = []
+        for variant in target.variants:
+            direct = np.linalg.inv(target.to_reduced) @ variant @ reduced
+            indexing = Lattice(np.eye(3), direct)
+            owner, h = self._assign(spots, every, [indexing], target)
+            start = lattice_refinement.nearest_lattice(direct, target.model)
+            try:
+                fit = self._refine_together(spots, owner, h, [start], pixel_size, target)[0]
+            except _NoFit as reason:
+                logger.debug("setting rejected: %s", reason)
+                continue
+            candidates.append(Candidate(indexing, fit))
+        if not candidates:
+            raise _NoFit("no setting of the symmetry fits")
+        return max(candidates, key=lambda c: self._quality(c.fit))
+
+    def _fit_for_indexing(self, spots: Spots, basis: np.ndarray, pixel_size: float, target: Target) -> FoundLattice:
+        """Of the fits near a reduced basis, without symmetry unless it is asked for, that of the smallest rmsd."""
+        back = np.linalg.inv(target.to_reduced)
+        fits = []
+        for number, start in enumerate(lattice_search.spectral_bases(spots.q, basis) or [basis]):
+            direct = back @ start
+            try:
+                # what the first fit leaves out or takes in moves the second: the way from the mean of many vectors is
+                # farther than that from three
+                for _ in range(2 if number == 0 else 1):
+                    fit = self._refine_candidate(spots, direct, pixel_size, target)
+                    direct = fit.lattice.direct
+            except _NoFit as reason:
+                logger.debug("start rejected: %s", reason)
+                continue
+            fits.append(fit)
+        if not fits:
+            raise _NoFit("no fit from any start")
+        return min(fits, key=lambda f: f.rmsd_px)
+
+    def _refine_candidate(self, spots: Spots, direct: np.ndarray, pixel_size: float, target: Target) -> FoundLattice:
+        if self.settings.candidates_with_symmetry:
+            start = lattice_refinement.nearest_lattice(direct, target.model)
+            return self._refine_alone(spots, start, pixel_size, target)
+        return self._refine_alone(spots, Lattice(np.eye(3), direct), pixel_size, target.triclinic(direct))
 
     def _chance(self, spots: Spots, fit: FoundLattice, n_searched: int, target: Target) -> float:
         return lattice_refinement.chance(
@@ -336,17 +393,6 @@ class FastIndexer:
             len(target.known.rotations),
             abs(float(np.linalg.det(target.known.basis))),
         )
-
-    def _repeat(self, spots: Spots, fit: FoundLattice, pixel_size: float, target: Target) -> FoundLattice:
-        for _ in range(_MAX_CYCLES):
-            try:
-                again = self._refine_alone(spots, fit.lattice, pixel_size, target)
-            except _NoFit:
-                break
-            if self._quality(again) <= 1.001 * self._quality(fit):
-                break
-            fit = again
-        return fit
 
     def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float, target: Target) -> FoundLattice:
         owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start], target)
@@ -504,9 +550,9 @@ def _misorientation(one: Lattice, other: Lattice, rotations: np.ndarray) -> floa
 
 
 def _longest_cell(table: Any) -> float | None:
-    # what DIALS takes for max_cell=Auto when the spots are those of one image
+    # what DIALS takes for max_cell=Auto; it can take the longest of all images, which is not known here
     try:
-        return find_max_cell(table).max_cell
+        return max(find_max_cell(table).max_cell, _LONG_CELL)
     except (DialsIndexError, AssertionError) as error:
         logger.debug("no estimate of the longest cell axis: %s", error)
         return None
@@ -535,6 +581,7 @@ def read_settings(params: Any) -> Settings:
         half_mosaicity=stills.set_mosaic_half_deg_value,
         min_cell=indexing.min_cell,
         min_volume=indexing.min_cell_volume,
+        candidates_with_symmetry=stills.refine_candidates_with_known_symmetry,
     )
 
 

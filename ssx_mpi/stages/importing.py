@@ -6,13 +6,16 @@ to be broadcast, and :class:`ExperimentMaker` makes the DIALS experiment of one 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import logging
 import os
 import re
+import sys
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -28,24 +31,32 @@ _HDF5_SUFFIXES = (".h5", ".nxs", ".hdf5", ".nx5", ".cxi")
 _IMAGE_SUFFIXES = (".cbf", ".img", ".mccd", ".tif", ".edf", ".smv", ".bz2", ".gz")
 # what tells one detector from another in an NXmx file; timestamps and exposures may differ
 _DETECTOR_FIELDS = (
-    "beam_center_x",
-    "beam_center_y",
-    "detector_distance",
-    "distance",
-    "x_pixel_size",
-    "y_pixel_size",
-    "sensor_thickness",
+    b"beam_center_x",
+    b"beam_center_y",
+    b"detector_distance",
+    b"distance",
+    b"x_pixel_size",
+    b"y_pixel_size",
+    b"sensor_thickness",
 )
+# of a field; more would be numbers of each image
+_MOST_NUMBERS = 64
+# how many images of a source are looked at for one whose header can be read
+_MOST_TRIED = 1000
 _IDENTIFIER_SPACE = uuid.UUID("a4b8f0a6-5f5b-5c0e-9d52-0f5d5f0c7a11")
 
 
 @dataclass(frozen=True)
 class StackSource:
-    """Consecutive images of one file that holds many: images `offset` to `offset` + `count` - 1, counted from zero."""
+    """Consecutive images of one file that holds many: images `offset` to `offset` + `count` - 1, counted from zero.
+
+    `detector` tells the detector of the file from another; None where only dxtbx can tell.
+    """
 
     path: str
     offset: int
     count: int
+    detector: str | None = field(default=None, compare=False)
 
     def locate(self, i: int) -> tuple[str, int | None]:
         return self.path, self.offset + i
@@ -98,9 +109,9 @@ class ImageSources:
         text = f"{path}#{'' if index is None else index}#{'' if lattice is None else lattice}"
         return str(uuid.uuid5(_IDENTIFIER_SPACE, text))
 
-    def firsts(self) -> list[int]:
-        """The first image of each source."""
-        return [0, *(int(end) for end in self._ends[:-1])] if self.sources else []
+    def ranges(self) -> list[range]:
+        """The images of each source."""
+        return [range(int(end) - s.count, int(end)) for end, s in zip(self._ends, self.sources)]
 
     def as_json(self) -> list[dict]:
         """The sources as plain data, for people."""
@@ -147,23 +158,37 @@ def find_images(requested: tuple[Source, ...]) -> ImageSources:
     """
     if not requested:
         raise InputError("no images given: use image=, template= or directory=")
-    # a generator for each kind keeps memory at the size of the result
-    finders = {"image": _find_image, "template": _find_template, "directory": _find_directory}
-    return ImageSources(tuple(itertools.chain.from_iterable(finders[s.kind](s) for s in requested)))
+    return ImageSources(tuple(_find(requested)))
 
 
-def _find_image(source: Source):
-    path = Path(source.name)
-    if not path.is_file():
+def _find(requested: tuple[Source, ...]):
+    # generators keep memory at the size of the result
+    for single, group in itertools.groupby(requested, _is_single_image):
+        if single:
+            yield from _numbered(_checked_file(source) for source in group)
+            continue
+        for source in group:
+            finder = {"image": _find_stack, "template": _find_template, "directory": _find_directory}[source.kind]
+            yield from finder(source)
+
+
+def _is_single_image(source: Source) -> bool:
+    return source.kind == "image" and not source.name.lower().endswith(_HDF5_SUFFIXES)
+
+
+def _checked_file(source: Source) -> str:
+    if not Path(source.name).is_file():
         raise InputError(f"image={source.name}: there is no such file")
-    if path.suffix.lower() in _HDF5_SUFFIXES:
-        total = _images_in_hdf5(path)
-        first, last = _checked_range(source, 1, total)
-        yield StackSource(str(path), first - 1, last - first + 1)
-    else:
-        if source.first is not None and (source.first, source.last) != (1, 1):
-            raise InputError(f"image={source.name}:{source.first}:{source.last}: the file holds one image")
-        yield from _numbered([str(path)])
+    if _is_single_image(source) and source.first is not None and (source.first, source.last) != (1, 1):
+        raise InputError(f"image={source.name}:{source.first}:{source.last}: the file holds one image")
+    return source.name
+
+
+def _find_stack(source: Source):
+    path = Path(_checked_file(source))
+    total, detector = _look_into_hdf5(path)
+    first, last = _checked_range(source, 1, total)
+    yield StackSource(str(path), first - 1, last - first + 1, detector)
 
 
 def _checked_range(source: Source, lowest: int, highest: int) -> tuple[int, int]:
@@ -215,12 +240,12 @@ def _find_directory(source: Source):
     # data files beside a master or .nxs file are read through it
     leading = [n for n in stacks if n.endswith("_master.h5")] or [n for n in stacks if n.endswith((".nxs", ".nx5"))]
     for name in sorted(leading or stacks):
-        yield from _find_image(Source("image", str(folder / name)))
+        yield from _find_stack(Source("image", str(folder / name)))
     if not stacks:
         raise InputError(f"directory={source.name}: it holds no image files")
 
 
-def _numbered(paths: list[str]):
+def _numbered(paths: Iterable[str]):
     """Sources for single-image files: runs of names that differ by their last number become one source."""
 
     def parts(path: str):
@@ -240,106 +265,151 @@ def _small(numbers: np.ndarray) -> np.ndarray:
     return numbers.astype(np.int32) if numbers[-1] < 2**31 else numbers
 
 
-def _images_in_hdf5(path: Path) -> int:
+def _look_into_hdf5(path: Path) -> tuple[int, str | None]:
+    """Number of images in an HDF5 file, and what tells its detector from another; the file is opened once."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            shape = _stack_shape(file)
+            root = h5py.h5o.open(file.id, b"/")
+            shape = _stack_shape(root)
+            detector = _detector_fingerprint(root, shape)
     except (OSError, RuntimeError, KeyError) as error:
         raise InputError(f"image={path}: not a readable HDF5 file ({_first_line(error)})") from None
-    return shape[0] if shape else _images_by_dxtbx(path)
+    return (shape[0] if shape else _images_by_dxtbx(path)), detector
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _stack_shape(file) -> tuple[int, ...] | None:
+def _stack_shape(root) -> tuple[int, ...] | None:
     """Shape of the images in an NXmx file, (images, [panels,] slow, fast), or None where its layout is another."""
-    for entry in file.values():
-        data = entry.get("data") if hasattr(entry, "get") else None
-        if data is None or not hasattr(data, "keys"):
-            continue
-        if "data" in data and data["data"].ndim >= 3:
-            return data["data"].shape
-        linked = [k for k in sorted(data.keys()) if re.fullmatch(r"data_\d+", k)]
+    for entry in _members(root):
+        data = _member(entry, b"data")
+        stack = _member(data, b"data")
+        if len(getattr(stack, "shape", ())) >= 3:
+            return stack.shape
+        linked = [name for name in _names_in(data) if re.fullmatch(rb"data_\d+", name)]
         # the links of a master file may run past the data files that were written
-        shapes = [data[k].shape for k in linked if data.get(k) is not None]
+        shapes = [found.shape for name in sorted(linked) if (found := _member(data, name)) is not None]
         if shapes:
             return (sum(s[0] for s in shapes), *shapes[0][1:])
     return None
 
 
+# HDF5 objects by their low-level identifiers: thousands of files are looked into, and h5py's File, Group and Dataset
+# take several times as long
+
+
+def _names_in(group) -> list[bytes]:
+    import h5py
+
+    return list(group) if isinstance(group, h5py.h5g.GroupID) else []
+
+
+def _member(group, name: bytes):
+    """What `group` has under `name`; None where it is no group, or the name or what it links to is not there."""
+    import h5py
+
+    if not isinstance(group, h5py.h5g.GroupID):
+        return None
+    try:
+        return h5py.h5o.open(group, name)
+    except (KeyError, OSError):
+        return None
+
+
+def _members(group):
+    return (_member(group, name) for name in _names_in(group))
+
+
 def _images_by_dxtbx(path: Path) -> int:
-    return len(format_class(str(path)).get_imageset([str(path)], as_imageset=True))
+    try:
+        return len(_format_class(str(path)).get_imageset([str(path)], as_imageset=True))
+    except BadImage as error:
+        raise InputError(f"image={error}") from None
 
 
-def format_class(path: str):
+def _format_class(path: str):
     """The dxtbx format class that reads `path`.
 
     Raises
     ------
-    InputError
+    BadImage
         When dxtbx knows no format for the file.
     """
     from dxtbx.format.Registry import get_format_class_for_file
 
     found = get_format_class_for_file(path)
     if found is None:
-        raise InputError(f"image={path}: dxtbx knows no format for this file")
+        raise BadImage(path, "dxtbx knows no format for it")
     return found
 
 
-def detector_fingerprint(path: str) -> tuple | None:
-    """What tells the detector of an HDF5 file from another, cheaply; None where only dxtbx can tell."""
+def _detector_fingerprint(root, shape: tuple[int, ...] | None) -> str | None:
+    """What tells the detector of an HDF5 file from another; None where only dxtbx can tell."""
+    instruments = (_member(entry, b"instrument") for entry in _members(root))
+    fields = [
+        (name, _numbers(dataset))
+        for instrument in instruments
+        for group in _members(instrument)
+        for name in _DETECTOR_FIELDS
+        if (dataset := _member(group, name)) is not None
+    ]
+    if shape is None or not fields:
+        return None
+    # the same object for the same detector, or the sources of thousands of files would take its size each
+    return sys.intern(hashlib.sha256(repr((shape[1:], fields)).encode()).hexdigest()[:16])
+
+
+def _numbers(dataset) -> list[float] | None:
+    """A small dataset of numbers; None for others."""
     import h5py
 
-    if not path.lower().endswith(_HDF5_SUFFIXES):
+    if not isinstance(dataset, h5py.h5d.DatasetID) or dataset.get_space().get_simple_extent_npoints() > _MOST_NUMBERS:
         return None
-    with h5py.File(path, "r") as file:
-        shape = _stack_shape(file)
-        detectors = [
-            group
-            for entry in file.values()
-            if hasattr(entry, "get") and (instrument := entry.get("instrument")) is not None
-            for group in instrument.values()
-            if hasattr(group, "get") and any(name in group for name in _DETECTOR_FIELDS)
-        ]
-        if shape is None or not detectors:
-            return None
-        values = tuple(
-            tuple(np.round(np.ravel(group[name][()]).astype(float), 9))
-            for group in detectors
-            for name in _DETECTOR_FIELDS
-            if name in group and group[name].size <= 64
-        )
-    return (*shape[1:], values)
+    if dataset.get_type().get_class() not in (h5py.h5t.INTEGER, h5py.h5t.FLOAT):
+        return None
+    values = np.empty(dataset.shape)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values.ravel().round(9).tolist()
 
 
-def check_same_detector(images: ImageSources, reader: ExperimentMaker) -> None:
+def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[int]:
     """Make sure that all sources come from the same detector at the same place.
+
+    Returns
+    -------
+    list of int
+        The images whose headers were read for that: of each source the first that can be read, but of HDF5 files with
+        equal detectors that of the first file alone.
 
     Raises
     ------
     InputError
-        Naming the two sources that differ.
+        Naming the two sources that differ, or a source of which no image can be read.
     """
-    reference = reader.experiment(0).detector
-    seen: set[tuple] = set()
-    start = 0
-    for source in images.sources:
-        path, _ = source.locate(0)
-        fingerprint = detector_fingerprint(path)
-        if fingerprint is None or fingerprint not in seen:
-            if not reader.header_detector(start).is_similar_to(reference, ignore_trusted_range=True):
-                raise InputError(
-                    f"the detector of {path} differs from that of {images.locate(0)[0]}: process them separately, "
-                    "or give one geometry for both as starting_geometry= or reference_geometry="
-                )
-            if fingerprint is not None:
-                seen.add(fingerprint)
-        start += source.count
+    reference = None
+    seen: set[str] = set()
+    read: list[int] = []
+    for source, among in zip(images.sources, images.ranges()):
+        fingerprint = source.detector if isinstance(source, StackSource) else None
+        if fingerprint in seen:
+            continue
+        image = maker.first_readable(among)
+        read.append(image)
+        detector = maker.header_detector(image)
+        if reference is None:
+            reference = detector
+        elif not detector.is_similar_to(reference, ignore_trusted_range=True):
+            raise InputError(
+                f"the detector of {images.locate(image)[0]} differs from that of {images.locate(read[0])[0]}: "
+                "process them separately, or give one geometry for both as starting_geometry= or reference_geometry="
+            )
+        if fingerprint is not None:
+            seen.add(fingerprint)
+    return read
 
 
 def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
@@ -352,20 +422,32 @@ def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
     InputError
         When HDF5 lacks the plugin.
     """
-    for image in images.firsts():
-        path, _ = images.locate(image)
-        if not path.lower().endswith(_HDF5_SUFFIXES):
+    for source, among in zip(images.sources, images.ranges()):
+        if not isinstance(source, StackSource) or not source.path.lower().endswith(_HDF5_SUFFIXES):
             continue
+        image, path = among[0], source.path
         try:
             FrameReader()(maker.experiment(image).imageset)
         except BadImage as error:
             if re.search(r"filter|plugin", error.details, re.IGNORECASE):
                 raise InputError(
-                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): pip install hdf5plugin"
+                    f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): "
+                    "pip install --ignore-installed --no-deps hdf5plugin"
                 ) from None
         except Exception as error:  # whatever else is wrong with a damaged file, the run says of each image
             logger.debug("the first image of %s cannot be checked: %s", path, error)
         return
+
+
+@contextlib.contextmanager
+def _reading_header(images: ImageSources, image: int):
+    """Turn whatever comes up in dxtbx for a damaged header into BadImage."""
+    try:
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage(images.name(image), "header cannot be read", f"{type(error).__name__}: {error}") from error
 
 
 class ExperimentMaker:
@@ -410,16 +492,43 @@ class ExperimentMaker:
         return ExperimentMaker(self.images, self.geometry, mask, self._overrides, self.formats)
 
     def experiment(self, image: int):
-        """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read."""
+        """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read.
+
+        Raises
+        ------
+        BadImage
+            When the header of the image cannot be read.
+        """
         from dxtbx.model import Experiment
 
-        imageset = self._imageset(image)
-        detector, beam = self._models(imageset)
+        with _reading_header(self.images, image):
+            imageset = self._imageset(image)
+            detector, beam = self._models(imageset)
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
         imageset.set_goniometer(None, 0)
         imageset.set_scan(None, 0)
         return Experiment(imageset=imageset, beam=beam, detector=detector, identifier=self.images.identifier(image))
+
+    def first_readable(self, among: range | None = None) -> int:
+        """The first image, of all or of those `among`, whose header can be read.
+
+        Raises
+        ------
+        InputError
+            When there is none among the first thousand.
+        """
+        among = range(len(self.images)) if among is None else among
+        first_error: BadImage | None = None
+        for image in among[:_MOST_TRIED]:
+            try:
+                self.experiment(image)
+            except BadImage as error:
+                first_error = first_error or error
+            else:
+                return image
+        others = "" if len(among) == 1 else f", nor can any of the next {min(len(among), _MOST_TRIED) - 1}"
+        raise InputError(f"image={first_error}{others}")
 
     def check_data(self, image: int) -> None:
         """Make sure that `image` has pixels of its own.
@@ -429,7 +538,8 @@ class ExperimentMaker:
         BadImage
             When the data file that it comes from is missing or damaged.
         """
-        self._imageset(image)
+        with _reading_header(self.images, image):
+            self._imageset(image)
         path, index = self.images.locate(image)
         if index is not None and self._stack is not None and self._stack.path == path:
             self._stack.data_files.check(index)
@@ -475,7 +585,7 @@ class ExperimentMaker:
         # asking the registry costs a tenth of a second or more: files of one kind in one folder have one format
         key = (str(Path(path).parent), Path(path).suffix)
         if key not in self.formats:
-            self.formats[key] = format_class(path)
+            self.formats[key] = _format_class(path)
         return self.formats[key]
 
     def _format_kwargs(self) -> dict:

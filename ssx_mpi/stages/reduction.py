@@ -13,8 +13,10 @@ from dials.array_family import flex
 from dxtbx import flumpy
 from libtbx.utils import Sorry
 
+from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
-from ssx_mpi.kernels.scaling import Merged, Noise
+from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
+from ssx_mpi.stages.reference import FreeFlags
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ def read_observations(
         hkl=_miller_indices(table)[rows],
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
+        offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else _offset_sq(table)[rows],
     )
 
 
@@ -137,6 +140,13 @@ def _usable(
     return rows, crystal[rows], correction[rows]
 
 
+def _offset_sq(table) -> np.ndarray:
+    # squared Ewald offset over the variance of the rlp, of which the partiality is the Gaussian
+    if "partiality" not in table:
+        return np.zeros(len(table), dtype=np.float32)
+    return (-2.0 * np.log(np.clip(flumpy.to_numpy(table["partiality"]), 1e-6, 1.0))).astype(np.float32)
+
+
 def _miller_indices(table) -> np.ndarray:
     return table["miller_index"].as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
 
@@ -156,8 +166,8 @@ class ScaledCrystal:
         Of its experiment in the file.
     setting
         (3, 3); indices become ``hkl @ setting``.
-    log_k, b_factor
-        Scale and B (square angstrom).
+    log_k, b_factor, width
+        Scale, B (square angstrom) and width, see :class:`ssx_mpi.kernels.scaling.Scales`.
     """
 
     identifier: str
@@ -165,6 +175,7 @@ class ScaledCrystal:
     setting: np.ndarray
     log_k: float
     b_factor: float
+    width: float
 
 
 def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
@@ -181,6 +192,7 @@ def write_scaled_reflections(
     unique: UniqueReflections,
     merged: Merged,
     noise: Noise,
+    trend: Trend,
 ) -> None:
     """Write the reflections that were merged, with the columns that scaled data have in DIALS.
 
@@ -194,12 +206,22 @@ def write_scaled_reflections(
     _name_crystals(table, crystals)
     crystal, correction, row = crystal[present], correction[present], row[present]
     d_star_sq = unique.d_star_sq[row]
-    log_k, b_factor = np.array([c.log_k for c in crystals]), np.array([c.b_factor for c in crystals])
-    g = np.exp(log_k[crystal] - 0.5 * b_factor[crystal] * d_star_sq)
+    scales = Scales(
+        np.array([c.log_k for c in crystals]),
+        np.array([c.b_factor for c in crystals]),
+        np.array([c.width for c in crystals]),
+        trend,
+    )
+    start = np.concatenate([[0], np.cumsum(np.bincount(crystal, minlength=len(crystals)))]).astype(np.int64)
+    intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
     variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
-    expected = g * np.maximum(merged.intensity[row], 0.0)
-    table["intensity.scale.value"] = flumpy.from_numpy(flumpy.to_numpy(table["intensity.sum.value"]) * correction)
-    table["intensity.scale.variance"] = flumpy.from_numpy(noise.a**2 * (variance + (noise.b * expected) ** 2))
+    observations = Observations(start, hkl[present], intensity, variance, _offset_sq(table))
+    indexed = Indexed(row, np.zeros(len(row), dtype=np.uint8))
+    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
+    table["intensity.scale.value"] = flumpy.from_numpy(intensity)
+    table["intensity.scale.variance"] = flumpy.from_numpy(
+        scaling.variances(observations, indexed, scales, noise, merged, unique.d_star_sq)
+    )
     table["inverse_scale_factor"] = flumpy.from_numpy(g)
     # not propagated: the error model, estimated with the scales as they are, contains it
     table["inverse_scale_factor_variance"] = flex.double(len(table), 0.0)
@@ -388,18 +410,20 @@ def write_merged_mtz(
     half_sums: tuple[np.ndarray, np.ndarray],
     d_min: float | None = None,
     anomalous: bool = False,
+    free: FreeFlags | None = None,
 ) -> None:
     """Merged intensities, amplitudes and half-sets as MTZ.
 
     Columns: IMEAN SIGIMEAN, I(+) SIGI(+) I(-) SIGI(-), F SIGF by the method of French & Wilson (1978), with
-    `anomalous` also F(+) SIGF(+) F(-) SIGF(-) and DANO SIGDANO, N (observations), IHALF1 SIGIHALF1 IHALF2 SIGIHALF2.
+    `anomalous` also F(+) SIGF(+) F(-) SIGF(-) and DANO SIGDANO, N (observations), IHALF1 SIGIHALF1 IHALF2 SIGIHALF2,
+    and the column of free flags that was handed in: as it is, empty for reflections that it does not know.
 
     Parameters
     ----------
     wavelength
         In angstrom.
     sums, half_sums
-        (3, n_unique, 2) numerator, weight and number of all observations, and of those of two half-sets.
+        (3, n_unique, 2) sums of all observations (numerator, weight, number first), and of those of two half-sets.
     """
     symmetry = _symmetry(cell, space_group)
     inside = np.ones(len(unique), dtype=bool) if d_min is None else unique.d_star_sq <= d_min**-2 * (1 + 1e-9)
@@ -424,6 +448,16 @@ def write_merged_mtz(
     count = flumpy.from_numpy(np.ascontiguousarray(number[seen]).astype(np.int32))
     indices = miller.set(symmetry, _to_miller_index(unique.hkl[seen]), anomalous_flag=False)
     dataset.add_miller_array(indices.array(data=count), "N")
+    if free is not None:
+        row, _ = unique.locate(free.hkl)
+        flagged = np.zeros(len(unique), dtype=np.int32)
+        flagged[row[row >= 0]] = free.values[row >= 0]
+        known = np.zeros(len(unique), dtype=bool)
+        known[row[row >= 0]] = True
+        known &= seen
+        indices = miller.set(symmetry, _to_miller_index(unique.hkl[known]), anomalous_flag=False)
+        flags = indices.array(data=flumpy.from_numpy(flagged[known]))
+        dataset.add_miller_array(flags, free.label, column_types="I")
     for half, label in zip(half_sums, ("IHALF1", "IHALF2")):
         array = _intensities(symmetry, unique.hkl, Merged.from_sums(half), inside)
         if array.size():

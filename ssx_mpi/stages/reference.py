@@ -74,6 +74,31 @@ def read_reference(path: str, d_min: float, k_sol: float, b_sol: float) -> Refer
     )
 
 
+@dataclass(frozen=True)
+class FreeFlags:
+    """Flags of a free set: name of the column, indices (n, 3) int32, and integers (n,), whatever they stand for."""
+
+    label: str
+    hkl: np.ndarray
+    values: np.ndarray
+
+
+def read_free_flags(path: str) -> FreeFlags | None:
+    """The free flags of an MTZ file: its first integer column with "free" in the name; None without one."""
+    from iotbx import mtz
+
+    if not path.endswith(".mtz"):
+        return None
+    content = mtz.object(path)
+    for column in content.columns():
+        if column.type() == "I" and "free" in column.label().lower():
+            known = np.array(column.selection_valid())
+            hkl = content.extract_miller_indices().as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+            values = np.array(column.extract_values(not_a_number_substitute=0))
+            return FreeFlags(column.label(), hkl[known], values[known].astype(np.int32))
+    return None
+
+
 def _from_data(path: str):
     from iotbx import reflection_file_reader
 

@@ -108,7 +108,9 @@ class StillProcessor:
         began = time.process_time()
         try:
             frame = result.frame or self._engine.read(result.experiment.imageset)
-            result.integrated, reasons = self._engine.integrate(result.indexed, frame)
+            # without strong spots it was not indexed just now, but read from a file
+            crystals = result.indexed if result.strong is None else _as_read_back(result.indexed)
+            result.integrated, reasons = self._engine.integrate(crystals, frame)
         except BadImage as error:
             result.failures.append(_unread(error))
         else:
@@ -154,6 +156,28 @@ class StillProcessor:
             experiment.identifier = self.maker.images.identifier(image, lattice)
             identifiers[lattice] = experiment.identifier
         return crystals
+
+
+def _as_read_back(crystals: Crystals) -> Crystals:
+    """`crystals` as they come out of their file, where a crystal is its cell vectors.
+
+    Setting matrices made of these differ in the last digit, and integration ends elsewhere within its tolerance. With
+    this the steps one by one give what they give in one run.
+    """
+    from dxtbx.model import CrystalFactory, Experiment, ExperimentList
+
+    experiments = ExperimentList()
+    for experiment in crystals.experiments:
+        experiments.append(
+            Experiment(
+                imageset=experiment.imageset,
+                beam=experiment.beam,
+                detector=experiment.detector,
+                crystal=CrystalFactory.from_dict(experiment.crystal.to_dict()),
+                identifier=experiment.identifier,
+            )
+        )
+    return Crystals(experiments, crystals.reflections)
 
 
 def _unread(error: BadImage) -> Failure:

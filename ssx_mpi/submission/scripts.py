@@ -75,7 +75,7 @@ _TITLES = {
 # A long run in short jobs: when the time is over the job puts itself into the queue again, until all images are done.
 #   sbatch chain.sh image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90""",
     "reduce": """\
-# Reduction of finished runs to merged intensities, as a job that waits for them.
+# Reduction of several runs together, as a job that waits for them; each of them reduces its own crystals already.
 #   sbatch --dependency=afterok:JOB --kill-on-invalid-dep=yes reduce.sh directory=run1 directory=run2""",
 }
 

@@ -49,8 +49,29 @@ def test_dry_run_shows_the_job_and_its_reduction(tmp_path, capsys, monkeypatch):
     assert end.value.code == 0
     text = capsys.readouterr().out
     assert "#SBATCH --nodes=4\n#SBATCH --time=00:30:00\n#SBATCH --partition=short" in text
-    assert "on_all_ranks ssx_mpi image=x.cbf" in text
-    assert f"on_all_ranks ssx_mpi.reduce directory={tmp_path}" in text
+    assert "on_all_ranks ssx_mpi image=x.cbf steps=find_spots+index+integrate\n" in text
+    assert f"on_all_ranks ssx_mpi.reduce directory={tmp_path} output.folder={tmp_path}\n" in text
+
+
+def test_the_runs_of_an_array_are_reduced_together(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs.txt").write_text("image=a.h5 output.directory=chip_1\n\nimage=b.h5 output.directory=chip_2\n")
+    with pytest.raises(SystemExit) as end:
+        submit.run(["--dry-run", "runs=runs.txt", "reduce=True", "space_group=P43212", "d_min=2"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "#SBATCH --array=1-2\n" in text
+    assert f"set -- {tmp_path}/runs.txt space_group=P43212 d_min=2 steps=find_spots+index+integrate\n" in text
+    assert f"on_all_ranks ssx_mpi.reduce directory={tmp_path}/chip_1 directory={tmp_path}/chip_2\n" in text
+
+
+def test_runs_reduce_their_own_crystals_where_nothing_else_is_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("x.cbf").touch()
+    with pytest.raises(SystemExit):
+        submit.run(["--dry-run", "nodes=1", "time=00:30:00", "image=x.cbf"])
+    text = capsys.readouterr().out
+    assert "steps=" not in text and "ssx_mpi.reduce" not in text
 
 
 @pytest.mark.parametrize(

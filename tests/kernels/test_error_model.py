@@ -18,8 +18,9 @@ def test_noise_is_recovered(a, b):
     variance = rng.uniform(20, 200, n)
     sigma = a * np.sqrt(variance + (b * truth[unique]) ** 2)
     observations = Observations(
-        np.array([0, n]), np.zeros((n, 3), np.int32), truth[unique] + sigma * rng.normal(size=n), variance
-    )
+        np.array([0, n]), np.zeros((n, 3), np.int32), truth[unique] + sigma * rng.normal(size=n), variance,
+        np.zeros(n, np.float32),
+    )  # fmt: skip
     indexed = Indexed(unique, np.zeros(n, np.uint8))
     everything, scales, d_star_sq = np.ones(1, bool), Scales.unit(1), np.full(n_unique, 0.01)
     noise = Noise(1.0, 0.1)

@@ -176,7 +176,6 @@ def test_outliers_are_those_of_sauter_and_poon():
         def __init__(self, dx, dy):
             self.x_obs, self.y_obs, self.x_calc, self.y_calc, self.miller_index = dx, dy, 0.0, 0.0, (0, 0, 1)
 
-    same = 0
     for seed in range(20):
         rng = np.random.default_rng(seed)
         inner = rng.normal(scale=0.08, size=(200, 2))
@@ -187,10 +186,9 @@ def test_outliers_are_those_of_sauter_and_poon():
             [Match(*d) for d in delta], verbose=False, horizon_phil=phil
         )
         rejected = ~np.array(list(theirs.get_cache_status()))
-        # the minimiser there stops early now and then, and the cut moves by a few spots
-        assert abs(mine.sum() - rejected.sum()) <= 12
-        same += (mine == rejected).all()
-    assert same >= 12
+        # the minimiser there follows the slope of another target, and stops a little off the minimum
+        assert abs(mine.sum() - rejected.sum()) <= 1
+        assert (mine == rejected).mean() >= 1 - 1 / len(delta)
 
 
 def test_few_spots_have_no_outliers():

@@ -46,7 +46,11 @@ def test_delta_cc_half_is_what_leaving_out_changes():
     unique = np.concatenate([rng.choice(n_unique, per_crystal, replace=False) for _ in range(n_crystals)])
     n = len(unique)
     observations = Observations(
-        np.arange(0, n + 1, per_crystal), np.zeros((n, 3), np.int32), truth[unique] + rng.normal(0, 20, n), np.ones(n)
+        np.arange(0, n + 1, per_crystal),
+        np.zeros((n, 3), np.int32),
+        truth[unique] + rng.normal(0, 20, n),
+        np.ones(n),
+        np.zeros(n, np.float32),
     )
     observations.intensity[:per_crystal] = rng.exponential(100.0, per_crystal)
     indexed = Indexed(unique.astype(np.int32), np.zeros(n, np.uint8))

@@ -53,8 +53,9 @@ def test_equivalent_indices_in_the_table_are_refused():
 
 def test_selecting_crystals_keeps_their_observations():
     observations = Observations(
-        np.array([0, 2, 2, 5]), np.arange(15, dtype=np.int32).reshape(5, 3), np.arange(5.0), np.ones(5)
-    )
+        np.array([0, 2, 2, 5]), np.arange(15, dtype=np.int32).reshape(5, 3), np.arange(5.0), np.ones(5),
+        np.arange(5, dtype=np.float32),
+    )  # fmt: skip
     chosen = observations.select(np.array([False, True, True]))
     assert chosen.start.tolist() == [0, 0, 3]
-    assert chosen.intensity.tolist() == [2.0, 3.0, 4.0]
+    assert chosen.intensity.tolist() == chosen.offset_sq.tolist() == [2.0, 3.0, 4.0]

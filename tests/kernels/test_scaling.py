@@ -1,11 +1,13 @@
 """Scales and merged intensities against direct formulas and against finite differences."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.reflections import Observations
-from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.kernels.scaling import N_KNOTS, Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
 
 
 @pytest.fixture
@@ -18,12 +20,16 @@ def data():
         np.zeros((n, 3), dtype=np.int32),
         rng.normal(100, 40, n),
         rng.uniform(10, 50, n),
+        rng.uniform(0, 2.7, n).astype(np.float32),
     )
     unique = rng.integers(-1, n_unique, n).astype(np.int32)
     indexed = Indexed(unique, rng.integers(0, 2, n).astype(np.uint8))
-    scales = Scales(rng.normal(0, 0.3, n_crystals), rng.normal(0, 5, n_crystals))
-    merged = Merged(rng.normal(100, 30, n_unique), rng.uniform(0.01, 0.1, n_unique))
-    return observations, indexed, scales, merged, rng.uniform(0.01, 0.2, n_unique)
+    d_star_sq = rng.uniform(0.01, 0.2, n_unique)
+    trend = Trend(Trend.zero(d_star_sq).knots, rng.normal(0, 0.2, N_KNOTS))
+    scales = Scales(rng.normal(0, 0.3, n_crystals), rng.normal(0, 5, n_crystals), rng.normal(0, 0.2, n_crystals), trend)
+    count = np.bincount(unique[unique >= 0], minlength=n_unique).astype(float)
+    merged = Merged(rng.normal(100, 30, n_unique), rng.uniform(0.01, 0.1, n_unique), count)
+    return observations, indexed, scales, merged, d_star_sq
 
 
 def test_merged_intensity_is_the_weighted_mean(data):
@@ -33,7 +39,9 @@ def test_merged_intensity_is_the_weighted_mean(data):
     blank = Merged(merged.intensity, np.zeros(30))
     sums = scaling.accumulate(observations, indexed, include, scales, noise, blank, d_star_sq, 3.0)
     crystal = observations.crystal()
-    g = np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * d_star_sq[indexed.unique])
+    width = scales.width[crystal] + scales.trend.at(d_star_sq)[indexed.unique]
+    partiality = 0.5 * (observations.offset_sq * (1 - np.exp(-width)) - width)
+    g = np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * d_star_sq[indexed.unique] + partiality)
     model = g * merged.intensity[indexed.unique]
     v = 1.44 * (observations.variance + 0.01 * np.maximum(model, 0) ** 2)
     for u in range(30):
@@ -53,6 +61,7 @@ def test_an_outlier_loses_weight(data):
     observations, indexed, scales, merged, d_star_sq = data
     observations.intensity[7] = 1e5
     indexed.unique[7] = 3
+    merged.count[3] += 1
     everything = np.ones(4, dtype=bool)
     kept, lowered = (
         scaling.accumulate(observations, indexed, everything, scales, Noise(), merged, d_star_sq, bound)
@@ -62,46 +71,165 @@ def test_an_outlier_loses_weight(data):
     assert abs(others) < 0.1 * Merged.from_sums(kept).intensity[3]
 
 
-def test_steps_lead_to_the_minimum(data):
+def test_merged_intensities_come_to_rest_with_outliers():
+    # one of six observations is ten times too strong; variances follow the intensity, so that the shares do, too
+    rng = np.random.default_rng(3)
+    n_unique, n = 200, 6
+    truth = rng.exponential(300.0, n_unique) + 50.0
+    unique = np.repeat(np.arange(n_unique), n).astype(np.int32)
+    variance = rng.uniform(5, 40, n_unique * n) ** 2
+    intensity = rng.normal(truth[unique], np.sqrt(variance + (0.1 * truth[unique]) ** 2))
+    intensity[::n] *= 10.0
+    observations = Observations(
+        np.array([0, n_unique * n]), np.zeros((n_unique * n, 3), np.int32), intensity, variance,
+        np.zeros(n_unique * n, np.float32),
+    )  # fmt: skip
+    indexed = Indexed(unique, np.zeros(n_unique * n, np.uint8))
+    merged, last = Merged(truth.mean() + np.zeros(n_unique), np.zeros(n_unique)), np.zeros(n_unique)
+    for _ in range(40):
+        last = merged.intensity
+        sums = scaling.accumulate(
+            observations,
+            indexed,
+            np.ones(1, bool),
+            Scales.unit(1),
+            Noise(1.0, 0.1),
+            merged,
+            np.full(n_unique, 0.01),
+            4.0,
+        )
+        merged = Merged.from_sums(sums)
+    moved = np.abs(merged.intensity - last) * np.sqrt(merged.weight)
+    assert np.mean(moved > 0.1) < 0.01
+    assert np.median(np.abs(merged.intensity / truth - 1)) < 0.1
+
+
+def expected_target(observations, indexed, scales, expectation, d_star_sq, restraints):
+    """What the normal equations are of, where the variance does not depend on the scales."""
+    use = indexed.unique >= 0
+    g = scaling.scale_factors(observations, indexed, scales, d_star_sq)[use]
+    u = indexed.unique[use]
+    misfit = -2 * observations.intensity[use] * g * expectation.value[u] + g**2 * expectation.square[u]
+    return 0.5 * (
+        np.sum(misfit / observations.variance[use])
+        + np.sum((scales.b_factor / restraints.b_factor) ** 2)
+        + np.sum((scales.width / restraints.width) ** 2)
+    )
+
+
+def moved(scales, flat):
+    n = len(scales.log_k)
+    return Scales(
+        scales.log_k + flat[:n], scales.b_factor + flat[n : 2 * n], scales.width + flat[2 * n : 3 * n],
+        Trend(scales.trend.knots, scales.trend.values + flat[3 * n :]),
+    )  # fmt: skip
+
+
+def test_gradient_is_that_of_the_expected_misfit(data):
+    observations, indexed, scales, merged, d_star_sq = data
+    everything, restraints = np.ones(4, dtype=bool), Restraints(10.0, 0.5, 1.0)
+    blank = Merged(merged.intensity, np.zeros(30))
+    expectation = Expectation.posterior(merged, np.full(30, 90.0))
+    equations = scaling.scale_equations(
+        observations, indexed, everything, scales, Noise(), blank, expectation, d_star_sq, 0.0, restraints
+    )
+    assert equations.used.tolist() == [
+        np.sum(indexed.unique[a:b] >= 0) for a, b in ((0, 60), (0, 0), (60, 150), (150, 200))
+    ]
+    analytic = np.concatenate([equations.own_gradient.T.ravel(), equations.common_gradient])
+    numeric = np.empty_like(analytic)
+    for k in range(len(analytic)):
+        ends = []
+        for h in (1e-5, -1e-5):
+            flat = np.zeros(len(analytic))
+            flat[k] = h
+            ends.append(expected_target(observations, indexed, moved(scales, flat), expectation, d_star_sq, restraints))
+        numeric[k] = -(ends[0] - ends[1]) / 2e-5
+    # the crystal without observations is left alone, restraints or not
+    numeric[[5, 9]] = analytic[[5, 9]]
+    np.testing.assert_allclose(analytic, numeric, rtol=1e-4, atol=1e-3 * np.abs(analytic).max() * 1e-2)
+
+
+def test_steps_with_the_crystals_eliminated_solve_all_equations(data):
     observations, indexed, scales, merged, d_star_sq = data
     everything = np.ones(4, dtype=bool)
-    noise = Noise(1.0, 0.0)
-    prior = (1.0, 10.0)
-    # with merged intensities known exactly, the target is plain least squares
-    exact = Merged(merged.intensity, np.full(30, 1e30))
-    for _ in range(60):
-        scales, step, used = scaling.fit_scales(
-            observations, indexed, everything, scales, noise, exact, d_star_sq, 0.0, b_prior=prior
+    expectation = Expectation.posterior(merged, np.full(30, 90.0))
+    equations = scaling.scale_equations(
+        observations, indexed, everything, scales, Noise(1.0, 0.1), merged, expectation, d_star_sq, 4.0, Restraints()
+    )
+    k = len(equations.common)
+    whole, right = np.zeros((12 + k, 12 + k)), np.zeros(12 + k)
+    for c in range(4):
+        rows = slice(3 * c, 3 * c + 3)
+        whole[rows, rows], right[rows] = equations.own[c], equations.own_gradient[c]
+        whole[rows, 12:], whole[12:, rows] = equations.cross[c], equations.cross[c].T
+    whole[12:, 12:], right[12:] = equations.common + np.eye(k), equations.common_gradient
+    direct = np.linalg.solve(whole, right)
+    reduced = equations.reduced()
+    of_trend = np.linalg.solve(reduced[:, :-1] + np.eye(k), reduced[:, -1])
+    np.testing.assert_allclose(of_trend, direct[12:], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(equations.steps(of_trend).ravel(), direct[:12], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("intensity", "sigma"), [(500, 1), (500, 80), (20, 60), (-90, 40), (-300, 20), (-3000, 50), (0, 0)]
+)
+def test_posterior_is_the_one_of_wilson(intensity, sigma):
+    merged = Merged(np.array([float(intensity)]), np.array([sigma**-2.0 if sigma else 0.0]))
+    found = Expectation.posterior(merged, np.array([100.0]))
+    j = np.concatenate([np.linspace(0, 5, 20001)[:-1], np.linspace(5, 5000, 400001)])
+    log = -j / 100.0 - (0.5 * ((j - intensity) / sigma) ** 2 if sigma else 0.0)
+    weight = np.exp(log - log.max()) * np.gradient(j)
+    assert found.value[0] == pytest.approx(np.average(j, weights=weight), rel=1e-3)
+    assert found.square[0] == pytest.approx(np.average(j**2, weights=weight), rel=3e-3)
+
+
+def fitted(observations, indexed, scales, exact, d_star_sq, restraints):
+    everything = np.ones(4, dtype=bool)
+    expectation = Expectation(exact, exact**2)
+    blank = Merged(exact, np.zeros(30))
+    still = np.zeros(len(scales.trend.knots))
+    for _ in range(80):
+        equations = scaling.scale_equations(
+            observations, indexed, everything, scales, Noise(), blank, expectation, d_star_sq, 0.0, restraints
         )
-    assert step.max() < 1e-8
-    assert used[1] == 0
-
-    def target(log_k, b):
-        crystal = observations.crystal()
-        use = (indexed.unique >= 0) & (crystal == 2)
-        g = np.exp(log_k - 0.5 * b * d_star_sq[indexed.unique[use]])
-        residual = observations.intensity[use] - g * merged.intensity[indexed.unique[use]]
-        return np.sum(residual**2 / observations.variance[use]) + ((b - prior[0]) / prior[1]) ** 2
-
-    best = target(scales.log_k[2], scales.b_factor[2])
-    for dk, db in ((1e-3, 0), (-1e-3, 0), (0, 0.05), (0, -0.05), (1e-3, 0.05)):
-        assert target(scales.log_k[2] + dk, scales.b_factor[2] + db) > best
+        scales = scaling.stepped(scales, equations.steps(still), still)
+    return scales
 
 
 def test_scales_follow_the_units_of_the_crystal(data):
-    # doubling all intensities of a crystal doubles its scale and leaves B alone
+    # doubling all intensities of a crystal doubles its scale and leaves B and width alone
     observations, indexed, scales, merged, d_star_sq = data
-    everything = np.ones(4, dtype=bool)
-    doubled = Observations(observations.start, observations.hkl, 2 * observations.intensity, 4 * observations.variance)
-    exact = Merged(merged.intensity, np.full(30, 1e30))
-    results = []
-    for table in (observations, doubled):
-        found = scales
-        for _ in range(60):
-            found, _, _ = scaling.fit_scales(
-                table, indexed, everything, found, Noise(), exact, d_star_sq, 0.0, b_prior=(0, 1e6)
-            )
-        results.append(found)
-    fitted = [0, 2, 3]
-    np.testing.assert_allclose(results[1].log_k[fitted] - results[0].log_k[fitted], np.log(2), atol=1e-6)
-    np.testing.assert_allclose(results[1].b_factor[fitted], results[0].b_factor[fitted], atol=1e-4)
+    doubled = replace(observations, intensity=2 * observations.intensity, variance=4 * observations.variance)
+    results = [
+        fitted(table, indexed, scales, merged.intensity, d_star_sq, Restraints(1e5, 1e3, None))
+        for table in (observations, doubled)
+    ]
+    with_data = [0, 2, 3]
+    np.testing.assert_allclose((results[1].log_k - results[0].log_k)[with_data], np.log(2), atol=1e-3)
+    np.testing.assert_allclose(results[1].b_factor[with_data], results[0].b_factor[with_data], atol=0.05)
+    np.testing.assert_allclose(results[1].width[with_data], results[0].width[with_data], atol=0.01)
+
+
+def test_held_parameters_stay(data):
+    observations, indexed, scales, merged, d_star_sq = data
+    found = fitted(observations, indexed, scales, merged.intensity, d_star_sq, Restraints(None, None, None))
+    assert np.array_equal(found.b_factor, scales.b_factor) and np.array_equal(found.width, scales.width)
+    assert not np.array_equal(found.log_k, scales.log_k)
+
+
+def test_a_common_width_belongs_to_the_trend(data):
+    observations, indexed, scales, _, d_star_sq = data
+    before = scaling.scale_factors(observations, indexed, scales, d_star_sq)
+    after = scaling.scale_factors(observations, indexed, scales.shifted(0.0, 0.0, 0.3), d_star_sq)
+    np.testing.assert_allclose(after, before)
+
+
+def test_trend_is_placed_as_it_is_evaluated():
+    trend = Trend.zero(np.array([0.01, 0.09, 0.25]))
+    trend = Trend(trend.knots, np.arange(len(trend.knots)) ** 2.0)
+    d_star_sq = np.array([0.01, 0.0121, 0.09, 0.2, 0.25])
+    knot, share = trend.place(d_star_sq)
+    assert share.min() >= 0 and share.max() <= 1
+    at = (1 - share) * trend.values[knot] + share * trend.values[knot + 1]
+    np.testing.assert_allclose(at, trend.at(d_star_sq))

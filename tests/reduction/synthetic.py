@@ -13,7 +13,7 @@ from dxtbx import flumpy
 from scipy.spatial.transform import Rotation
 
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
-from ssx_mpi.kernels.scaling import Scales
+from ssx_mpi.kernels.scaling import Scales, Trend
 from ssx_mpi.stages import reduction as stage
 
 
@@ -61,6 +61,7 @@ def simulate(
     scale_spread: float = 0.5,
     b_spread: float = 4.0,
     numbers: np.ndarray | None = None,
+    broadening: float = 0.0,
 ) -> tuple[Observations, Truth]:
     """Observations of random reflections on crystals of different scale and B.
 
@@ -71,6 +72,9 @@ def simulate(
     ----------
     numbers
         Numbers of the crystals to make, by default all of `n_crystals`; each crystal depends on its number alone.
+    broadening
+        Growth along d* (angstrom) of the logarithm of the variance of reflections over the one that partialities were
+        computed with; 0 for partialities that are right.
     """
     unique = stage.unique_table(lattice.cell, lattice.space_group, lattice.d_min)
     truth = wilson_intensities(unique, seed)
@@ -80,7 +84,7 @@ def simulate(
     b_factor = rng.normal(0.0, b_spread, n_crystals)
     setting = rng.integers(len(settings), size=n_crystals) if ambiguous else np.zeros(n_crystals, dtype=np.int64)
     numbers = np.arange(n_crystals) if numbers is None else numbers
-    hkl, intensity, variance = [], [], []
+    hkl, intensity, variance, offset_sq = [], [], [], []
     # what reindexing by settings[s] brings into the common setting was indexed with the inverse of it
     inverses = np.linalg.inv(settings)
     for number in numbers:
@@ -93,13 +97,27 @@ def simulate(
         partiality = rng.uniform(0.25, 1.0, len(rows))
         g = np.exp(log_k[number] - 0.5 * b_factor[number] * unique.d_star_sq[rows])
         full = g * truth[rows]
+        if broadening:
+            # what is recorded follows the true width, what is made of it that of integration
+            offset_sq.append(-2.0 * np.log(partiality))
+            excess = broadening * (np.sqrt(unique.d_star_sq[rows]) - 0.5 * unique.d_star_sq.max() ** 0.5)
+            full = full * np.exp(0.5 * (offset_sq[-1] * (1.0 - np.exp(-excess)) - excess))
+        else:
+            offset_sq.append(np.zeros(len(rows)))
         counting = (full * partiality + background) / partiality**2
         noise = a * np.sqrt(counting + (b * full) ** 2)
         intensity.append(full + noise * rng.standard_normal(len(rows)))
         variance.append(counting)
     start = np.concatenate([[0], np.cumsum([len(h) for h in hkl])]).astype(np.int64)
-    observations = Observations(start, np.concatenate(hkl), np.concatenate(intensity), np.concatenate(variance))
-    return observations, Truth(unique, truth, Scales(log_k, b_factor), setting, settings)
+    observations = Observations(
+        start,
+        np.concatenate(hkl),
+        np.concatenate(intensity),
+        np.concatenate(variance),
+        np.concatenate(offset_sq).astype(np.float32),
+    )
+    scales = Scales(log_k, b_factor, np.zeros(n_crystals), Trend.zero(unique.d_star_sq))
+    return observations, Truth(unique, truth, scales, setting, settings)
 
 
 def write_files(

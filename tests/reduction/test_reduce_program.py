@@ -15,6 +15,7 @@ import synthetic
 from dials.array_family import flex
 from dxtbx.model import ExperimentList
 from iotbx import mtz
+from support import run_mpi
 from synthetic import Truth
 
 from ssx_mpi.command_line import reduce
@@ -133,6 +134,16 @@ def test_any_number_of_ranks_gives_the_same(ambiguous, tmp_path):
             np.testing.assert_allclose(values, results[1][name], rtol=2e-5, atol=1e-3, err_msg=f"{name}, {ranks} ranks")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
+def test_a_request_to_one_rank_ends_all_in_order(name, lysozyme, tmp_path):
+    program = Path(__file__).with_name("stopped.py")
+    job = run_mpi(2, [program, name, *lysozyme.paths, f"output.folder={tmp_path}"], timeout=120)
+    assert job.status == 75, job.text
+    assert "Stopped" in job.out and "Traceback" not in job.text
+    assert not (tmp_path / "DataFiles").exists()
+    assert not list(tmp_path.rglob("*.partial*"))
+
+
 def _in_setting_of(path: Path, truth: Truth) -> Truth:
     """The truth in the setting that the reduction took for the common one: that of the best correlation."""
     unique, found = truth.unique, intensities(path)
@@ -226,7 +237,7 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
         ("no append", 2, "no earlier reduction"),
-        ("misspelt", 2, "there is no parameter partiality_treshold; did you mean partiality_threshold?"),
+        ("misspelt", 2, "unknown parameter 'partiality_treshold=0.3'; did you mean partiality_threshold=?"),
         ("not a number", 2, "d_min"),
     ],
 )
@@ -289,6 +300,9 @@ def test_nitrite_reductase_runs_through(real_data, tmp_path):
     assert run(tmp_path, integrated, "ambiguity.min_margin=0") == 0
     table = columns(tmp_path / "DataFiles" / "merged_full.mtz")
     assert table["N"].sum() > 2000
+    assert "not converged" not in (tmp_path / "ssx_mpi.reduce.log").read_text()
+    # five crystals with hardly a reflection in common: what is kept must not run away
+    assert np.abs(table["IMEAN"]).max() < 1e4
     assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P213"
 
 
@@ -311,6 +325,7 @@ def test_thaumatin_runs_through(real_data, tmp_path):
     # one crystal, thirteen times in nearly the same orientation: few reflections, well measured
     assert stats["overall"]["cc_one_half"] > 0.9
     log = (tmp_path / "out" / "ssx_mpi.reduce.log").read_text()
+    assert "not converged" not in log
     assert "13 crystals merged" in log and "no indexing ambiguity in P 41 21 2" in log
 
 

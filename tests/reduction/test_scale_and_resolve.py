@@ -53,6 +53,36 @@ def test_scaling_recovers_truth():
     assert np.median(np.abs(z)) / 0.6745 == pytest.approx(1.0, abs=0.12)
 
 
+def test_widths_that_integration_had_wrong_are_found():
+    observations, truth = synthetic.simulate(
+        synthetic.LYSOZYME, 150, per_crystal=300, b=0.05, background=10.0, broadening=2.0
+    )
+    unique = truth.unique
+    everything, _, indexed, start, expected = prepared(observations, truth, np.zeros(150, dtype=np.int64))
+    found, without = (
+        scale.scale(COMM, observations, indexed, everything, unique, begin, mean, ScalingSettings(widths=widths))
+        for widths, begin, mean in (
+            (True, start, expected),
+            (False, *scale.radial_means(COMM, observations, indexed, everything, unique, _20_shells(unique), False)),
+        )
+    )
+    trend = found.scales.trend
+    expected_trend = 2.0 * (trend.knots - 0.5 * trend.knots[-1])
+    np.testing.assert_allclose(trend.values[1:], expected_trend[1:], atol=0.1)
+    assert found.converged
+    cc = [
+        np.corrcoef(s.merged.intensity[s.merged.weight > 0], truth.intensity[s.merged.weight > 0])[0, 1]
+        for s in (found, without)
+    ]
+    assert 1 - cc[0] < 0.5 * (1 - cc[1])
+    # what is left is the noise that was put in; without the widths their errors are taken for noise of offsets
+    assert found.noise.b == pytest.approx(0.05, abs=0.01) and found.noise.c < 0.02 < without.noise.c
+
+
+def _20_shells(unique):
+    return merging.resolution_shells(unique.d_star_sq, 20)
+
+
 def test_a_crystal_of_noise_gets_no_say():
     observations, truth = synthetic.simulate(synthetic.LYSOZYME, 60, per_crystal=300)
     rng = np.random.default_rng(1)

@@ -34,9 +34,9 @@ def test_the_table_has_the_most_populous_first(assessed):
 @pytest.fixture
 def parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("a b.h5", "bad.mask", "spots.phil", "geo.expt", "import.phil"):
+    for name in ("a b.h5", "bad.mask", "spots.phil", "geo.expt", "import.phil", "m.mtz"):
         Path(name).write_text("")
-    return lambda *arguments: _parse(list(arguments), quiet=True)[0]
+    return lambda *arguments: _parse(list(arguments))[0]
 
 
 def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
@@ -46,6 +46,14 @@ def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
         *("spotfinding.min_spot_size=2", "batch_size=100", "engine=dials", "output.directory=o p"),
         *("keep_intermediate=False", "geometry_refinement.n_crystals=40", "geometry_refinement.images_to_use=2:30"),
         *("beam_search=False", "restrain_cell=True", "integration.algorithm=stills", "d_max=30"),
+        *(
+            "live_merge=True",
+            "anomalous=True",
+            "reduction.d_min=2.5",
+            "filtering.method=deltacchalf",
+            "reference=m.mtz",
+        ),
+        *("central_unit_cell=79,79,38,90,90,90", "reduction.steps=scale"),
     )
     words = shlex.split(report.next_command(assessed, asked))
     assert words[0] == "ssx_mpi"
@@ -57,6 +65,7 @@ def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
     before, after = asked.identity(), proposed.identity()
     assert {name for name in before if before[name] != after[name]} == changed
     assert proposed.directory == asked.directory
+    assert (proposed.reduction, proposed.live_merge) == (asked.reduction, True)
 
 
 def test_a_space_group_that_was_given_stays(assessed, parse):

@@ -115,6 +115,32 @@ def test_merging_finds_scales_and_truth(simulated):
     assert unscaled < scaled - 0.02
 
 
+@pytest.mark.parametrize("reindex", ["h,k,l", "-h,-k,l", "k,h,-l"])
+def test_merged_intensities_are_compared_in_the_setting_that_fits(tmp_path, reindex):
+    from cctbx import crystal, miller
+    from cctbx.array_family import flex
+
+    symmetry = crystal.symmetry(unit_cell=(50, 50, 70, 90, 90, 120), space_group_symbol="P3")
+    indices = miller.build_set(symmetry, anomalous_flag=False, d_min=3.0)
+    rng = np.random.default_rng(3)
+    true = rng.exponential(100.0, indices.size())
+    array = indices.array(data=flex.double(true)).set_observation_type_xray_intensity()
+    # twice the scale, and errors half as large again as they are said to be
+    measured = indices.array(
+        data=flex.double(2 * true + rng.normal(0, 15, len(true))), sigmas=flex.double(len(true), 10)
+    )
+    half = measured.set_observation_type_xray_intensity().select(flex.bool(rng.random(len(true)) < 0.5))
+    merged = half.change_basis(reindex).map_to_asu()
+    dataset = merged.as_mtz_dataset("IMEAN")
+    dataset.add_miller_array(merged.customized_copy(data=flex.int(merged.size(), 4), sigmas=None), "N")
+    dataset.mtz_object().write(str(tmp_path / "merged.mtz"))
+    truth = module.Truth((), (), module.Geometry((0.0, 0.0), 100.0), array)
+    found = module.compare_merged(truth, tmp_path / "merged.mtz")
+    assert (found.n_merged, found.multiplicity) == (half.size(), 4.0)
+    assert found.cc_truth > 0.99
+    assert found.deviation == pytest.approx(1.5, rel=0.1)
+
+
 def test_images_are_told_by_scan_index_or_name(tmp_path):
     content = {
         "imageset": [

@@ -84,7 +84,7 @@ def scope():
     """Parameters of the refinement, with and without the cell restrained."""
 
     def make(*more: str):
-        parameters = _parse([*CELL, *more], quiet=True)[0]
+        parameters = _parse([*CELL, *more])[0]
         return dials_parameters(parameters, {}).geometry_refinement
 
     return make

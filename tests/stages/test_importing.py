@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ssx_mpi import dials_parameters
 from ssx_mpi.params import InputError, Source
+from ssx_mpi.stages.frames import BadImage
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
     ImageSources,
@@ -25,7 +26,6 @@ from ssx_mpi.stages.importing import (
     StackSource,
     check_compression,
     check_same_detector,
-    detector_fingerprint,
     find_images,
     read_geometry,
     read_mask,
@@ -115,7 +115,7 @@ class TestStacks:
         a, b = h5(tmp_path / "a.h5", 10), h5(tmp_path / "b.h5", 4)
         images = find_images((Source("image", str(a), 9, 10), Source("image", str(b)), Source("image", str(a), 1, 1)))
         assert names(images) == ["a.h5:9", "a.h5:10", "b.h5:1", "b.h5:2", "b.h5:3", "b.h5:4", "a.h5:1"]
-        assert images.firsts() == [0, 2, 6]
+        assert images.ranges() == [range(2), range(2, 6), range(6, 7)]
 
     def test_linked_data_files_count_as_far_as_they_are_there(self, tmp_path):
         import h5py
@@ -288,6 +288,34 @@ class TestExperiments:
         assert experiment.beam.get_wavelength() == 1.25
 
 
+class TestDamagedHeaders:
+    def test_they_are_faults_of_their_image_alone(self, chip, tmp_path):
+        """Also of the first image that a rank gets, when it does not know the format yet."""
+        (tmp_path / "x_1.cbf").write_bytes(b"")
+        (tmp_path / "x_2.cbf").write_text("###CBF: VERSION 1.5\n_array_data.header_convention PILATUS_1.2\n")
+        maker = ExperimentMaker(find_images((Source("template", f"{tmp_path}/x_#.cbf"),)))
+        for image in (0, 1):
+            with pytest.raises(BadImage):
+                maker.experiment(image)
+            with pytest.raises(BadImage):
+                maker.check_data(image)
+
+    def test_the_first_that_can_be_read_is_found(self, chip, tmp_path):
+        (tmp_path / "x_1.cbf").write_bytes(b"")
+        images = find_images((Source("image", f"{tmp_path}/x_1.cbf"), Source("image", str(chip.image))))
+        maker = ExperimentMaker(images)
+        assert maker.first_readable() == 1
+        with pytest.raises(InputError, match=r"x_1\.cbf"):
+            maker.first_readable(range(1))
+
+
+def test_files_named_one_by_one_become_one_source(tmp_path):
+    touch(tmp_path, *[f"x_{n:03d}.cbf" for n in range(40)])
+    images = find_images(tuple(Source("image", f"{tmp_path}/x_{n:03d}.cbf") for n in range(40)))
+    assert len(images.sources) == 1
+    assert images.name(39) == "x_039.cbf"
+
+
 class TestSameDetector:
     def test_files_of_one_detector_pass_and_the_headers_of_like_ones_are_not_read(self, chip, monkeypatch):
         images = find_images((Source("image", str(chip.image), 1, 2), Source("image", str(chip.image), 5, 6)) * 3)
@@ -295,7 +323,7 @@ class TestSameDetector:
         read = []
         header = maker.header_detector
         monkeypatch.setattr(maker, "header_detector", lambda i: read.append(i) or header(i))
-        check_same_detector(images, maker)
+        assert check_same_detector(images, maker) == [0]
         assert read == [0]
 
     def test_another_distance_is_refused_and_named(self, chip, tmp_path):
@@ -316,8 +344,8 @@ class TestSameDetector:
 
             file.visititems(shift)
             assert moved
-        assert detector_fingerprint(str(other)) != detector_fingerprint(str(chip.image))
         images = find_images((Source("image", str(chip.image)), Source("image", str(other))))
+        assert images.sources[0].detector != images.sources[1].detector
         with pytest.raises(InputError, match="differs from that of") as refused:
             check_same_detector(images, ExperimentMaker(images))
         assert str(other) in str(refused.value)

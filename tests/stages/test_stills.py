@@ -54,7 +54,7 @@ def engines(tmp_path_factory):
     cell = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90", "max_lattices=1", "image=x.cbf")
     built = {}
     for name in ("fast", "dials"):
-        parameters = _parse([*cell, f"engine={name}"], quiet=True)[0]
+        parameters = _parse([*cell, f"engine={name}"])[0]
         built[name] = build_engine(parameters, dials_parameters(parameters, {}))
     return built
 

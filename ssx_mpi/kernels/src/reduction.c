@@ -1,13 +1,28 @@
 /* Loops of data reduction. Observations are grouped by crystal: those of crystal c are start[c] .. start[c+1]-1.
  *
- * Model of an observation i of unique reflection h on crystal c, with s^2 = d*^2 / 4:
- *     m_i = g_i J_h,   g_i = exp(log_k[c] - 2 B[c] s^2) = exp(log_k[c] - B[c] d*^2 / 2)
- *     v_i = a^2 (variance_i + b^2 max(m_i, 0)^2)
+ * Model of an observation i of unique reflection h on crystal c, with s^2 = d*^2 / 4 and the squared Ewald offset l_i:
+ *     m_i = g_i J_h,   log g_i = log_k[c] - 2 B[c] s^2 + (l_i (1 - exp(-u)) - u) / 2,   u = width[c] + trend[h]
+ *     v_i = a^2 (variance_i + (b^2 + c^2 l'_i) max(m_i, 0)^2),   l'_i = l_i exp(-u), the offset over the refined width
  */
 #include "common.h"
 
+/* What all loops over crystals begin with; trend and d_star_sq are of the unique reflections. Observations further than
+ * max_offset from the Ewald sphere by the refined width are left out. */
+#define CRYSTALS                                                                                                    \
+    int64_t n_crystals, const int64_t *start, const uint8_t *include, const int32_t *unique, const double *intensity, \
+        const float *offset_sq, const double *log_k, const double *b_factor, const double *width,                    \
+        const double *d_star_sq, const double *trend, double max_offset
+
+/* squared offset of observation i on crystal c over the refined width */
+#define OFFSET(c, i, u) (offset_sq[i] * exp(-width[c] - trend[u]))
+
+/* log g of observation i on crystal c */
+#define LOG_G(c, i, u)                                \
+    (log_k[c] - 0.5 * b_factor[c] * d_star_sq[u] +    \
+     0.5 * (offset_sq[i] - OFFSET(c, i, u) - width[c] - trend[u]))
+
 typedef struct {
-    double a2, b2;  /* a^2 and b^2 of the error model */
+    double a2, b2, c2; /* squares of the error model's a, b and c */
     double bound;   /* normalised deviation from which an observation loses weight; 0: none does */
 } noise_t;
 
@@ -38,36 +53,43 @@ void ssx_asu_keys(int64_t n, const int32_t *hkl, int64_t n_rotations, const doub
     }
 }
 
-static inline double variance_of(const noise_t *noise, double variance, double model) {
+static inline double variance_of(const noise_t *noise, double variance, double model, double refined_offset) {
     const double m = model > 0 ? model : 0;
-    return noise->a2 * (variance + noise->b2 * m * m);
+    return noise->a2 * (variance + (noise->b2 + noise->c2 * refined_offset) * m * m);
 }
 
-/* Weight factor of an observation by its deviation from the model, leverage taken into account. */
-static inline double robust_factor(const noise_t *noise, double residual, double v, double leverage) {
-    if (noise->bound <= 0 || leverage > 0.95) return 1.0;
-    const double z2 = residual * residual / (v * (1.0 - leverage)), bound2 = noise->bound * noise->bound;
+/* Weight factor of an observation by its deviation from the mean of n, of which it is one. The share that it has in the
+ * mean is taken as 1 / n: one by variances, which follow the mean, makes a reflection with an outlier jump for ever
+ * between two states. */
+static inline double robust_factor(const noise_t *noise, double residual, double v, double n) {
+    if (noise->bound <= 0 || n < 1.5) return 1.0;
+    const double z2 = residual * residual / (v * (1.0 - 1.0 / n)), bound2 = noise->bound * noise->bound;
     return z2 > bound2 ? bound2 / z2 : 1.0;
 }
 
+/* Weight factor of an observation by its offset: from half the largest offset on it falls to 0, without a step that would
+ * keep widths from coming to rest. */
+static inline double taper(double offset, double max_offset) {
+    return offset <= 0.5 * max_offset ? 1.0 : offset >= max_offset ? 0.0 : 2.0 * (1.0 - offset / max_offset);
+}
+
 /* Sums over the observations of the included crystals: numerator and weight of the merged intensity J = sum / weight,
- * and the number of observations, at 2 * unique + minus. J and W are those of the round before (W all 0: no leverage
- * is known, and no observation is down-weighted). */
-void ssx_accumulate(int64_t n_crystals, const int64_t *start, const uint8_t *include, const double *log_k,
-                    const double *b_factor, const int32_t *unique, const uint8_t *minus, const double *intensity,
-                    const double *variance, const double *d_star_sq, const double *J, const double *W, double a2,
-                    double b2, double bound, double *sum, double *weight, double *count) {
-    const noise_t noise = {a2, b2, bound};
+ * and the number of observations, at 2 * unique + minus. J and N, that number for both mates together, are those of the
+ * round before (N all 0: nothing is known, and no observation is down-weighted). */
+void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, const double *J, const double *N, double a2,
+                    double b2, double c2, double bound, double *sum, double *weight, double *count) {
+    const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
-            const double g = exp(log_k[c] - 0.5 * b_factor[c] * d_star_sq[u]);
-            const double model = g * J[u], v = variance_of(&noise, variance[i], model);
-            double w = g / v;
-            if (W[u] > 0) w *= robust_factor(&noise, intensity[i] - model, v, g * g / (v * W[u]));
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
+            const double g = exp(LOG_G(c, i, u));
+            const double refined = OFFSET(c, i, u);
+            const double model = g * J[u], v = variance_of(&noise, variance[i], model, refined);
             const int64_t at = 2 * (int64_t)u + minus[i];
+            const double w =
+                robust_factor(&noise, intensity[i] - model, v, N[u]) * taper(refined, max_offset) * g / v;
             sum[at] += w * intensity[i];
             weight[at] += w * g;
             count[at] += 1;
@@ -75,103 +97,90 @@ void ssx_accumulate(int64_t n_crystals, const int64_t *start, const uint8_t *inc
     }
 }
 
-/* Gauss-Newton for log_k and B of each crystal against the merged intensities, one step per call.
- * Minimises sum_i rho_i (I_i - m_i)^2 / (v_i + g_i^2 / W_h) + (B - prior_b)^2 / prior_b_sigma^2; the second term of the variance is
- * the uncertainty of J. With fit_b = 0 only the scale moves. step[c] receives the largest change that matters:
- * |delta log_k| + |delta B| d*^2_mean / 2. used[c]: observations that took part. */
-void ssx_fit_scales(int64_t n_crystals, const int64_t *start, const uint8_t *include, const int32_t *unique,
-                    const double *intensity, const double *variance, const double *d_star_sq, const double *J,
-                    const double *W, double a2, double b2, double bound, int32_t fit_b, double prior_b, double prior_b_sigma,
-                    double *log_k, double *b_factor, double *step, int64_t *used) {
-    const noise_t noise = {a2, b2, bound};
+/* Normal equations of an expectation-maximisation step for the scales, without priors. x[u] and x_sq[u] are the
+ * expectations of the intensity and of its square; J and N, merged intensities and numbers of observations, find outliers (N = 0: none).
+ * Parameters of crystal c: log_k, B, width (blocks of 3); common ones: the values of the trend at n_knots knots, of which
+ * reflection u lies between knot[u] and knot[u] + 1 at the share[u] of the way.
+ *     own (n, 3, 3), own_gradient (n, 3), cross (n, 3, n_knots), common (n_knots, n_knots), common_gradient (n_knots)
+ * used[c]: observations that took part. */
+void ssx_scale_equations(CRYSTALS, const double *variance, const double *J, const double *N, const double *x,
+                         const double *x_sq, double a2, double b2, double c2, double bound, int64_t n_knots, const int32_t *knot,
+                         const double *share, double *own, double *own_gradient, double *cross, double *common,
+                         double *common_gradient, int64_t *used) {
+    const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
-        step[c] = 0;
         used[c] = 0;
         if (!include[c]) continue;
-        double a00 = 0, a01 = 0, a11 = 0, r0 = 0, r1 = 0, q_sum = 0;
-        int64_t n = 0;
+        double *A = own + 9 * c, *r = own_gradient + 3 * c, *C = cross + 3 * n_knots * c;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || W[u] <= 0) continue;
-            const double q = 0.5 * d_star_sq[u];
-            const double g = exp(log_k[c] - b_factor[c] * q), model = g * J[u];
-            const double own = variance_of(&noise, variance[i], model), v = own + g * g / W[u];
-            const double residual = intensity[i] - model;
-            const double w = robust_factor(&noise, residual, own, g * g / (own * W[u])) / v;
-            const double d0 = model, d1 = -model * q; /* derivatives by log_k and B */
-            a00 += w * d0 * d0;
-            a01 += w * d0 * d1;
-            a11 += w * d1 * d1;
-            r0 += w * d0 * residual;
-            r1 += w * d1 * residual;
-            q_sum += q;
-            n++;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || x_sq[u] <= 0) continue;
+            const double g = exp(LOG_G(c, i, u));
+            const double refined = OFFSET(c, i, u);
+            const double v = variance_of(&noise, variance[i], g * sqrt(x_sq[u]), refined);
+            const double w =
+                robust_factor(&noise, intensity[i] - g * J[u], v, N[u]) * taper(refined, max_offset) / v;
+            const double curvature = w * g * g * x_sq[u], gradient = w * g * intensity[i] * x[u] - curvature;
+            const double slope = 0.5 * (refined - 1.0);
+            const double d[3] = {1.0, -0.5 * d_star_sq[u], slope};
+            const double k[2] = {slope * (1.0 - share[u]), slope * share[u]};
+            const int32_t first = knot[u];
+            for (int p = 0; p < 3; p++) {
+                r[p] += gradient * d[p];
+                for (int q = 0; q < 3; q++) A[3 * p + q] += curvature * d[p] * d[q];
+                for (int q = 0; q < 2; q++) C[n_knots * p + first + q] += curvature * d[p] * k[q];
+            }
+            for (int p = 0; p < 2; p++) {
+                common_gradient[first + p] += gradient * k[p];
+                for (int q = 0; q < 2; q++) common[n_knots * (first + p) + first + q] += curvature * k[p] * k[q];
+            }
+            used[c]++;
         }
-        used[c] = n;
-        if (n < 2 || a00 <= 0) continue;
-        double dk, db = 0;
-        if (fit_b) {
-            const double prior = 1.0 / (prior_b_sigma * prior_b_sigma);
-            a11 += prior;
-            r1 += (prior_b - b_factor[c]) * prior;
-            const double det = a00 * a11 - a01 * a01;
-            if (det <= 1e-12 * a00 * a11) continue;
-            dk = (a11 * r0 - a01 * r1) / det;
-            db = (a00 * r1 - a01 * r0) / det;
-        } else {
-            dk = r0 / a00;
-        }
-        /* far from the solution the exponential is not linear: no step beyond a factor of e */
-        const double q_mean = q_sum / n, size = fabs(dk - db * q_mean) + fabs(db) * q_mean;
-        const double shrink = size > 1.0 ? 1.0 / size : 1.0;
-        log_k[c] += shrink * dk;
-        b_factor[c] += shrink * db;
-        step[c] = shrink * size;
     }
 }
 
-/* Per bin of m / sqrt(variance) and over reflections with several observations: sums for the error model.
- * sums are (n_bins, 5): number, sum of z^2, of variance / v, of m^2 / v, and of m, where z^2 = (I - m)^2 / (v (1 - leverage)), for
- * observations with |z| < cut. Bin k holds edges[k] <= m / sqrt(variance) < edges[k + 1]. */
-void ssx_deviations(int64_t n_crystals, const int64_t *start, const uint8_t *include, const double *log_k,
-                    const double *b_factor, const int32_t *unique, const double *intensity, const double *variance,
-                    const double *d_star_sq, const double *J, const double *W, double a2, double b2, double cut,
-                    int64_t n_bins, const double *edges, double *sums) {
-    const noise_t noise = {a2, b2, 0};
+/* Per bin of m / sqrt(variance), and in each by refined offset, over reflections with several observations: sums for the
+ * error model. sums are (n_bins, n_offsets, 6): number, sum of z^2, of variance / v, of m^2 / v, of l' m^2 / v, and of m,
+ * where z^2 = (I - m)^2 / (v (1 - leverage)), for observations with |z| < cut. Bin k holds edges[k] <= m / sqrt(variance)
+ * < edges[k + 1], and likewise for the offsets. */
+void ssx_deviations(CRYSTALS, const double *variance, const double *J, const double *W, double a2, double b2, double c2,
+                    double cut, int64_t n_bins, const double *edges, int64_t n_offsets, const double *offset_edges,
+                    double *sums) {
+    const noise_t noise = {a2, b2, c2, 0};
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || W[u] <= 0) continue;
-            const double g = exp(log_k[c] - 0.5 * b_factor[c] * d_star_sq[u]);
-            const double model = g * J[u], v = variance_of(&noise, variance[i], model);
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || W[u] <= 0) continue;
+            const double g = exp(LOG_G(c, i, u)), refined = OFFSET(c, i, u);
+            const double model = g * J[u], v = variance_of(&noise, variance[i], model, refined);
             const double leverage = g * g / (v * W[u]);
             if (leverage > 0.5) continue;
             const double residual = intensity[i] - model, z2 = residual * residual / (v * (1.0 - leverage));
             if (z2 > cut * cut) continue;
             const double m = model > 0 ? model : 0, signal = m / sqrt(variance[i]);
-            int64_t k = 0;
+            int64_t k = 0, l = 0;
             while (k < n_bins - 1 && signal >= edges[k + 1]) k++;
-            double *s = sums + 5 * k;
+            while (l < n_offsets - 1 && refined >= offset_edges[l + 1]) l++;
+            double *s = sums + 6 * (n_offsets * k + l);
             s[0] += 1;
             s[1] += z2;
             s[2] += variance[i] / v;
             s[3] += m * m / v;
-            s[4] += m;
+            s[4] += refined * m * m / v;
+            s[5] += m;
         }
     }
 }
 
 /* Sums per unique reflection for R factors, unweighted: (n_unique, 3) of n, scaled intensity, its square. */
-void ssx_moments(int64_t n_crystals, const int64_t *start, const uint8_t *include, const double *log_k,
-                 const double *b_factor, const int32_t *unique, const double *intensity, const double *d_star_sq,
-                 double *sums) {
+void ssx_moments(CRYSTALS, double *sums) {
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
-            const double scaled = intensity[i] * exp(0.5 * b_factor[c] * d_star_sq[u] - log_k[c]);
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
+            const double scaled = intensity[i] * exp(-LOG_G(c, i, u));
             sums[3 * (int64_t)u] += 1;
             sums[3 * (int64_t)u + 1] += scaled;
             sums[3 * (int64_t)u + 2] += scaled * scaled;
@@ -180,15 +189,13 @@ void ssx_moments(int64_t n_crystals, const int64_t *start, const uint8_t *includ
 }
 
 /* Sum over the observations of a unique reflection of |I/g - J|, at deviations[unique]. */
-void ssx_absolute_deviations(int64_t n_crystals, const int64_t *start, const uint8_t *include, const double *log_k,
-                             const double *b_factor, const int32_t *unique, const double *intensity,
-                             const double *d_star_sq, const double *J, double *deviations) {
+void ssx_absolute_deviations(CRYSTALS, const double *J, double *deviations) {
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0) continue;
-            deviations[u] += fabs(intensity[i] * exp(0.5 * b_factor[c] * d_star_sq[u] - log_k[c]) - J[u]);
+            if (u < 0 || OFFSET(c, i, u) >= max_offset) continue;
+            deviations[u] += fabs(intensity[i] * exp(-LOG_G(c, i, u)) - J[u]);
         }
     }
 }
@@ -197,19 +204,17 @@ void ssx_absolute_deviations(int64_t n_crystals, const int64_t *start, const uin
  * reflections with two or more observations, where y is the mean and e the variance of the mean of the observations
  * normalised by `unit` (the shell's mean intensity). moments are those of ssx_moments over all crystals. A crystal has
  * rarely more than one observation of a unique reflection; each is taken out on its own. */
-void ssx_leave_out(int64_t n_crystals, const int64_t *start, const uint8_t *include, const double *log_k,
-                   const double *b_factor, const int32_t *unique, const double *intensity, const double *d_star_sq,
-                   const double *moments, const double *unit, double *changes) {
+void ssx_leave_out(CRYSTALS, const double *moments, const double *unit, double *changes) {
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
         double *out = changes + 4 * c;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
-            if (u < 0 || unit[u] <= 0) continue;
+            if (u < 0 || OFFSET(c, i, u) >= max_offset || unit[u] <= 0) continue;
             const double *m = moments + 3 * (int64_t)u;
             const double n = m[0], scale = 1.0 / unit[u];
             if (n < 2) continue;
-            const double x = scale * intensity[i] * exp(0.5 * b_factor[c] * d_star_sq[u] - log_k[c]);
+            const double x = scale * intensity[i] * exp(-LOG_G(c, i, u));
             const double s = m[1] * scale, ss = m[2] * scale * scale;
             const double y = s / n, e = (ss - n * y * y) / (n * (n - 1));
             out[0] -= 1;
