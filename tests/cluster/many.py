@@ -65,6 +65,7 @@ class ManyStills:
             CELL,
             f"reference_geometry={self.folder.parent}/truth.expt",
             "batch_size=250",
+            "steps=find_spots+index+integrate",
             f"output.directory={directory}",
             *more,
         ]
