@@ -152,7 +152,8 @@ def rows(experiments, strong, scope, control=None) -> Iterator[Row]:
         row = Row(number, len(own), theirs, mine, _angles(theirs, mine))
         if control is not None:
             other = run_dials(experiments[number], own, control.extract())
-            q, s0 = scattering_vectors(experiments[number], own)
+            q = np.array(mapped(experiments[number], own)["rlp"]).reshape(-1, 3)
+            s0 = np.array(experiments[number].beam.get_s0())
             likelihood = {
                 name: log_likelihood(q, s0, np.linalg.inv(np.reshape(outcome.crystals[0].get_A(), (3, 3))))
                 for name, outcome in (("fast", mine), ("dials", theirs), ("control", other))
@@ -162,15 +163,15 @@ def rows(experiments, strong, scope, control=None) -> Iterator[Row]:
         yield row
 
 
-def scattering_vectors(experiment, strong) -> tuple[np.ndarray, np.ndarray]:
-    """s1 - s0 of the spots (n, 3), and s0; 1/angstrom."""
+def mapped(experiment, strong):
+    """A copy of the spots with positions in mm and in reciprocal space."""
     table = strong.copy()
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
     still = ExperimentList([Experiment(beam=experiment.beam, detector=experiment.detector)])
     table.centroid_px_to_mm(still)
     table.map_centroids_to_reciprocal_space(still)
-    return np.array(table["rlp"]).reshape(-1, 3), np.array(experiment.beam.get_s0())
+    return table
 
 
 def log_likelihood(q: np.ndarray, s0: np.ndarray, direct: np.ndarray, n_cycles: int = 300) -> float:
@@ -210,10 +211,8 @@ def longest_cell(experiments, strong) -> float:
     for number in range(len(experiments)):
         table = strong.select(strong["id"] == number)
         if len(table):
-            table["rlp"] = flex.vec3_double(scattering_vectors(experiments[number], table)[0])
-            table["entering"] = flex.bool(len(table), False)
             with contextlib.suppress(DialsIndexError, AssertionError):
-                found.append(find_max_cell(table).max_cell)
+                found.append(find_max_cell(mapped(experiments[number], table)).max_cell)
     return max(found)
 
 

@@ -408,8 +408,9 @@ def test_candidate_is_refined_as_by_dials(real_data):
     strong = flex.reflection_table.from_file(str(folder / "strong_5.refl"))
     still, strong = imported[2], strong.select(strong["id"] == 2)
     # a start that is off, so that the rounds have something to do
-    off = 0.002 * np.array([[1, 1, -1], [0, -1, 1], [-1, 0, 1]])
-    direct = np.linalg.inv(np.reshape(NITRITE_REDUCTASE[2][2], (3, 3))) @ (np.eye(3) + off)
+    direct = np.linalg.inv(np.reshape(NITRITE_REDUCTASE[2][2], (3, 3))) @ (
+        np.eye(3) + 0.002 * np.array([[1, 1, -1], [0, -1, 1], [-1, 0, 1]])
+    )
     params = known_cell("P213", "indexing.method=fft1d")
     table = strong.copy()
     table["id"] = flex.int(len(table), 0)
