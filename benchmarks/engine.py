@@ -18,7 +18,7 @@ import math
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,16 +236,35 @@ def simulated(setup: Setup) -> dict:
         common = _common(observed[engine], observed[other])
         numbers[engine]["n_common"] = len(common.intensity)
         numbers[engine]["cc_common"] = true.merging_correlations(truth, common)[2]
+        same = _same_unique(truth, observed[engine], observed[other])
+        numbers[engine]["n_same_unique"], _, numbers[engine]["cc_same_unique"], _ = true.merging_correlations(
+            truth, same
+        )
     return numbers
 
 
 def _common(observations: Any, others: Any) -> Any:
     """Those of the observations that are among the others too, by crystal and indices."""
-    known = set(map(tuple, np.c_[others.crystal, others.hkl].tolist()))
-    chosen = np.array([key in known for key in map(tuple, np.c_[observations.crystal, observations.hkl].tolist())])
-    return type(observations)(
-        *(getattr(observations, name)[chosen] for name in ("hkl", "crystal", "intensity", "share"))
-    )
+    keys = [map(tuple, np.c_[each.crystal, each.hkl].tolist()) for each in (observations, others)]
+    return _known(observations, *keys)
+
+
+def _same_unique(truth: Any, observations: Any, others: Any) -> Any:
+    """Those of the observations of which the others have the same unique reflection, from whichever crystal."""
+    from cctbx import miller
+    from cctbx.array_family import flex
+
+    def asu(hkl: np.ndarray) -> list:
+        indices = flex.miller_index([tuple(map(int, row)) for row in hkl])
+        return list(miller.set(truth.intensities, indices, anomalous_flag=False).map_to_asu().indices())
+
+    return _known(observations, asu(observations.hkl), asu(others.hkl))
+
+
+def _known(observations: Any, keys: Any, others: Any) -> Any:
+    known = set(others)
+    chosen = np.array([key in known for key in keys])
+    return type(observations)(*(getattr(observations, field.name)[chosen] for field in fields(observations)))
 
 
 def _simulate(folder: Path) -> None:
@@ -624,6 +643,8 @@ def _simulated_table(r: dict) -> str:
         ("unique reflections", "n_merged", 0),
         ("CC to the truth, sums over the partiality", "cc_truth", 4),
         ("the same, one scale a crystal", "cc_truth_scaled", 4),
+        ("unique reflections that both have", "n_same_unique", 0),
+        ("CC of these, all observations of them, one scale a crystal", "cc_same_unique", 4),
         ("observations of both", "n_common", 0),
         ("CC of these, one scale a crystal", "cc_common", 4),
     ):
