@@ -25,7 +25,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from ssx_mpi.kernels._library import array, c_double, c_int64, declare
 from ssx_mpi.kernels.reflections import Observations
@@ -104,6 +103,9 @@ def refine_noise(sums: np.ndarray, noise: Noise) -> Noise:
     # each bin counts by the square root of its size: the strong reflections that fix b and c are few
     weight = np.sqrt(np.sqrt(number))
     means = bins[used, 1:5] / number[:, None]
+    # a hundred modules that ranks at images do not need
+    from scipy.optimize import nnls
+
     (alpha, beta, gamma), _ = nnls(means[:, 1:] * weight[:, None], means[:, 0] * weight)
     if alpha <= 0:
         # no bin in which counting statistics matter: keep their share

@@ -57,10 +57,17 @@ def main() -> None:
 
     fault, _, place = sys.argv[1].partition(":")
     sound = StillProcessor.find_spots
+    faulty_rank = os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == place
 
     def find_spots(self, image):
         if fault == "unreadable":
             self._engine = dataclasses.replace(self._engine, read=unreadable)
+        elif fault.startswith("rank_"):
+            # on an image of a rank, whichever that is, when all are at work
+            nonlocal faulty_rank
+            if faulty_rank and image >= 8:
+                faulty_rank = False
+                globals()[fault.removeprefix("rank_")]()
         elif image == int(place):
             globals()[fault]()
         return sound(self, image)

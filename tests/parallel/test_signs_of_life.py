@@ -38,24 +38,23 @@ def mpirun(tmp_path):
 
 def test_a_rank_of_which_nothing_is_heard_is_named(stills, mpirun, tmp_path):
     directory = tmp_path / "run"
-    process = mpirun(3, str(FAULTY), "silent:13", *stills.arguments(directory))
+    process = mpirun(3, str(FAULTY), "rank_silent:2", *stills.arguments(directory))
     assert process.wait(timeout=200) == 0, (tmp_path / "out").read_text()
     log = (directory / "ssx_mpi.log").read_text()
     host = re.escape(os.uname().nodename)
     found = re.findall(rf"Nothing heard of rank (\d) on {host} for (\d+) s, at image (\S+) for (\d+) s", log)
     assert found, log
     rank, silence, image, since = found[-1]
-    # rank 0, which answers while it works, would not be heard either
-    assert rank in "12"
-    assert image == "x.nxs:14"
-    assert 2 <= int(silence) <= 9
+    assert rank == "2"
+    assert image.startswith("x.nxs:")
+    assert 2 <= int(silence) <= 30
     assert 1 <= int(since) <= int(silence) + 2
     assert json.loads((directory / "ssx_mpi.json").read_text())["total"]["counts"]["images"] == 24
 
 
 def test_a_rank_that_is_stuck_in_a_library_does_not_keep_the_others_from_stopping(stills, mpirun, tmp_path):
     directory = tmp_path / "run"
-    process = mpirun(2, str(FAULTY), "hang:20", *stills.arguments(directory), **SLOWLY)
+    process = mpirun(2, str(FAULTY), "rank_hang:1", *stills.arguments(directory), **SLOWLY)
     wait_for(lambda: journalled(directory) > 1000, process)
     wait_for(lambda: "Nothing heard of rank" in (directory / "ssx_mpi.log").read_text(), process)
     for rank in ranks_of_program(process):
