@@ -31,6 +31,10 @@ falling with its square beyond.
 Only sums over unique reflections, and one equation for each knot, have to be combined between ranks: given these,
 every crystal is a problem of its own with three parameters.
 
+**Sums that do not depend on the order.** Where crystals share few reflections the iteration wanders a long way before
+it rests, and takes the last digits of a sum along. So what is added up is rounded first, to a multiple of a power of
+two that all ranks have in common: sums of such numbers are exact, in whatever order and on however many ranks.
+
 References
 ----------
 Hamilton, Rollett & Sparks (1965). Acta Cryst. 18, 129: scales and means by alternating least squares.
@@ -38,6 +42,7 @@ Dempster, Laird & Rubin (1977). J. R. Stat. Soc. B 39, 1: expectation maximisati
 Wilson (1949). Acta Cryst. 2, 318; French & Wilson (1978). Acta Cryst. A34, 517: the prior.
 White (2014). Phil. Trans. R. Soc. B 369, 20130330; Uervirojnangkoorn et al. (2015). eLife 4, e05421: partialities
 refined against merged intensities.
+Demmel & Nguyen (2013). 21st IEEE Symp. Computer Arithmetic, 163: reproducible sums by rounding beforehand.
 Beaton & Tukey (1974). Technometrics 16, 147: iteratively reweighted least squares.
 """
 
@@ -185,6 +190,51 @@ class Expectation:
         return cls(value, np.where(seen, value**2 + sigma**2 * spread, 2 * mean**2))
 
 
+@dataclass(frozen=True)
+class Largest:
+    """Largest weight (1/variance) and intensity of the observations of all ranks."""
+
+    weight: float
+    intensity: float
+
+    @classmethod
+    def of(cls, observations: Observations) -> Largest:
+        """Of one rank."""
+        least = float(observations.variance.min(initial=np.inf))
+        return cls(1.0 / least, float(np.abs(observations.intensity).max(initial=0.0)))
+
+
+def on_grid(terms: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """Terms (n, k) rounded so that their sums over n, up to 2^25 in number, are exact.
+
+    Parameters
+    ----------
+    largest
+        (k,) largest absolute value of each column, over all that are added up.
+    """
+    grid = _power_above(largest, 28)
+    return np.rint(terms / grid) * grid
+
+
+def _power_above(values: np.ndarray, bits: int) -> np.ndarray:
+    # the power of two above positive values, over two to the number of bits; free of rounding, and so equal everywhere
+    _, exponent = np.frexp(np.maximum(values, 1e-200))
+    return np.ldexp(1.0, exponent - bits)
+
+
+def _grids(merged: Merged, noise: Noise, largest: Largest) -> tuple[np.ndarray, np.ndarray]:
+    # of numerators and weights of the unique reflections; with 46 bits for what they were in the round before they may
+    # grow a hundredfold
+    known, size = merged.weight > 0, np.abs(merged.intensity)
+    weight = np.full(len(size), largest.weight)
+    if noise.b > 0:
+        weight = np.minimum(weight, (noise.a * noise.b * np.maximum(size, 1e-100)) ** -2.0)
+    weight = np.where(known, merged.weight, weight)
+    usual = np.maximum(size, 1.0 / np.sqrt(weight))
+    intensity = np.where(known, usual, np.minimum(largest.intensity, 4096.0 * usual))
+    return _power_above(weight * intensity, 46), _power_above(weight, 46)
+
+
 def accumulate(
     observations: Observations,
     indexed: Indexed,
@@ -194,6 +244,7 @@ def accumulate(
     merged: Merged,
     d_star_sq: np.ndarray,
     bound: float,
+    largest: Largest | None = None,
 ) -> np.ndarray:
     """Sums that make merged intensities.
 
@@ -207,12 +258,14 @@ def accumulate(
         (n_unique,) in 1/angstrom^2.
     bound
         Normalised deviation beyond which an observation loses weight; 0 for never.
+    largest
+        Of all ranks, by which they round where `merged` has no weight; those of these observations by default.
 
     Returns
     -------
     sums : (3, n_unique, 2) float64
         Numerator, weight and number of observations per unique reflection, apart for the reflection and its Friedel
-        mate. Sums of several ranks add up.
+        mate. Sums of several ranks add up, exactly.
     """
     sums = np.zeros((3, 2 * len(d_star_sq)))
     _accumulate(
@@ -223,6 +276,7 @@ def accumulate(
         merged.numbers(),
         *noise.squares(),
         bound,
+        *_grids(merged, noise, largest or Largest.of(observations)),
         *sums,
     )
     return sums.reshape(3, -1, 2)
@@ -238,8 +292,8 @@ class Equations:
         (n_crystals, 3, 3) and (n_crystals, 3): of log k, B and width of each crystal.
     cross
         (n_crystals, 3, n_knots) between these and the trend.
-    common, common_gradient
-        (n_knots, n_knots) and (n_knots,): of the trend, from the crystals of this rank.
+    common
+        (n_crystals, n_knots, n_knots + 1): of the trend, from each crystal; the gradient in the last column.
     used
         (n_crystals,) int64, observations that took part.
     """
@@ -248,24 +302,23 @@ class Equations:
     own_gradient: np.ndarray
     cross: np.ndarray
     common: np.ndarray
-    common_gradient: np.ndarray
     used: np.ndarray
 
     def reduced(self) -> np.ndarray:
-        """Equations of the trend alone, the crystals eliminated; sums of several ranks add up.
+        """Equations of the trend alone, the crystals eliminated; those of all crystals add up.
 
         Returns
         -------
-        reduced : (n_knots, n_knots + 1) float64
+        reduced : (n_crystals, n_knots, n_knots + 1) float64
             Matrix, and gradient in the last column.
         """
         right = np.concatenate([self.cross, self.own_gradient[:, :, None]], axis=2)
-        taken = np.einsum("cpk,cpl->kl", self.cross, np.linalg.solve(self.own, right))
-        return np.concatenate([self.common, self.common_gradient[:, None]], axis=1) - taken
+        solved = np.linalg.solve(self.own, right)
+        return self.common - _over(1, self.cross[:, :, :, None] * solved[:, :, None, :])
 
     def steps(self, of_trend: np.ndarray) -> np.ndarray:
         """Steps of the crystals, (n_crystals, 3), that go with a step (n_knots,) of the trend."""
-        right = self.own_gradient - self.cross @ of_trend
+        right = self.own_gradient - _over(2, self.cross * of_trend)
         return np.linalg.solve(self.own, right[:, :, None])[:, :, 0]
 
 
@@ -311,7 +364,7 @@ def scale_equations(
     """
     n, n_knots = observations.n_crystals, len(scales.trend.knots)
     own, own_gradient, cross = np.zeros((n, 3, 3)), np.zeros((n, 3)), np.zeros((n, 3, n_knots))
-    common, common_gradient = np.zeros((n_knots, n_knots)), np.zeros(n_knots)
+    common = np.zeros((n, n_knots, n_knots + 1))
     used = np.empty(n, dtype=np.int64)
     _scale_equations(
         *crystals(observations, indexed, include, scales, d_star_sq),
@@ -328,7 +381,6 @@ def scale_equations(
         own_gradient,
         cross,
         common,
-        common_gradient,
         used,
     )
     for p, (value, sigma) in enumerate(((scales.b_factor, restraints.b_factor), (scales.width, restraints.width)), 1):
@@ -342,13 +394,19 @@ def scale_equations(
     # crystals that nothing is known about stay where they are
     idle = (used < 2) | (own[:, 0, 0] <= 0)
     own[idle], own_gradient[idle], cross[idle] = np.eye(3), 0.0, 0.0
-    return Equations(own, own_gradient, cross, common, common_gradient, used)
+    return Equations(own, own_gradient, cross, common, used)
+
+
+def _over(axis: int, terms: np.ndarray) -> np.ndarray:
+    # unlike products of matrices, which round a row by its place among the others, this gives each crystal the same sum
+    # wherever it is
+    return np.add.reduce(np.moveaxis(terms, axis, 0))
 
 
 def stepped(scales: Scales, steps: np.ndarray, of_trend: np.ndarray) -> Scales:
     """Scales after steps (n_crystals, 3) of the crystals and (n_knots,) of the trend, shortened where they are long."""
     highest = scales.trend.knots[-1] ** 2
-    size = np.abs(steps) @ np.array([1.0, 0.5 * highest, 0.5])
+    size = _over(1, np.abs(steps) * np.array([1.0, 0.5 * highest, 0.5]))
     steps = steps * (_LARGEST_STEP / np.maximum(size, _LARGEST_STEP))[:, None]
     trend = Trend(scales.trend.knots, scales.trend.values + np.clip(of_trend, -_LARGEST_STEP, _LARGEST_STEP))
     log_k, b_factor, width = np.stack([scales.log_k, scales.b_factor, scales.width]) + steps.T
@@ -417,7 +475,7 @@ CRYSTALS = [
 ]
 _accumulate = declare(
     "ssx_accumulate",
-    [*CRYSTALS, array(np.uint8, 1), *[_floats] * 3, *[c_double] * 4, *[_out_floats] * 3],
+    [*CRYSTALS, array(np.uint8, 1), *[_floats] * 3, *[c_double] * 4, *[_floats] * 2, *[_out_floats] * 3],
 )
 _scale_equations = declare(
     "ssx_scale_equations",
@@ -431,8 +489,7 @@ _scale_equations = declare(
         _out_tables,
         array(np.float64, 2, writeable=True),
         _out_tables,
-        array(np.float64, 2, writeable=True),
-        _out_floats,
+        _out_tables,
         array(np.int64, 1, writeable=True),
     ],
 )

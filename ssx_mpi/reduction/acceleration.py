@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction.sums import exact_sum
 
 # a residual that grows by this factor means that the history misleads
 _GROWTH = 2.0
@@ -45,7 +46,7 @@ class Acceleration:
             (m,) G(x) - x in whatever units make the squares of its elements comparable; what all ranks share must be
             zero on all but one.
         """
-        size = float(self._comm.sum(np.array([step @ step]))[0])
+        size = float(exact_sum(self._comm, step[:, None] ** 2)[0])
         if size > _GROWTH**2 * self._size:
             self.forget()
         self._size = min(size, self._size)
@@ -54,8 +55,11 @@ class Acceleration:
         if len(self._steps) == 1:
             return state
         differences = np.diff(np.array(self._steps), axis=0)
-        inner = self._comm.sum(differences @ np.column_stack([differences.T, step]))
+        products = differences[:, None] * np.concatenate([differences, step[None]])
+        inner = exact_sum(self._comm, products.reshape(-1, len(step)).T).reshape(products.shape[:2])
         matrix, right = inner[:, :-1], inner[:, -1]
         ridge = _CONDITION * np.max(np.diag(matrix)) * np.eye(len(matrix))
         share = np.linalg.solve(matrix + ridge, right) if ridge.any() else np.zeros(len(right))
-        return state - share @ np.diff(np.array(self._states), axis=0)
+        for part, difference in zip(share, np.diff(np.array(self._states), axis=0)):
+            state = state - part * difference
+        return state

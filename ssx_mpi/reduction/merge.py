@@ -11,6 +11,7 @@ from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction.sums import largest_of
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,12 @@ def merge(
     d_min
         Resolution limit given by the user; otherwise it is estimated.
     """
-    d_star_sq, bound = unique.d_star_sq, settings.robust_bound
+    d_star_sq, bound, largest = unique.d_star_sq, settings.robust_bound, largest_of(comm, observations)
 
     def accumulated(include: np.ndarray, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
+        return comm.sum(
+            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound, largest)
+        )
 
     blank = Merged(current.intensity, np.zeros(len(unique)))
     own = Merged.from_sums(accumulated(include, blank, 0.0))

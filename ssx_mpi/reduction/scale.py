@@ -17,6 +17,7 @@ from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.acceleration import Acceleration
+from ssx_mpi.reduction.sums import exact_sum, largest_of
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,9 @@ def radial_means(
     """
     scales = replace(Scales.unit(observations.n_crystals, Trend.zero(unique.d_star_sq)), max_offset=_MAX_OFFSET)
     noise, merged = Noise(), Merged(np.zeros(len(unique)), np.zeros(len(unique)))
-    expected = np.ones(len(unique))
+    expected, largest = np.ones(len(unique)), largest_of(comm, observations)
     for round_number in range(_RADIAL_ROUNDS + 1):
-        sums = scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0)
+        sums = scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0, largest)
         expected = _smooth_means(comm.sum(sums), unique, shells)
         if round_number == _RADIAL_ROUNDS:
             break
@@ -159,10 +160,12 @@ def scale(
     shells = merging.resolution_shells(d_star_sq, _PRIOR_SHELLS)
     restraints = _restraints(comm, observations, settings.widths)
     measure = _Measure.of(comm, observations, indexed, include, d_star_sq)
-    scales = start
+    scales, largest = start, largest_of(comm, observations)
 
     def merge(scales: Scales, noise: Noise, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound))
+        return comm.sum(
+            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound, largest)
+        )
 
     def estimate_noise(noise: Noise, merged: Merged) -> tuple[Noise, np.ndarray]:
         for _ in range(3):
@@ -187,8 +190,8 @@ def scale(
         include = include & (used >= settings.min_observations)
         improved, mean = _centred(comm, improved, include, mean, d_star_sq)
         moved = measure(scales, improved, include)
-        total, n_included = comm.sum(np.array([moved @ moved, np.count_nonzero(include)], dtype=float))
-        change = float(np.sqrt(total / max(n_included, 1)))
+        n_included = comm.sum(np.array([np.count_nonzero(include)]))[0]
+        change = float(np.sqrt(exact_sum(comm, moved[:, None] ** 2)[0] / max(n_included, 1)))
         settled = cycle >= settings.error_cycles
         scales = _unflat(acceleration.next(_flat(improved), moved), improved) if settled else improved
         sums = merge(scales, noise, merged, bound)
@@ -221,9 +224,10 @@ def as_scaled(
     """Observations that were scaled before, as a result of scaling: unit scales, and errors as they are. Collective."""
     scales, noise = Scales.unit(observations.n_crystals), Noise()
     merged = Merged(expected, np.zeros(len(unique)))
-    sums = comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0))
+    d_star_sq, largest = unique.d_star_sq, largest_of(comm, observations)
+    sums = comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, 0.0, largest))
     merged = Merged.from_sums(sums)
-    left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, unique.d_star_sq))
+    left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq))
     return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), 0, 0.0, True)
 
 
@@ -296,8 +300,9 @@ class _Measure:
     ) -> _Measure:
         rows = (indexed.unique >= 0) & np.repeat(include, np.diff(observations.start))
         q, half = 0.5 * d_star_sq[indexed.unique[rows]], 0.5 * observations.offset_sq[rows].astype(np.float64)
-        sums = comm.sum(np.array([len(q), q.sum(), half.sum(), np.sum(q**2), np.sum(half**2)], dtype=float))
-        mean_q, mean_half, square_q, square_half = sums[1:] / max(sums[0], 1)
+        number = comm.sum(np.array([len(q)]))[0]
+        sums = exact_sum(comm, np.column_stack([q, half, q**2, half**2]))
+        mean_q, mean_half, square_q, square_half = sums / max(number, 1)
         spread_q, spread_half = np.sqrt(np.maximum([square_q - mean_q**2, square_half - mean_half**2], 0.0))
         n_crystals = comm.sum(np.array([np.count_nonzero(include)]))[0]
         # each value is felt by its share of the observations
@@ -350,7 +355,8 @@ def _improved(
         observations, indexed, include, scales, noise, merged, expectation, d_star_sq, bound, restraints
     )
     of_trend = np.zeros(len(scales.trend.knots))
-    reduced = comm.sum(equations.reduced())
+    of_crystals = equations.reduced()
+    reduced = exact_sum(comm, of_crystals.reshape(len(of_crystals), -1)).reshape(of_crystals.shape[1:])
     if restraints.trend is not None:
         matrix, gradient = reduced[:, :-1], reduced[:, -1]
         # a weak pull to zero, and a stronger one to a straight line: where the data say nothing the trend goes on
@@ -368,8 +374,8 @@ def _centred(
     # mean intensities go along: crystals pulled to those of another scale and B would never come to rest.
     kept = np.stack([scales.log_k[include], scales.b_factor[include], scales.width[include]])
     within = np.clip(kept, -_FARTHEST[:, None], _FARTHEST[:, None])
-    *sums, number = comm.sum(np.append(within.sum(axis=1), kept.shape[1]))
-    log_k, b_factor, width = (total / max(number, 1) for total in sums)
+    number = comm.sum(np.array([kept.shape[1]]))[0]
+    log_k, b_factor, width = exact_sum(comm, within.T) / max(number, 1)
     return scales.shifted(log_k, b_factor, width), mean * np.exp(log_k - 0.5 * b_factor * d_star_sq)
 
 

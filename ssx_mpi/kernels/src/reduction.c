@@ -73,11 +73,20 @@ static inline double taper(double offset, double max_offset) {
     return offset <= 0.5 * max_offset ? 1.0 : offset >= max_offset ? 0.0 : 2.0 * (1.0 - offset / max_offset);
 }
 
+/* The nearest multiple of a power of two, for |x| below 2^51 of it. Sums of such numbers are exact, as long as they stay
+ * below 2^53 of it, and do not depend on their order. */
+static inline double on_grid(double x, double grid) {
+    const double shift = 6755399441055744.0 * grid; /* 1.5 * 2^52 */
+    return (x + shift) - shift;
+}
+
 /* Sums over the observations of the included crystals: numerator and weight of the merged intensity J = sum / weight,
  * and the number of observations, at 2 * unique + minus. J and N, that number for both mates together, are those of the
- * round before (N all 0: nothing is known, and no observation is down-weighted). */
+ * round before (N all 0: nothing is known, and no observation is down-weighted). What is added up is rounded to
+ * multiples of sum_grid[u] and weight_grid[u]. */
 void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, const double *J, const double *N, double a2,
-                    double b2, double c2, double bound, double *sum, double *weight, double *count) {
+                    double b2, double c2, double bound, const double *sum_grid, const double *weight_grid, double *sum,
+                    double *weight, double *count) {
     const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
         if (!include[c]) continue;
@@ -90,8 +99,8 @@ void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, cons
             const int64_t at = 2 * (int64_t)u + minus[i];
             const double w =
                 robust_factor(&noise, intensity[i] - model, v, N[u]) * taper(refined, max_offset) * g / v;
-            sum[at] += w * intensity[i];
-            weight[at] += w * g;
+            sum[at] += on_grid(w * intensity[i], sum_grid[u]);
+            weight[at] += on_grid(w * g, weight_grid[u]);
             count[at] += 1;
         }
     }
@@ -101,17 +110,19 @@ void ssx_accumulate(CRYSTALS, const uint8_t *minus, const double *variance, cons
  * expectations of the intensity and of its square; J and N, merged intensities and numbers of observations, find outliers (N = 0: none).
  * Parameters of crystal c: log_k, B, width (blocks of 3); common ones: the values of the trend at n_knots knots, of which
  * reflection u lies between knot[u] and knot[u] + 1 at the share[u] of the way.
- *     own (n, 3, 3), own_gradient (n, 3), cross (n, 3, n_knots), common (n_knots, n_knots), common_gradient (n_knots)
+ *     own (n, 3, 3), own_gradient (n, 3), cross (n, 3, n_knots), common (n, n_knots, n_knots + 1), its last column the
+ *     gradient; all apart for each crystal
  * used[c]: observations that took part. */
 void ssx_scale_equations(CRYSTALS, const double *variance, const double *J, const double *N, const double *x,
                          const double *x_sq, double a2, double b2, double c2, double bound, int64_t n_knots, const int32_t *knot,
                          const double *share, double *own, double *own_gradient, double *cross, double *common,
-                         double *common_gradient, int64_t *used) {
+                         int64_t *used) {
     const noise_t noise = {a2, b2, c2, bound};
     for (int64_t c = 0; c < n_crystals; c++) {
         used[c] = 0;
         if (!include[c]) continue;
         double *A = own + 9 * c, *r = own_gradient + 3 * c, *C = cross + 3 * n_knots * c;
+        double *T = common + n_knots * (n_knots + 1) * c;
         for (int64_t i = start[c]; i < start[c + 1]; i++) {
             const int32_t u = unique[i];
             if (u < 0 || OFFSET(c, i, u) >= max_offset || x_sq[u] <= 0) continue;
@@ -131,13 +142,17 @@ void ssx_scale_equations(CRYSTALS, const double *variance, const double *J, cons
                 for (int q = 0; q < 2; q++) C[n_knots * p + first + q] += curvature * d[p] * k[q];
             }
             for (int p = 0; p < 2; p++) {
-                common_gradient[first + p] += gradient * k[p];
-                for (int q = 0; q < 2; q++) common[n_knots * (first + p) + first + q] += curvature * k[p] * k[q];
+                double *row = T + (n_knots + 1) * (first + p);
+                for (int q = 0; q < 2; q++) row[first + q] += curvature * k[p] * k[q];
+                row[n_knots] += gradient * k[p];
             }
             used[c]++;
         }
     }
 }
+
+/* of numbers about 1, of which there may be 10^8; 2^-24 */
+#define DEVIATION_GRID 5.9604644775390625e-08
 
 /* Per bin of m / sqrt(variance), and in each by refined offset, over reflections with several observations: sums for the
  * error model. sums are (n_bins, n_offsets, 6): number, sum of z^2, of variance / v, of m^2 / v, of l' m^2 / v, and of m,
@@ -164,10 +179,10 @@ void ssx_deviations(CRYSTALS, const double *variance, const double *J, const dou
             while (l < n_offsets - 1 && refined >= offset_edges[l + 1]) l++;
             double *s = sums + 6 * (n_offsets * k + l);
             s[0] += 1;
-            s[1] += z2;
-            s[2] += variance[i] / v;
-            s[3] += m * m / v;
-            s[4] += refined * m * m / v;
+            s[1] += on_grid(z2, DEVIATION_GRID);
+            s[2] += on_grid(variance[i] / v, DEVIATION_GRID);
+            s[3] += on_grid(m * m / v, DEVIATION_GRID);
+            s[4] += on_grid(refined * m * m / v, DEVIATION_GRID);
             s[5] += m;
         }
     }
