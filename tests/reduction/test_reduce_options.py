@@ -102,7 +102,7 @@ def test_parameters_that_only_dials_has_make_dials_scale(ambiguous, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scaling.phil={}/nowhere.phil"], "scaling.phil=.*nowhere.phil: cannot be read"),
+        (["scaling.phil={}/nowhere.phil"], "scaling.phil=.*nowhere.phil: there is no such file"),
         (["scaling.phil={}/misspelt.phil"], "dials.scale has no parameter cut_data.dmin"),
         (["merging.phil={}/broken.phil"], "merging.phil=.*broken.phil: not valid PHIL"),
         (
