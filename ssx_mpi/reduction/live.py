@@ -10,7 +10,6 @@ twinned average.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +111,7 @@ class LiveMerge:
             loaded = loading.load(SerialCommunicator(), [source], how.partiality_threshold, how.d_min, how.d_max)
         except InputError as error:
             raise RuntimeError(f"a batch of this run cannot be read: {error}") from error
-        return self.sums(loaded.observations, crystal_numbers(loaded.crystals.identifier))
+        return self.sums(loaded.observations, crystal_numbers(folder, len(loaded.crystals.identifier)))
 
     def sums(self, observations: Observations, numbers: np.ndarray) -> np.ndarray:
         """The sums of crystals that are scaled together.
@@ -173,11 +172,12 @@ class LiveMerge:
         )
 
 
-def crystal_numbers(identifiers: tuple[str, ...]) -> np.ndarray:
-    """A number for each crystal, (n,) int64, from its identifier alone, which is the same in every run."""
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in identifiers]
-    # of eight bytes 63 bits, for a number without a sign
-    return np.array([int.from_bytes(digest, "big") >> 1 for digest in digests], dtype=np.int64)
+def crystal_numbers(folder: Path, n_crystals: int) -> np.ndarray:
+    """A number for each crystal of the batch in `folder`, (n,) int64.
+
+    It follows from the place in the run alone: identifiers depend on where the images lie.
+    """
+    return (int(folder.name.rpartition("_")[2]) << 20) + np.arange(n_crystals, dtype=np.int64)
 
 
 def detector_resolution(detector: Any, s0: Any) -> float:
