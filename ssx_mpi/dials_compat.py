@@ -90,28 +90,26 @@ def _execute(module: types.ModuleType) -> None:
         module.__spec__.loader.exec_module(module)
 
 
-class _DeferringLoader(importlib.abc.Loader):
-    """Makes a deferred module of one that `loader` would load."""
+class _LoaderInPlace(importlib.abc.Loader):
+    """Stands in the place of `loader` until the module is executed."""
 
     def __init__(self, loader) -> None:
         self._loader = loader
 
     def create_module(self, spec):
         return self._loader.create_module(spec)
+
+
+class _DeferringLoader(_LoaderInPlace):
+    """Makes a deferred module of one that `loader` would load."""
 
     def exec_module(self, module) -> None:
         module.__spec__.loader = module.__loader__ = self._loader
         module.__class__ = _DeferredModule
 
 
-class _UnitsLoader(importlib.abc.Loader):
+class _UnitsLoader(_LoaderInPlace):
     """Loads the package of units as `loader` would if those that it can work with were not installed."""
-
-    def __init__(self, loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec):
-        return self._loader.create_module(spec)
 
     def exec_module(self, module) -> None:
         module.__spec__.loader = module.__loader__ = self._loader

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi import dials_compat
-from ssx_mpi.params import InputError, Parameters
+from ssx_mpi.params import Parameters
+from ssx_mpi.user_input import InputError
 
 # which program each of our phil parameters is for
 _PROGRAMS = {

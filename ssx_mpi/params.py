@@ -6,13 +6,13 @@ The names are those that xia2's SSX pipeline has taught its users. Everything af
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ssx_mpi.user_input import InputError, PathReader, identity
 
 if TYPE_CHECKING:
     from ssx_mpi.reduction.parameters import ReductionParameters
@@ -169,10 +169,6 @@ integration {{
 """
 
 
-class InputError(Exception):
-    """Bad input or parameters: nothing was processed. The message is one line for the user; the exit code is 2."""
-
-
 @dataclass(frozen=True)
 class Source:
     """One input as the user named it, with the inclusive range chosen from it (counted from one), if any."""
@@ -267,25 +263,6 @@ class Parameters:
         return identity(self)
 
 
-def identity(parameters: Any) -> dict[str, str]:
-    """The fields of a dataclass that results depend on, by name, as text; files with a digest of their contents."""
-    return {
-        f.name: _identity_of(getattr(parameters, f.name))
-        for f in fields(parameters)
-        if f.metadata.get("affects_results", True)
-    }
-
-
-def _identity_of(value: Any) -> str:
-    if isinstance(value, Path) and value.is_file():
-        return f"{value} (sha256 {hashlib.sha256(value.read_bytes()).hexdigest()[:16]})"
-    if hasattr(value, "__dataclass_fields__"):
-        return ", ".join(f"{f.name}={_identity_of(getattr(value, f.name))}" for f in fields(value))
-    if isinstance(value, tuple):
-        return "; ".join(_identity_of(v) for v in value)
-    return str(value)
-
-
 def scope():
     """The PHIL scope object of ``ssx_mpi``."""
     import iotbx.phil
@@ -294,24 +271,6 @@ def scope():
     from ssx_mpi.reduction.parameters import REDUCTION_PHIL
 
     return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{REDUCTION_PHIL}\n}}\n")
-
-
-def unknown_parameter(argument: str, known_scope, without_name: str) -> str:
-    """The message for an `argument` that a scope does not know, naming the closest parameter that it does.
-
-    Parameters
-    ----------
-    known_scope
-        The PHIL scope object.
-    without_name
-        What to say of an argument that is no assignment.
-    """
-    name = argument.split("=")[0].strip()
-    known = [d.path for d in known_scope.all_definitions()]
-    by_last = {path.split(".")[-1]: path for path in reversed(known)}
-    close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
-    hint = f"did you mean {by_last.get(close[0], close[0])}=?" if close else "-c lists the parameters"
-    return f"unknown parameter {argument!r}; {hint if '=' in argument else without_name}"
 
 
 def read(extract, cwd: Path) -> Parameters:
@@ -430,31 +389,6 @@ def _symmetry(extract) -> tuple[str | None, tuple[float, ...] | None]:
         cell = ", ".join(f"{p:g}" for p in unit_cell)
         raise InputError(f"unit_cell {cell} is forbidden by space_group {space_group}")
     return space_group, unit_cell
-
-
-@dataclass(frozen=True)
-class PathReader:
-    """Makes absolute paths of names that a user gave, relative to `cwd`."""
-
-    cwd: Path
-
-    def absolute(self, name: str) -> Path:
-        return (self.cwd / Path(name).expanduser()).resolve()
-
-    def existing(self, name: str | None, parameter: str) -> Path | None:
-        """The path of a file, None when none is named.
-
-        Raises
-        ------
-        InputError
-            When it is not there, with the name of the `parameter`.
-        """
-        if name is None:
-            return None
-        path = self.absolute(name)
-        if not path.is_file():
-            raise InputError(f"{parameter}={name}: there is no such file")
-        return path
 
 
 def _sources(extract, path: PathReader) -> tuple[Source, ...]:

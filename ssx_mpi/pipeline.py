@@ -23,7 +23,7 @@ from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
-from ssx_mpi.params import REDUCE, STEPS, CrystalSelection, InputError, Parameters
+from ssx_mpi.params import REDUCE, STEPS, CrystalSelection, Parameters
 from ssx_mpi.records import run as run_folder
 from ssx_mpi.records.batches import Batch, batches
 from ssx_mpi.records.files import replacing, write_json
@@ -59,6 +59,7 @@ from ssx_mpi.tasks import (
     check_steps,
     survey,
 )
+from ssx_mpi.user_input import InputError
 from ssx_mpi.watch import Watch
 
 # the reduction is loaded when it is due

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.params import STEPS, InputError
+from ssx_mpi.params import STEPS
 from ssx_mpi.records.batches import Batch, BatchRecords, read_summary
 from ssx_mpi.report.statistics import Statistics
 from ssx_mpi.report.text import duration
@@ -18,6 +18,7 @@ from ssx_mpi.stages import beam_centre
 from ssx_mpi.stages.results import Failure
 from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
+from ssx_mpi.user_input import InputError
 from ssx_mpi.watch import ImageAbandoned, Watch
 
 logger = logging.getLogger("ssx_mpi")

@@ -10,7 +10,7 @@ import pytest
 from ssx_mpi import dials_compat
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.dials_parameters import dials_parameters, user_texts
-from ssx_mpi.params import InputError
+from ssx_mpi.user_input import InputError
 
 CELL = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
 

@@ -175,11 +175,11 @@ def merged(folder: Path, name: str = "merged") -> dict[str, np.ndarray]:
     return {c.label(): np.array(c.extract_values(not_a_number_substitute=-999.0)) for c in file.columns()}
 
 
-def assert_merged_alike(one: Path, other: Path, rtol: float = 0.0) -> None:
+def assert_merged_alike(one: Path, other: Path) -> None:
     first, second = merged(one), merged(other)
     assert list(first) == list(second)
     for name in first:
-        np.testing.assert_allclose(first[name], second[name], rtol=rtol, atol=100 * rtol, err_msg=name)
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
 def numbers(folder: Path) -> dict:

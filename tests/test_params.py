@@ -8,8 +8,9 @@ import pytest
 
 from ssx_mpi import params
 from ssx_mpi.command_line.process import _parse
-from ssx_mpi.params import CrystalSelection, InputError, Source
+from ssx_mpi.params import CrystalSelection, Source
 from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.user_input import InputError
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import IO
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launch
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.user_input import InputError, unknown_parameter
 from ssx_mpi.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
@@ -44,14 +45,13 @@ def run(arguments: list[str] | None = None) -> None:
         with holding_requests():
             dials_compat.prepare()
             launch.guarded(lambda comm: _main(comm, arguments))
-    except (dials_compat.DialsError, launch.LaunchError, _input_error()) as error:
+    except (dials_compat.DialsError, launch.LaunchError, InputError) as error:
         sys.exit(_refuse(error))
 
 
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi import pipeline
     from ssx_mpi.parallel.collective import on_root
-    from ssx_mpi.params import InputError
     from ssx_mpi.records.files import StorageError, refusals
     from ssx_mpi.stages.geometry import quiet_dials
 
@@ -113,7 +113,6 @@ class _Folder:
     def lock(self) -> None:
         """Take the lock where it is not held yet, or was removed with what an earlier run had left; collective."""
         from ssx_mpi.parallel.collective import on_root
-        from ssx_mpi.params import InputError
         from ssx_mpi.records.run import lock
 
         def take() -> None:
@@ -122,12 +121,6 @@ class _Folder:
             self._held = lock(self._directory)
 
         on_root(self._comm, take, InputError)
-
-
-def _input_error() -> type[Exception]:
-    from ssx_mpi.params import InputError
-
-    return InputError
 
 
 def _refuse(error: Exception) -> int:
@@ -152,18 +145,18 @@ def _parse(arguments: list[str]):
     parser = ArgumentParser(usage=USAGE, phil=params.scope(), check_format=False)
     if not arguments:
         parser.print_help()
-        raise params.InputError("no images given: use image=, template= or directory=")
+        raise InputError("no images given: use image=, template= or directory=")
     for argument in arguments:
         # the parser of DIALS would take a missing phil file for an unknown parameter
         if "=" not in argument and argument.endswith((".phil", ".params")) and not Path(argument).is_file():
-            raise params.InputError(f"{argument}: there is no such file")
+            raise InputError(f"{argument}: there is no such file")
     try:
         extract, options, unknown = parser.parse_args(arguments, return_unhandled=True)
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
-        raise params.InputError(" ".join(str(error).split())) from None
+        raise InputError(" ".join(str(error).split())) from None
     if unknown:
         bare = "images are given as image=, template= or directory="
-        raise params.InputError(params.unknown_parameter(unknown[0], params.scope(), bare))
+        raise InputError(unknown_parameter(unknown[0], params.scope(), bare))
     return params.read(extract, Path.cwd()), options.verbose
 
 

@@ -56,10 +56,10 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     """
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
-    from ssx_mpi.params import PathReader
     from ssx_mpi.records.files import StorageError
     from ssx_mpi.reduction import loading, parameters, pipeline
     from ssx_mpi.reduction.errors import InputError, NothingLeftError
+    from ssx_mpi.user_input import PathReader
 
     try:
         params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
@@ -114,8 +114,8 @@ def _parse(args: list[str], phil: str):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
-    from ssx_mpi.params import unknown_parameter
     from ssx_mpi.reduction.errors import InputError
+    from ssx_mpi.user_input import unknown_parameter
 
     parser = ArgumentParser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",

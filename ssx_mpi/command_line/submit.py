@@ -30,8 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssx_mpi import dials_compat
-from ssx_mpi.params import InputError, Parameters
+from ssx_mpi.params import Parameters
 from ssx_mpi.submission import estimate, scripts
+from ssx_mpi.user_input import InputError
 
 _OURS = (
     *("template", "nodes", "time", "ranks_per_node", "partition", "account", "qos", "constraint", "name", "modules"),

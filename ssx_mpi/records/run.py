@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 from typing import IO, Any
 
-from ssx_mpi.params import InputError
 from ssx_mpi.records import in_hand
 from ssx_mpi.records.files import StorageError, write_json
+from ssx_mpi.user_input import InputError
 
 _IDENTITY = "import/run.json"
 _LOCK = "import/lock"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssx_mpi.params import PathReader
 from ssx_mpi.reduction.cells import CellFilter
 from ssx_mpi.reduction.merge import MergingSettings
 from ssx_mpi.reduction.resolve import AmbiguitySettings
 from ssx_mpi.reduction.scale import ScalingSettings
+from ssx_mpi.user_input import PathReader
 
 REDUCTION_PHIL = """
 steps = *scale *merge

@@ -10,7 +10,6 @@ from typing import Any
 
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
-from ssx_mpi.params import InputError, identity
 from ssx_mpi.records.files import write_json
 from ssx_mpi.reduction import groups, loading, output, pipeline, references
 from ssx_mpi.reduction.errors import NothingLeftError
@@ -20,6 +19,7 @@ from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.results import Summary
 from ssx_mpi.report import merging as report
 from ssx_mpi.stages import reduction as stage
+from ssx_mpi.user_input import InputError, identity
 
 # its presence says that the reduction is done
 _OUTCOME = "data_reduction/reduction.json"

@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi import dials_compat
-from ssx_mpi.params import InputError, Source
+from ssx_mpi.params import Source
 from ssx_mpi.stages.frames import BadImage, FrameReader
+from ssx_mpi.user_input import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ssx_mpi.params import InputError
 from ssx_mpi.records.run import claim, clear, fingerprint
+from ssx_mpi.user_input import InputError
 
 RUN = {"d_min": "None", "images": "24 images (digest 0123)"}
 

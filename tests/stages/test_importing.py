@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssx_mpi import dials_parameters
-from ssx_mpi.params import InputError, Source
+from ssx_mpi.params import Source
 from ssx_mpi.stages.frames import BadImage
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
@@ -30,6 +30,7 @@ from ssx_mpi.stages.importing import (
     read_geometry,
     read_mask,
 )
+from ssx_mpi.user_input import InputError
 
 # dxtbx divides zero by zero where it looks for the step of an axis that does not turn
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
