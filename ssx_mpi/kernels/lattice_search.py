@@ -11,11 +11,7 @@ measurement. The search has four steps, each one array operation over all candid
 3. Two vectors with the lengths and the angle of two known ones fix an orientation. All such pairs are formed, and
    scored by the number of spots that lie near a lattice point.
 4. The best are refined against the lattice points they explain (q = (1 + M) B h, linear in the 3x3 matrix M), from
-   low resolution to high, and those that are the same lattice are dropped. The fragments of a split crystal are looked
-   for about the best.
-
-What the refinement begins with are not these bases but the maxima of the Fourier amplitude of all spots next to their
-vectors (:func:`spectral_bases`).
+   low resolution to high, and those that are the same lattice are dropped.
 
 References
 ----------
@@ -28,12 +24,11 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
-from ssx_mpi.kernels.rotations import rotation_matrices
 
 # spots in the search for vectors, those of lowest resolution
 _SEARCH_SPOTS = 200
@@ -53,13 +48,6 @@ _LAYERS = 30.0
 _PAIR_ANGLE = 3.0
 # the compiled loops work on this many spots at a time
 _LANES = 8
-# maxima of the Fourier amplitude that a basis is made of; and the vectors near which they are looked for
-_MAXIMA = 30
-_SHORT_INDICES = np.array(
-    [n for n in product((-2, -1, 0, 1, 2), repeat=3) if n > (0, 0, 0) and np.gcd.reduce(n) == 1], dtype=float
-)
-# triples of the first maxima, those of low numbers first, as DIALS combines vectors
-_TRIPLES = np.array(sorted(combinations(range(12), 3), key=lambda t: sum(k * k for k in t)))
 # distance from a lattice point in index space within which a spot speaks for a lattice when candidates are compared
 _NARROW = 0.2
 
@@ -78,12 +66,16 @@ class KnownLattice:
         Short lattice vectors, one of each pair v and -v, in order of length.
     pairs : (p, 2) int64
         Pairs of `vectors` that are not parallel, one of each set that `rotations` make equal.
+    settings : (s, 3, 3) float64
+        Integer matrices one of which leads from any other reduced basis of the lattice, or of one with lengths up to a
+        quarter different, to `basis`.
     """
 
     basis: np.ndarray
     rotations: np.ndarray
     vectors: np.ndarray
     pairs: np.ndarray
+    settings: np.ndarray
 
 
 def metric_basis(cell: tuple[float, ...] | np.ndarray) -> np.ndarray:
@@ -99,30 +91,48 @@ def metric_basis(cell: tuple[float, ...] | np.ndarray) -> np.ndarray:
 
 
 def reduce_basis(basis: np.ndarray) -> np.ndarray:
+    """:func:`reduce_bases` of one basis (3, 3)."""
+    return reduce_bases(basis[None])[0]
+
+
+def reduce_bases(bases: np.ndarray) -> np.ndarray:
     """Three shortest independent vectors that span the same lattice, as rows in order of length, right-handed.
 
-    Each step replaces the longest vector by the shortest of its sums with multiples of the other two.
+    Each step replaces the second vector by the shortest of its sums with multiples of the first, and the third by the
+    shortest of its sums with multiples of both.
+
+    Parameters
+    ----------
+    bases : (k, 3, 3) float64
+        Independent vectors as rows.
 
     References
     ----------
     Semaev, I. (2001). Lecture Notes in Computer Science 2146, 181-193.
     """
-    basis = np.array(basis, dtype=float)
+    bases = np.array(bases, dtype=float)
+    shifts = np.array(list(product((-1.0, 0.0, 1.0), repeat=2)))
+    moving = np.arange(len(bases))
     for _ in range(100):
-        basis = basis[np.argsort(np.einsum("ij,ij->i", basis, basis), kind="stable")]
-        a, b, c = basis
-        b = b - np.rint(a @ b / (a @ a)) * a
-        if b @ b < basis[1] @ basis[1] - 1e-9:
-            basis = np.array([a, b, c])
-            continue
-        shift = np.linalg.solve(np.array([[a @ a, a @ b], [a @ b, b @ b]]), np.array([a @ c, b @ c]))
-        near = np.rint(shift)[:, None] + np.array(list(product((-1, 0, 1), repeat=2))).T
-        trials = c - near.T @ np.array([a, b])
-        best = trials[np.argmin(np.einsum("ij,ij->i", trials, trials))]
-        if best @ best >= c @ c - 1e-9:
+        some = bases[moving]
+        some = np.take_along_axis(some, np.argsort((some**2).sum(axis=2), axis=1, kind="stable")[..., None], axis=1)
+        before = (some**2).sum(axis=(1, 2))
+        some[:, 1] -= np.rint(_dot(some[:, 0], some[:, 1]) / _dot(some[:, 0], some[:, 0]))[:, None] * some[:, 0]
+        plane = some[:, :2] @ some[:, :2].transpose(0, 2, 1)
+        near = np.linalg.solve(plane, (some[:, :2] @ some[:, 2, :, None]))[..., 0]
+        trials = some[:, None, 2] - (np.rint(near)[:, None] + shifts) @ some[:, :2]
+        shortest = np.argmin((trials**2).sum(axis=2), axis=1)
+        some[:, 2] = trials[np.arange(len(some)), shortest]
+        bases[moving] = some
+        moving = moving[(some**2).sum(axis=(1, 2)) < before * (1 - 1e-12)]
+        if not len(moving):
             break
-        basis = np.array([a, b, best])
-    return basis if np.linalg.det(basis) > 0 else -basis
+    bases = np.take_along_axis(bases, np.argsort((bases**2).sum(axis=2), axis=1, kind="stable")[..., None], axis=1)
+    return bases * np.sign(np.linalg.det(bases))[:, None, None]
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("...i,...i->...", a, b)
 
 
 def lattice_rotations(basis: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
@@ -140,7 +150,7 @@ def lattice_rotations(basis: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
     (n, 3, 3) float64
         Cartesian rotation matrices, the identity first.
     """
-    matrices = _unimodular_matrices()
+    matrices = unimodular_matrices()
     metric = basis @ basis.T
     scale = np.sqrt(np.outer(np.diag(metric), np.diag(metric)))
     change = np.abs(matrices @ metric @ matrices.transpose(0, 2, 1) - metric) / scale
@@ -154,7 +164,7 @@ def lattice_rotations(basis: np.ndarray, tolerance: float = 0.01) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _unimodular_matrices() -> np.ndarray:
+def unimodular_matrices() -> np.ndarray:
     matrices = np.array(list(product((-1, 0, 1), repeat=9)), dtype=float).reshape(-1, 3, 3)
     return matrices[np.rint(np.linalg.det(matrices)) == 1]
 
@@ -175,7 +185,10 @@ def known_lattice(basis: np.ndarray) -> KnownLattice:
     limit = 1.005 * max(lengths[1] * np.sqrt(2), min(lengths[2], 1.5 * lengths[1]))
     order = np.argsort(size, kind="stable")
     vectors = vectors[order][size[order] <= limit]
-    return KnownLattice(basis, rotations, vectors, _unequal_pairs(vectors, rotations))
+    others = unimodular_matrices()
+    size = np.sort(np.linalg.norm(others @ basis, axis=2), axis=1)
+    settings = np.rint(np.linalg.inv(others[(size <= 1.25 * lengths).all(axis=1)]))
+    return KnownLattice(basis, rotations, vectors, _unequal_pairs(vectors, rotations), settings)
 
 
 def _unequal_pairs(vectors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
@@ -248,6 +261,14 @@ def period_amplitudes(q: np.ndarray, directions: np.ndarray, lengths: np.ndarray
     return amplitude, best
 
 
+def cosine_sums(q: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """sum_j cos(2 pi q_j.v) over the spots (n_spots, 3) for each vector v of (m, 3), (m,) float32, to 5e-5 a spot."""
+    spots = _padded(q)
+    sums = np.empty(len(vectors), dtype=np.float32)
+    _loops()[2](spots, len(q), spots.shape[1], np.ascontiguousarray(vectors, dtype=np.float32), len(vectors), sums)
+    return sums
+
+
 def _padded(q: np.ndarray) -> np.ndarray:
     padded = np.zeros((3, -(-len(q) // _LANES) * _LANES), dtype=np.float32)
     padded[:, : len(q)] = q.T
@@ -263,7 +284,8 @@ def _loops() -> tuple:
         "ssx_period_amplitudes",
         [floats, c_int, c_int, floats, c_int64, real, real, c_int, out, out, array(np.int32, writeable=True)],
     )
-    return amplitudes, declare("ssx_explained", [floats, c_int, c_int, floats, c_int64, real, out])
+    explained = declare("ssx_explained", [floats, c_int, c_int, floats, c_int64, real, out])
+    return amplitudes, explained, declare("ssx_cosine_sums", [floats, c_int, c_int, floats, c_int64, out])
 
 
 def strongest(vectors: np.ndarray, score: np.ndarray, radius: float, n: int) -> np.ndarray:
@@ -536,124 +558,12 @@ def search_known(
             break
         bases = bases[: max(30, 2 * n)]
         n_used = min(len(q), int(1.6 * n_used) + 1)
-    bases = bases[_like_cell(bases, lattice.basis, length_tolerance, angle_tolerance)]
+    bases = bases[like_cell(bases, lattice.basis, length_tolerance, angle_tolerance)]
     if not len(bases):
         return bases, np.empty(0)
-    bases = np.concatenate([bases, fragments(q, bases[0], lattice)])
     score = explained(q, bases, _NARROW)
-    order = np.argsort(-score, kind="stable")
-    order = order[same_lattice(bases[order], lattice, 0.3)][:n]
+    order = np.argsort(-score, kind="stable")[:n]
     return bases[order], score[order]
-
-
-def fragments(q: np.ndarray, basis: np.ndarray, lattice: KnownLattice, n: int = 6) -> np.ndarray:
-    """Other orientations within a few degrees that explain many spots: the fragments of a split crystal, one by one.
-
-    The refinement of a basis draws it to the middle of the fragments, where it fits none of them well.
-    """
-    low = q[:300]
-    bases = basis @ _small_rotations().transpose(0, 2, 1)
-    best = np.argsort(-explained(low, bases, 0.25), kind="stable")[:150]
-    bases = bases[best][same_lattice(bases[best], lattice, 0.6)][:n]
-    for n_used in (len(low), len(q)):
-        bases = refine_bases(q[:n_used], bases, tolerance=0.25)
-    return bases
-
-
-@lru_cache(maxsize=1)
-def _small_rotations() -> np.ndarray:
-    # 11^3 rotations by up to 2.4 degrees about each axis
-    angles = np.radians(np.linspace(-2.4, 2.4, 11))
-    grid = np.meshgrid(angles, angles, angles, indexing="ij")
-    return rotation_matrices(np.stack([g.ravel() for g in grid], axis=1))
-
-
-def spectral_maxima(q: np.ndarray, vectors: np.ndarray, n_steps: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima of the amplitude abs(sum_j exp(2 pi i q_j.v)) next to direct-lattice vectors v, and the amplitudes.
-
-    With the phase a of the sum, the amplitude is sum_j cos(2 pi q_j.v - a), whose gradient and curvature at constant a
-    give Newton's step. A step is kept below 0.6 / q_max, within the maximum.
-
-    Parameters
-    ----------
-    q : (n_spots, 3) float64
-        Scattering vectors, 1/angstrom.
-    vectors : (m, 3) float64
-        In angstrom.
-
-    Returns
-    -------
-    vectors : (m, 3) float64
-    amplitude : (m,) float64
-    """
-    outer = (q[:, :, None] * q[:, None, :]).reshape(len(q), 9)
-    longest = 0.6 / np.sqrt(np.max(np.einsum("ij,ij->i", q, q)))
-    v = np.array(vectors, dtype=float)
-    for _ in range(n_steps):
-        t = 2 * np.pi * (v @ q.T)
-        cosine, sine = np.cos(t), np.sin(t)
-        real, imaginary = cosine.sum(axis=1, keepdims=True), sine.sum(axis=1, keepdims=True)
-        amplitude = np.hypot(real, imaginary)
-        real, imaginary = real / amplitude, imaginary / amplitude
-        slope = -2 * np.pi * ((sine * real - cosine * imaginary) @ q)
-        curvature = 4 * np.pi**2 * ((cosine * real + sine * imaginary) @ outer).reshape(-1, 3, 3)
-        # hardly curved directions, those along the beam, are held
-        scale = np.abs(curvature).max(axis=(1, 2), keepdims=True)
-        step = np.linalg.solve(curvature + 1e-3 * scale * np.eye(3), slope[..., None])[..., 0]
-        length = np.linalg.norm(step, axis=1, keepdims=True)
-        v = v + step * np.minimum(1.0, longest / np.maximum(length, 1e-12))
-    t = 2 * np.pi * (v @ q.T)
-    return v, np.hypot(np.cos(t).sum(axis=1), np.sin(t).sum(axis=1))
-
-
-def spectral_bases(q: np.ndarray, basis: np.ndarray) -> list[np.ndarray]:
-    """Bases made of the maxima of the Fourier amplitude near the vectors of a lattice, where DIALS looks for them.
-
-    All spots within a quarter of a period of a lattice plane draw on a maximum, so that it lies in the middle of the
-    fragments of a split crystal, and it does not depend on how the directions are sampled. Of the vectors up to 1.3
-    times the longest of the basis, the strongest are taken: all of them by least squares, each with the square of its
-    amplitude as weight; and the first three that span the lattice.
-
-    Parameters
-    ----------
-    q : (n_spots, 3) float64
-        Scattering vectors, 1/angstrom.
-    basis : (3, 3) float64
-        Reduced direct basis (rows, angstrom).
-
-    Returns
-    -------
-    list of (3, 3) float64
-        In the setting of `basis`; empty when too few maxima are near the vectors.
-    """
-    bases: list[np.ndarray] = []
-    consensus = basis
-    for _ in range(2):
-        indices, vectors, amplitude = _strongest_maxima(q, consensus)
-        if np.linalg.matrix_rank(indices) < 3:
-            return bases
-        weight = amplitude[:, None] ** 2
-        consensus = np.linalg.solve((weight * indices).T @ indices, (weight * indices).T @ vectors)
-    bases.append(consensus)
-    triples = _TRIPLES[(_TRIPLES.max(axis=1) < len(indices))]
-    spanning = np.abs(np.rint(np.linalg.det(indices[triples]))) == 1
-    if spanning.any():
-        first = triples[spanning.argmax()]
-        bases.append(np.linalg.solve(indices[first], vectors[first]))
-    return bases
-
-
-def _strongest_maxima(q: np.ndarray, basis: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices (m, 3), vectors (m, 3) and amplitudes (m,) of the strongest maxima near those of `basis`, best first."""
-    start = _SHORT_INDICES @ basis
-    size = np.linalg.norm(start, axis=1)
-    chosen = size < 1.3 * np.linalg.norm(basis, axis=1).max()
-    indices, start, size = _SHORT_INDICES[chosen], start[chosen], size[chosen]
-    vectors, amplitude = spectral_maxima(q, start)
-    near = np.linalg.norm(vectors - start, axis=1) < _WINDOW * size
-    indices, vectors, amplitude = indices[near], vectors[near], amplitude[near]
-    order = np.argsort(-amplitude, kind="stable")[:_MAXIMA]
-    return indices[order], vectors[order], amplitude[order]
 
 
 def _windows(lengths: np.ndarray, tolerance: float) -> list[float]:
@@ -665,17 +575,92 @@ def _windows(lengths: np.ndarray, tolerance: float) -> list[float]:
     return centres
 
 
-def _like_cell(bases: np.ndarray, known: np.ndarray, length_tolerance: float, angle_tolerance: float) -> np.ndarray:
-    def parameters(b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        size = np.linalg.norm(b, axis=-1)
-        unit = b / size[..., None]
-        c = np.einsum("...ij,...ij->...i", np.roll(unit, -1, axis=-2), np.roll(unit, -2, axis=-2))
-        return size, np.degrees(np.arccos(np.clip(c, -1, 1)))
-
-    size, angles = parameters(bases)
-    known_size, known_angles = parameters(known)
+def like_cell(bases: np.ndarray, known: np.ndarray, length_tolerance: float, angle_tolerance: float) -> np.ndarray:
+    """Whether lengths (relative) and angles (degrees) of bases (k, 3, 3) are those of a known one (3, 3)."""
+    size, angles = _lengths_and_angles(bases @ bases.transpose(0, 2, 1))
+    known_size, known_angles = _lengths_and_angles(known @ known.T)
     good = np.abs(size / known_size - 1).max(axis=1) < length_tolerance
     return good & (np.abs(angles - known_angles).max(axis=1) < angle_tolerance)
+
+
+def _lengths_and_angles(metric: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    size = np.sqrt(np.diagonal(metric, axis1=-2, axis2=-1))
+    cosine = np.stack(
+        [metric[..., (k + 1) % 3, (k + 2) % 3] / size[..., k - 2] / size[..., k - 1] for k in range(3)], -1
+    )
+    return size, np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+
+
+@dataclass(frozen=True)
+class CellCriterion:
+    """Whether a basis may belong to a known cell: the criterion of DIALS, in the setting of a :class:`KnownLattice`.
+
+    The twofold axes of the lattice must be perpendicular to their planes within some degrees (Le Page, 1982), and the
+    cell made symmetric must have the known lengths and angles. A measured basis may so be off by more than the
+    tolerance in one length if it is not in the mean.
+
+    Attributes
+    ----------
+    operations : (n, 3, 3) float64
+        Integer matrices M of the symmetry of the lattice: the rows of ``M @ basis`` are those of a rotated `basis`.
+    to_conventional : (3, 3) float64
+        Leads from the primitive reduced basis to that of the cell.
+    lengths, angles : (3,) float64
+        Of the cell, in angstrom and degrees.
+    length_tolerance, angle_tolerance, max_delta : float
+        Relative, in degrees, and the limit of Le Page in degrees.
+
+    References
+    ----------
+    Le Page, Y. (1982). J. Appl. Cryst. 15, 255-259.
+    """
+
+    operations: np.ndarray
+    to_conventional: np.ndarray
+    lengths: np.ndarray
+    angles: np.ndarray
+    length_tolerance: float
+    angle_tolerance: float
+    max_delta: float
+
+    @classmethod
+    def of(
+        cls,
+        lattice: KnownLattice,
+        operations: np.ndarray,
+        to_conventional: np.ndarray,
+        length_tolerance: float,
+        angle_tolerance: float,
+        max_delta: float,
+    ) -> CellCriterion:
+        """The criterion for the cell of a lattice."""
+        cell = to_conventional @ lattice.basis
+        lengths, angles = _lengths_and_angles(cell @ cell.T)
+        return cls(operations, to_conventional, lengths, angles, length_tolerance, angle_tolerance, max_delta)
+
+    def accepts(self, bases: np.ndarray) -> np.ndarray:
+        """Whether bases (k, 3, 3) fulfil it, (k,) bool."""
+        metric = bases @ bases.transpose(0, 2, 1)
+        mean = np.mean([m @ metric @ m.T for m in self.operations], axis=0)
+        lengths, angles = _lengths_and_angles(self.to_conventional @ mean @ self.to_conventional.T)
+        good = np.abs(lengths / self.lengths - 1).max(axis=1) < self.length_tolerance
+        good &= np.abs(angles - self.angles).max(axis=1) < self.angle_tolerance
+        reciprocal = np.linalg.inv(bases)
+        for m in self.operations:
+            if round(np.trace(m)) != -1:
+                continue
+            # the direct and the reciprocal lattice vector that the axis leaves as they are
+            axis = _fixed(m.T) @ bases
+            normal = reciprocal @ _fixed(m)
+            cosine = np.abs(_dot(axis, normal)) / np.linalg.norm(axis, axis=1) / np.linalg.norm(normal, axis=1)
+            good &= np.degrees(np.arccos(np.minimum(cosine, 1))) < self.max_delta
+        return good
+
+
+def _fixed(m: np.ndarray) -> np.ndarray:
+    # m + 1 projects on the axis of a twofold rotation
+    columns = (m + np.eye(3)).T
+    return columns[np.argmax(np.abs(columns).sum(axis=1))]
 
 
 def search_unknown(

@@ -1,10 +1,11 @@
 """Indexing of one still by the fast kernels: what ``dials.ssx_index`` does for an image, with the same parameters.
 
-A lattice is searched for in the spots that the lattices found so far leave. As in the stills indexer of DIALS, a few
-candidates are refined without symmetry, the one of the smallest rmsd says which spots are the lattice's and what their
-indices are, and all lattices are refined together with their symmetry. Each refinement goes in three rounds: positional
-outliers rejected after the first, then also the spots whose delta psi lies outside the reflecting zone of the mosaic
-model.
+A lattice is searched for in the spots that the lattices found so far leave. As in the stills indexer of DIALS, the
+first bases that the vectors of a search make are refined without symmetry, the one of the smallest rmsd says which
+spots are the lattice's and what their indices are, and all lattices are refined together with their symmetry. Each
+refinement goes in three rounds: positional outliers rejected after the first, then also the spots whose delta psi lies
+outside the reflecting zone of the mosaic model. Where the searches of DIALS give no lattice, there is one more, which
+finds the known cell in fewer spots.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 import logging
 import uuid
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,14 +29,20 @@ from dxtbx.imageset import ImageSequence, ImageSet
 from dxtbx.model import Crystal, Experiment, ExperimentList, MosaicCrystalSauter2014
 from libtbx import Auto
 
-from ssx_mpi.kernels import lattice_refinement, lattice_search, mosaicity
+from ssx_mpi.kernels import fourier_search, lattice_refinement, lattice_search, mosaicity
 from ssx_mpi.kernels.lattice_refinement import CellModel, Lattice, Spots
 
 logger = logging.getLogger(__name__)
 
-# candidates that are refined against the spots; the search has ranked them by what they explain
+# searches of DIALS for lattice vectors that are done here
+_METHODS = ("fft1d", "real_space_grid_search")
+# without real_space_grid_search.max_vectors; directions 5 degrees apart are fewer
+_EVERY_VECTOR = 10_000
+# candidates of the search for the known cell that are refined; it has ranked them by what they explain
 _MAX_REFINED = 4
 _WORTH_REFINING = 0.7
+# what DIALS takes for basis_vector_combinations.max_refine=Auto of stills
+_MAX_REFINED_BY_DIALS = 5
 _SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
@@ -68,6 +77,13 @@ class Settings:
     half_mosaicity: float | None
     min_cell: float
     min_volume: float
+    methods: tuple[str, ...]
+    max_cell_multiplier: float
+    fft_grid: float | None
+    direction_grid: float
+    max_vectors: int
+    max_refined: int
+    max_delta: float
     candidates_with_symmetry: bool
 
 
@@ -113,12 +129,20 @@ class Target:
         ``h_reduced = to_reduced @ h``: the search works in the reduced basis.
     variants : list of (3, 3) float64
         Changes of the reduced basis that the search cannot tell from the identity (see :func:`_setting_variants`).
+    operations : (n, 3, 3) float64
+        Changes of the reduced basis by the rotations that all lattices of the symmetry have.
     """
 
     model: CellModel
     known: lattice_search.KnownLattice
     to_reduced: np.ndarray
     variants: list[np.ndarray]
+    operations: np.ndarray
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Of the axes of the primitive cell, (3,), in angstrom."""
+        return np.linalg.norm(self.model.primitive @ self.model.basis, axis=1)
 
     def triclinic(self, direct: np.ndarray) -> Target:
         """The same target with all strains free, for the basis `direct` (rows, angstrom)."""
@@ -130,7 +154,8 @@ class Target:
         """The target of a cell and its space group."""
         model = cell_model(unit_cell, space_group)
         known = lattice_search.known_lattice(model.primitive @ model.basis)
-        return cls(model, known, known.basis @ np.linalg.inv(model.basis), _setting_variants(known, model))
+        to_reduced = known.basis @ np.linalg.inv(model.basis)
+        return cls(model, known, to_reduced, _setting_variants(known, model), _operations(known, model))
 
 
 class _NoFit(Exception):
@@ -169,7 +194,7 @@ class FastIndexer:
         parameterisation = refinement.parameterisation
         unsupported = {
             "known_symmetry.A_matrix": getattr(indexing.known_symmetry, "A_matrix", None) is not None,
-            f"method={params.method}": not set(params.method) & {"fft1d", "real_space_grid_search"},
+            f"method={params.method}": not set(params.method) & set(_METHODS),
             "index_assignment.method=local": indexing.index_assignment.method == "local",
             "stills.indexer=sequences": indexing.stills.indexer == "sequences",
             "stills.isoforms": any(isoform.name is not None for isoform in indexing.stills.isoforms),
@@ -233,7 +258,7 @@ class FastIndexer:
         fits = []
         for basis in bases:
             model = CellModel(basis, lattice_refinement.invariant_strains(np.eye(3)[None]), np.eye(3))
-            target = Target(model, lattice_search.known_lattice(basis), np.eye(3), [np.eye(3)])
+            target = Target(model, lattice_search.known_lattice(basis), np.eye(3), [np.eye(3)], np.eye(3)[None])
             try:
                 fit = self._refine_alone(spots, Lattice(np.eye(3), basis), pixel_size, target)
             except _NoFit as reason:
@@ -302,86 +327,105 @@ class FastIndexer:
         settings = self.settings
         if len(spots) < _MIN_SPOTS:
             return None
-        bases, score = lattice_search.search_known(
-            spots.q, target.known, settings.length_tolerance, settings.angle_tolerance
-        )
-        candidates: list[Candidate] = []
-        for basis in bases[score >= _WORTH_REFINING * score.max(initial=0.0)][:_MAX_REFINED]:
-            if any(self._is_near(basis, f, target) for f in found):
-                continue
-            try:
-                candidates.append(self._candidate(spots, basis, pixel_size, target))
-            except _NoFit as reason:
-                logger.debug("candidate rejected: %s", reason)
-        if not candidates:
-            return None
-        best = max(candidates, key=lambda c: self._quality(c.fit))
-        if self._chance(spots, best.fit, len(spots), target) > _MAX_CHANCE:
-            logger.debug("best candidate rejected: its %d spots may agree by chance", len(best.fit.spots))
-            return None
-        return best
+        for name in (*settings.methods, None):
+            # of the bases that DIALS would refine the one of the smallest rmsd; the others are of different lattices
+            search, worth = (
+                (partial(self._bases_of_dials, name), _smallest_rmsd)
+                if name is not None
+                else (self._bases_by_known_vectors, _quality)
+            )
+            fits = []
+            for basis in search(spots, target, found):
+                try:
+                    fits.append(self._refine_candidate(spots, basis, pixel_size, target))
+                except _NoFit as reason:
+                    logger.debug("candidate rejected: %s", reason)
+            for fit in sorted(fits, key=worth, reverse=True):
+                try:
+                    best = self._with_its_symmetry(spots, fit, pixel_size, target)
+                except _NoFit as reason:
+                    logger.debug("candidate rejected: %s", reason)
+                    continue
+                if self._chance(spots, best.fit, len(spots), target) <= _MAX_CHANCE:
+                    return best
+                logger.debug("candidate rejected: its %d spots may agree by chance", len(best.fit.spots))
+        return None
 
-    def _is_near(self, basis: np.ndarray, found: FoundLattice, target: Target) -> bool:
+    def _bases_of_dials(self, method: str, spots: Spots, target: Target, found: list[FoundLattice]) -> list[np.ndarray]:
+        """The first bases, those that DIALS would refine."""
+        settings = self.settings
+        if method == "fft1d":
+            max_cell = self._max_cell or settings.max_cell_multiplier * target.lengths.max()
+            vectors = fourier_search.lattice_vectors(spots.q, max_cell, settings.fft_grid)
+        else:
+            vectors = fourier_search.vectors_of_known_lengths(
+                spots.q, target.lengths, settings.direction_grid, settings.max_vectors
+            )
+        criterion = lattice_search.CellCriterion.of(
+            target.known,
+            target.operations,
+            np.linalg.inv(target.to_reduced),
+            settings.length_tolerance,
+            settings.angle_tolerance,
+            settings.max_delta,
+        )
+        bases = fourier_search.known_bases(vectors, target.known, criterion)
+        return list(islice((b for b in bases if not self._is_near(b, found, target)), settings.max_refined))
+
+    def _bases_by_known_vectors(self, spots: Spots, target: Target, found: list[FoundLattice]) -> list[np.ndarray]:
+        """Bases that explain many spots, no two of them alike."""
+        bases, score = lattice_search.search_known(
+            spots.q, target.known, self.settings.length_tolerance, self.settings.angle_tolerance
+        )
+        bases = bases[score >= _WORTH_REFINING * score.max(initial=0.0)][:_MAX_REFINED]
+        return [b for b in bases if not self._is_near(b, found, target)]
+
+    def _is_near(self, basis: np.ndarray, found: list[FoundLattice], target: Target) -> bool:
         back = np.linalg.inv(target.to_reduced)
         limit = self.settings.minimum_angular_separation
         return any(
             _misorientation(
                 lattice_refinement.nearest_lattice(back @ variant @ basis, target.model),
-                found.lattice,
+                other.lattice,
                 target.known.rotations,
             )
             < limit
+            for other in found
             for variant in target.variants
         )
 
-    def _candidate(self, spots: Spots, basis: np.ndarray, pixel_size: float, target: Target) -> Candidate:
-        """The lattice near a reduced basis: indexed by the best fit without symmetry, refined with it."""
-        best = self._fit_for_indexing(spots, basis, pixel_size, target)
-        if best.rmsd_px > self.settings.max_rmsd_px:
-            raise _NoFit(f"rmsd of {best.rmsd_px:.2f} px")
-        reduced = target.to_reduced @ best.lattice.direct
+    def _refine_candidate(self, spots: Spots, basis: np.ndarray, pixel_size: float, target: Target) -> FoundLattice:
+        """The fit near a reduced basis, without symmetry unless it is asked for."""
+        direct = np.linalg.inv(target.to_reduced) @ basis
+        if self.settings.candidates_with_symmetry:
+            start = lattice_refinement.nearest_lattice(direct, target.model)
+            fit = self._refine_alone(spots, start, pixel_size, target)
+        else:
+            fit = self._refine_alone(spots, Lattice(np.eye(3), direct), pixel_size, target.triclinic(direct))
+        if fit.rmsd_px > self.settings.max_rmsd_px:
+            raise _NoFit(f"rmsd of {fit.rmsd_px:.2f} px")
+        return fit
+
+    def _with_its_symmetry(self, spots: Spots, fit: FoundLattice, pixel_size: float, target: Target) -> Candidate:
+        """The lattice whose spots and indices follow from a fit without symmetry, refined with it."""
+        back = np.linalg.inv(target.to_reduced)
+        reduced = target.to_reduced @ fit.lattice.direct
         every = np.ones(len(spots), dtype=bool)
         candidates = []
         for variant in target.variants:
-            direct = np.linalg.inv(target.to_reduced) @ variant @ reduced
+            direct = back @ variant @ reduced
             indexing = Lattice(np.eye(3), direct)
             owner, h = self._assign(spots, every, [indexing], target)
             start = lattice_refinement.nearest_lattice(direct, target.model)
             try:
-                fit = self._refine_together(spots, owner, h, [start], pixel_size, target)[0]
+                symmetric = self._refine_together(spots, owner, h, [start], pixel_size, target)[0]
             except _NoFit as reason:
                 logger.debug("setting rejected: %s", reason)
                 continue
-            candidates.append(Candidate(indexing, fit))
+            candidates.append(Candidate(indexing, symmetric))
         if not candidates:
             raise _NoFit("no setting of the symmetry fits")
-        return max(candidates, key=lambda c: self._quality(c.fit))
-
-    def _fit_for_indexing(self, spots: Spots, basis: np.ndarray, pixel_size: float, target: Target) -> FoundLattice:
-        """Of the fits near a reduced basis, without symmetry unless it is asked for, that of the smallest rmsd."""
-        back = np.linalg.inv(target.to_reduced)
-        fits = []
-        for number, start in enumerate(lattice_search.spectral_bases(spots.q, basis) or [basis]):
-            direct = back @ start
-            try:
-                # what the first fit leaves out or takes in moves the second: the way from the mean of many vectors is
-                # farther than that from three
-                for _ in range(2 if number == 0 else 1):
-                    fit = self._refine_candidate(spots, direct, pixel_size, target)
-                    direct = fit.lattice.direct
-            except _NoFit as reason:
-                logger.debug("start rejected: %s", reason)
-                continue
-            fits.append(fit)
-        if not fits:
-            raise _NoFit("no fit from any start")
-        return min(fits, key=lambda f: f.rmsd_px)
-
-    def _refine_candidate(self, spots: Spots, direct: np.ndarray, pixel_size: float, target: Target) -> FoundLattice:
-        if self.settings.candidates_with_symmetry:
-            start = lattice_refinement.nearest_lattice(direct, target.model)
-            return self._refine_alone(spots, start, pixel_size, target)
-        return self._refine_alone(spots, Lattice(np.eye(3), direct), pixel_size, target.triclinic(direct))
+        return max(candidates, key=lambda c: _quality(c.fit))
 
     def _chance(self, spots: Spots, fit: FoundLattice, n_searched: int, target: Target) -> float:
         return lattice_refinement.chance(
@@ -397,14 +441,6 @@ class FastIndexer:
     def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float, target: Target) -> FoundLattice:
         owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start], target)
         return self._refine_together(spots, owner, h, [start], pixel_size, target)[0]
-
-    def _quality(self, found: FoundLattice) -> float:
-        """Number of spots, discounted for a worse fit: a smaller set of spots always fits better.
-
-        The power was chosen on split thaumatin crystals, where sets of 5 to 30% more spots with an rmsd larger by
-        about as much, within true and within wrong geometry, are worth the same.
-        """
-        return len(found.spots) / max(found.rmsd_px, 0.5) ** 0.6
 
     def _assign(
         self, spots: Spots, usable: np.ndarray, lattices: list[Lattice], target: Target
@@ -537,6 +573,19 @@ class FastIndexer:
         return crystal
 
 
+def _smallest_rmsd(found: FoundLattice) -> float:
+    return -found.rmsd_px
+
+
+def _quality(found: FoundLattice) -> float:
+    """Number of spots, discounted for a worse fit: a smaller set of spots always fits better.
+
+    The power was chosen on split thaumatin crystals, where sets of 5 to 30% more spots with an rmsd larger by
+    about as much, within true and within wrong geometry, are worth the same.
+    """
+    return len(found.spots) / max(found.rmsd_px, 0.5) ** 0.6
+
+
 def _crystal(direct: np.ndarray, space_group: sgtbx.space_group) -> Any:
     a, b, c = (tuple(map(float, row)) for row in direct)
     return Crystal(a, b, c, space_group=space_group)  # type: ignore[call-overload]  # vectors are numbers in the stubs
@@ -561,6 +610,7 @@ def _longest_cell(table: Any) -> float | None:
 def read_settings(params: Any) -> Settings:
     """The parameters of ``dials.ssx_index`` that the fast engine uses."""
     indexing, stills = params.indexing, params.indexing.stills
+    max_refine = indexing.basis_vector_combinations.max_refine
     return Settings(
         min_spots=params.min_spots,
         max_lattices=indexing.multiple_lattice_search.max_lattices,
@@ -581,6 +631,13 @@ def read_settings(params: Any) -> Settings:
         half_mosaicity=stills.set_mosaic_half_deg_value,
         min_cell=indexing.min_cell,
         min_volume=indexing.min_cell_volume,
+        methods=tuple(method for method in params.method if method in _METHODS),
+        fft_grid=indexing.fft1d.characteristic_grid,
+        direction_grid=indexing.real_space_grid_search.characteristic_grid,
+        max_vectors=indexing.real_space_grid_search.max_vectors or _EVERY_VECTOR,
+        max_cell_multiplier=indexing.max_cell_estimation.multiplier,
+        max_refined=_MAX_REFINED_BY_DIALS if max_refine in (Auto, None) else max_refine,
+        max_delta=indexing.known_symmetry.max_delta,
         candidates_with_symmetry=stills.refine_candidates_with_known_symmetry,
     )
 
@@ -633,6 +690,16 @@ def _setting_variants(known: lattice_search.KnownLattice, model: CellModel) -> l
         if not any((np.rint(e @ change) == v).all() for e in exact for v in variants):
             variants.append(change)
     return variants
+
+
+def _operations(known: lattice_search.KnownLattice, model: CellModel) -> np.ndarray:
+    # the symmetry of a cell that the space group allows and that has no other by chance
+    strain = np.eye(3) + np.einsum("p,pij->ij", 0.01 * np.sqrt(np.arange(2, 2 + len(model.strains))), model.strains)
+    changed = known.basis @ strain.T
+    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ np.linalg.inv(known.basis))
+    metric = changed @ changed.T
+    moved = changes @ metric @ changes.transpose(0, 2, 1)
+    return changes[np.isclose(moved, metric, rtol=1e-6, atol=1e-6 * np.trace(metric)).all(axis=(1, 2))]
 
 
 def _strong_spots(experiment: Experiment, strong: Any) -> Any:

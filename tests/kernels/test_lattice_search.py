@@ -143,38 +143,3 @@ def test_unknown_cell_is_found(name):
     match = np.abs(lengths / expected - 1).max(axis=1) < 0.02
     assert match.any()
     assert score[match].max() > 0.8 * score.max()
-
-
-def test_spectral_maxima_are_maxima():
-    rng = np.random.default_rng(2)
-    basis = lattice_search.metric_basis(CELLS["orthorhombic"])
-    orientation = random_rotation(rng)
-    q = rays_to_spots(still_positions(rng, basis, orientation, 120)[0]).q
-    start = basis @ orientation.T + rng.normal(scale=0.3, size=(3, 3))
-    vectors, amplitude = lattice_search.spectral_maxima(q, start, n_steps=20)
-
-    def value(v):
-        return np.abs(np.exp(2j * np.pi * v @ q.T).sum(axis=1))
-
-    assert amplitude == pytest.approx(value(vectors))
-    for step in 0.02 * np.concatenate([np.eye(3), -np.eye(3)]):
-        assert (value(vectors + step) <= amplitude + 1e-3).all()
-
-
-@given(seed=st.integers(0, 2**32 - 1), name=st.sampled_from(sorted(CELLS)))
-@settings(deadline=None, max_examples=25)
-def test_spectral_bases_are_near_the_lattice_and_turn_with_it(seed, name):
-    rng = np.random.default_rng(seed)
-    basis = lattice_search.reduce_basis(lattice_search.metric_basis(CELLS[name]))
-    orientation, turn = random_rotation(rng), random_rotation(rng)
-    q = rays_to_spots(still_positions(rng, basis, orientation, 150)[0]).q
-    true = basis @ orientation.T
-    start = true @ (np.eye(3) + rng.normal(scale=0.002, size=(3, 3)))
-    found = lattice_search.spectral_bases(q, start)
-    for one in found:
-        # the spots lie near its lattice points, as they do for the lattice that it began with
-        assert lattice_search.explained(q, one[None]).item() > 0.5 * lattice_search.explained(q, start[None]).item()
-    before, after = (lattice_search.spectral_bases(x, b) for x, b in ((q, true), (q @ turn.T, true @ turn.T)))
-    assert len(before) == len(after)
-    for one, other in zip(before, after):
-        assert other == pytest.approx(one @ turn.T, abs=0.02)

@@ -71,6 +71,24 @@ WIDE void ssx_period_amplitudes(const float *q, int n, int n_padded, const float
     }
 }
 
+/* For each vector v (n_vectors, 3) sum_j cos(2 pi q_j.v). */
+WIDE void ssx_cosine_sums(const float *q, int n, int n_padded, const float *vectors, int64_t n_vectors, float *sums) {
+    for (int64_t i = 0; i < n_vectors; i++) {
+        const float a = vectors[3 * i], b = vectors[3 * i + 1], c = vectors[3 * i + 2];
+        lanes sum = {0};
+        for (int j = 0; j < n_padded; j += LANES) {
+            const lanes x = *(const lanes *)(q + j), y = *(const lanes *)(q + n_padded + j);
+            lanes t = a * x + b * y + c * *(const lanes *)(q + 2 * n_padded + j);
+            t -= NEAREST(t);
+            const lanes tt = t * t;
+            sum += COS_CYCLES(tt);
+        }
+        float part[LANES];
+        memcpy(part, &sum, sizeof part);
+        sums[i] = lane_sum(part) - (float)(n_padded - n);
+    }
+}
+
 /* For each basis (rows) sum_j max(0, 1 - |h_j - nint(h_j)|^2 / tolerance^2) with h = basis q. */
 WIDE void ssx_explained(const float *q, int n, int n_padded, const float *bases, int64_t n_bases, float tolerance,
                         float *score) {
