@@ -109,23 +109,23 @@ def test_criterion_for_the_cell_is_that_of_dials(seed, name):
     rng = np.random.default_rng(seed)
     cell, group, _, _ = STILLS[name]
     target = Target.from_cell(uctbx.unit_cell(cell), sgtbx.space_group_info(group).group())
-    basis = target.known.basis @ (np.eye(3) + rng.normal(scale=0.04, size=(3, 3)))
+    basis = target.known.basis @ (np.eye(3) + rng.normal(scale=0.03, size=(3, 3)))
     symmetry = crystal.symmetry(uctbx.unit_cell(cell), space_group_symbol=group)
 
     def by_dials(**tolerances):
         models = candidate_orientation_matrices([matrix.col(tuple(v)) for v in basis])
         return any(True for _ in filter_known_symmetry(models, symmetry, **tolerances))
 
-    # the same but for what lies on the edge
-    strict = {"relative_length_tolerance": 0.09, "absolute_angle_tolerance": 4.5, "max_delta": 4.5}
+    # the same but for what lies on the edge, where DIALS may find another setting of the cell
+    strict = {"relative_length_tolerance": 0.08, "absolute_angle_tolerance": 4.0, "max_delta": 4.0}
     if by_dials(**strict):
         assert criterion(target).accepts(basis[None])[0]
-    if criterion(target, 0.09, 4.5, 4.5).accepts(basis[None])[0]:
+    if criterion(target, 0.08, 4.0, 4.0).accepts(basis[None])[0]:
         assert by_dials()
 
 
 def test_the_vectors_do_not_depend_on_the_order_of_the_spots():
-    q, _, target = still("tetragonal")
+    q, _, _ = still("tetragonal")
     one = fourier_search.lattice_vectors(q, 195.0)
     other = fourier_search.lattice_vectors(np.random.default_rng(0).permutation(q), 195.0)
     assert (one == other).all()
