@@ -32,6 +32,9 @@ from ssx_mpi.kernels.rotations import GENERATORS, rotation_matrices
 
 # 1 / rad^2: the weight that DIALS gives to delta psi (refinement.reflections.weighting_strategy.delpsi_constant)
 DELTA_PSI_WEIGHT = 1_000_000.0
+# of the variances of centroids that positions have at least: nothing is measured better than to a tenth of its error
+_SMALLEST_FACTOR = 0.01
+_SMALLEST_VARIANCE = 1e-10  # radian^2
 
 
 @dataclass(frozen=True)
@@ -221,6 +224,8 @@ def refine_lattice(
         Start.
     strains : (m, 3, 3) float64
         Strains allowed; none are fitted where there are fewer spots than parameters.
+    delta_psi_weight : float
+        Weight of the squares of delta psi, 1/radian^2.
 
     Returns
     -------
@@ -277,6 +282,32 @@ def _moved(lattice: Lattice, step: np.ndarray, strains: np.ndarray) -> Lattice:
     strain = np.eye(3) + np.einsum("k,kij->ij", step[3:], strains)
     u, _, vt = np.linalg.svd(rotation_matrices(step[:3]) @ lattice.orientation)
     return replace(lattice, orientation=u @ vt, basis=lattice.basis @ np.linalg.inv(strain))
+
+
+def balanced_weight(spots: Spots, h: np.ndarray, lattice: Lattice, n_parameters: int) -> float:
+    """Weight of delta psi, 1/radian^2, that goes with the positional weights of the spots as the variances do.
+
+    A still shows the tilts of a crystal by delta psi, which scatters over the width of the reflections, and by
+    positions, whose variances are known up to a factor. With f = sum w r^2 / (2 n - p), the mean weighted square of the
+    n positional residuals r, and s^2 = sum delta_psi^2 / n, weights w of the positions and f / s^2 of delta psi are in
+    proportion to the inverse variances, so that least squares has the smallest variance (Aitken, 1936). The constant of
+    DIALS is too large where centroids are better than their variances say: then the scatter of delta psi turns the
+    crystal.
+
+    Parameters
+    ----------
+    n_parameters : int
+        Number p of parameters that were refined.
+
+    References
+    ----------
+    Aitken, A. C. (1936). Proc. R. Soc. Edinburgh 55, 42-48.
+    """
+    prediction = predict(h, lattice, spots.d_inverse, spots.s0)
+    freedom = max(2 * len(spots) - n_parameters, len(spots))
+    factor = float(np.sum(spots.weight * (prediction.xy - spots.xy) ** 2)) / freedom
+    variance = float(np.mean(prediction.delta_psi**2))
+    return max(factor, _SMALLEST_FACTOR) / max(variance, _SMALLEST_VARIANCE)
 
 
 def chance(

@@ -314,7 +314,22 @@ class FastIndexer:
                 logger.debug("lattice %d dropped: what is left of it may agree by chance", len(lattices))
                 break
             found = together
-        return found
+        return [self._balanced(spots, f, pixel_size, target) for f in found]
+
+    def _balanced(self, spots: Spots, found: FoundLattice, pixel_size: float, target: Target) -> FoundLattice:
+        """The lattice refined once more with its own spots, delta psi and positions weighted as they scatter."""
+        own, strains = spots.select(found.spots), target.model.strains
+        weight = lattice_refinement.balanced_weight(own, found.h, found.lattice, 3 + len(strains))
+        try:
+            fit = lattice_refinement.refine_lattice(own, found.h, found.lattice, strains, weight).lattice
+            prediction = lattice_refinement.predict(found.h, fit, own.d_inverse, own.s0)
+            spacing = 1 / np.linalg.norm(found.h @ fit.setting.T, axis=1)
+            mosaic = mosaicity.fit_mosaicity(spacing, prediction.delta_psi, abs(np.linalg.det(fit.basis)))
+        except (ValueError, np.linalg.LinAlgError) as error:
+            logger.debug("lattice left as it was: %s", error)
+            return found
+        rmsd = np.sqrt(np.mean(((prediction.xy - own.xy) ** 2).sum(axis=1))) / pixel_size
+        return replace(found, lattice=fit, mosaic=mosaic, rmsd_px=float(rmsd))
 
     def _worth_another(self, found: list[FoundLattice], owner: np.ndarray, spacing: np.ndarray) -> bool:
         finest = spacing[np.concatenate([f.spots for f in found])].min()

@@ -119,6 +119,33 @@ def test_refinement_recovers_orientation_and_cell(basis):
         assert np.abs(metric - np.diag(np.diag(metric))).max() < 1e-8 * metric.max()
 
 
+@pytest.mark.parametrize("overstated", [0.5, 5.0])
+def test_balanced_weight_is_the_ratio_of_the_variances(overstated):
+    """Whatever the errors of the centroids are said to be, the orientation is as good as with the true ones."""
+    strains = lattice_refinement.invariant_strains(
+        lattice_search.lattice_rotations(lattice_search.reduce_basis(TETRAGONAL))
+    )
+    errors = {"constant": [], "balanced": [], "true": []}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        orientation = random_rotation(rng)
+        xy, h = still_positions(rng, TETRAGONAL, orientation, 120, mosaic_deg=0.1, sigma_px=0.06)
+        true = Lattice(orientation, TETRAGONAL)
+        spots = rays_to_spots(xy, sigma_px=0.06 * overstated)
+        fit = lattice_refinement.refine_lattice(spots, h, true, strains)
+        weight = lattice_refinement.balanced_weight(spots, h, fit.lattice, 3 + len(strains))
+        delta_psi = lattice_refinement.predict(h, true, spots.d_inverse, spots.s0).delta_psi
+        assert weight == pytest.approx(1 / overstated**2 / np.mean(delta_psi**2), rel=0.6)
+        balanced = lattice_refinement.refine_lattice(spots, h, fit.lattice, strains, weight)
+        rays = rays_to_spots(xy, sigma_px=0.06)
+        best = lattice_refinement.refine_lattice(rays, h, true, strains, 1 / np.mean(delta_psi**2))
+        for name, result in (("constant", fit), ("balanced", balanced), ("true", best)):
+            errors[name].append(misorientation(result.lattice.direct, orientation, TETRAGONAL))
+    assert np.mean(errors["balanced"]) < 1.1 * np.mean(errors["true"])
+    if overstated > 1:
+        assert np.mean(errors["balanced"]) < 0.7 * np.mean(errors["constant"])
+
+
 def test_refinement_turns_with_the_experiment():
     rng = np.random.default_rng(6)
     orientation = random_rotation(rng)
