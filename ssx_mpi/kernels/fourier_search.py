@@ -36,7 +36,7 @@ import numpy as np
 from scipy.fft import rfft
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
-from ssx_mpi.kernels.lattice_search import CellCriterion, KnownLattice, cosine_sums, reduce_bases
+from ssx_mpi.kernels.lattice_search import CellCriterion, KnownLattice, cosine_sums, packed_metric, reduce_bases
 
 # radians: the coarsest grid, and the finest that covers the whole hemisphere
 _COARSEST_GRID = 0.029
@@ -57,7 +57,7 @@ _EQUAL = 1e-6
 _NO_EXTENT = 1e-12
 # directions whose histograms are transformed together: about a megabyte
 _CHUNK = 256
-# triples that are reduced together
+# triples that are reduced together, at first
 _TOGETHER = 64
 # degrees: two vectors are no basis of a plane below, nor a third one of space
 _MIN_ANGLE = 20.0
@@ -123,11 +123,10 @@ def lattice_vectors(q: np.ndarray, max_cell: float, spacing: float | None = None
 def grid(spacing: float) -> np.ndarray:
     """Unit vectors about `spacing` radians apart on half a sphere, circle by circle from the pole, (n, 3) float64."""
     n_circles = int(0.5 + np.pi / 2 / spacing)
-    circles = [_unit(np.zeros(1), np.zeros(1))]
-    for psi in np.arange(1, n_circles + 1) * (np.pi / 2 / n_circles):
-        n = int(0.5 + 2 * np.pi * np.sin(psi) / spacing)
-        circles.append(_unit(np.full(n, psi), np.arange(n) * (2 * np.pi / n)))
-    return np.concatenate(circles)
+    psi = np.arange(n_circles + 1) * (np.pi / 2 / n_circles)
+    count = np.maximum(1, (0.5 + 2 * np.pi * np.sin(psi) / spacing).astype(np.int64))
+    first = np.repeat(np.cumsum(count) - count, count)
+    return _unit(np.repeat(psi, count), (np.arange(len(first)) - first) * np.repeat(2 * np.pi / count, count))
 
 
 def _unit(psi: np.ndarray, phi: np.ndarray) -> np.ndarray:
@@ -341,9 +340,15 @@ def known_bases(vectors: np.ndarray, lattice: KnownLattice, criterion: CellCrite
     low, high = (1 - criterion.length_tolerance) ** 3, (1 + criterion.length_tolerance) ** 3
     wide &= (volume > 0.9 * low * known) & (volume < 1.1 * high * known)
     triples = triples[wide]
-    for start in range(0, len(triples), _TOGETHER):
-        bases = _in_setting(vectors[triples[start : start + _TOGETHER]], lattice)
+    start, n = 0, _TOGETHER
+    while start < len(triples):
+        reduced = reduce_bases(vectors[triples[start : start + n]])
+        # more than what can be symmetrised to the cell; cheap, and leaves few
+        size = np.linalg.norm(reduced, axis=2) / np.linalg.norm(lattice.basis, axis=1)
+        bases = _in_setting(reduced[(np.abs(size - 1) < 3 * criterion.length_tolerance).all(axis=1)], lattice)
         yield from bases[criterion.accepts(bases)]
+        # the first ones do, where there is a lattice
+        start, n = start + n, 4 * n
 
 
 @lru_cache(maxsize=32)
@@ -352,9 +357,8 @@ def _triples(n: int) -> np.ndarray:
     return triples[np.argsort((triples**2).sum(axis=1), kind="stable")]
 
 
-def _in_setting(bases: np.ndarray, lattice: KnownLattice) -> np.ndarray:
-    """Bases of the same lattices whose metrics are nearest to that of the known one, (k, 3, 3)."""
-    settings = lattice.settings @ reduce_bases(bases)[:, None]
-    metric = settings @ settings.transpose(0, 1, 3, 2)
-    difference = np.abs(metric - lattice.basis @ lattice.basis.T).sum(axis=(2, 3))
-    return settings[np.arange(len(bases)), difference.argmin(axis=1)]
+def _in_setting(reduced: np.ndarray, lattice: KnownLattice) -> np.ndarray:
+    """Bases of the same lattices as reduced ones whose metrics are nearest to that of the known one, (k, 3, 3)."""
+    metrics = (packed_metric(reduced) @ lattice.metrics.T).reshape(len(reduced), len(lattice.settings), 6)
+    difference = np.abs(metrics - packed_metric(lattice.basis[None])).sum(axis=2)
+    return lattice.settings[difference.argmin(axis=1)] @ reduced

@@ -69,6 +69,8 @@ class KnownLattice:
     settings : (s, 3, 3) float64
         Integer matrices one of which leads from any other reduced basis of the lattice, or of one with lengths up to a
         quarter different, to `basis`.
+    metrics : (6 s, 6) float64
+        What they make of packed metrics.
     """
 
     basis: np.ndarray
@@ -76,6 +78,7 @@ class KnownLattice:
     vectors: np.ndarray
     pairs: np.ndarray
     settings: np.ndarray
+    metrics: np.ndarray
 
 
 def metric_basis(cell: tuple[float, ...] | np.ndarray) -> np.ndarray:
@@ -188,7 +191,8 @@ def known_lattice(basis: np.ndarray) -> KnownLattice:
     others = unimodular_matrices()
     size = np.sort(np.linalg.norm(others @ basis, axis=2), axis=1)
     settings = np.rint(np.linalg.inv(others[(size <= 1.25 * lengths).all(axis=1)]))
-    return KnownLattice(basis, rotations, vectors, _unequal_pairs(vectors, rotations), settings)
+    metrics = metric_transforms(settings).reshape(-1, 6)
+    return KnownLattice(basis, rotations, vectors, _unequal_pairs(vectors, rotations), settings, metrics)
 
 
 def _unequal_pairs(vectors: np.ndarray, rotations: np.ndarray) -> np.ndarray:
@@ -556,7 +560,7 @@ def search_known(
         bases = bases[same_lattice(bases, lattice)]
         if n_used == len(q):
             break
-        bases = bases[: max(30, 2 * n)]
+        bases = bases[: 2 * n]
         n_used = min(len(q), int(1.6 * n_used) + 1)
     bases = bases[like_cell(bases, lattice.basis, length_tolerance, angle_tolerance)]
     if not len(bases):
@@ -601,8 +605,10 @@ class CellCriterion:
 
     Attributes
     ----------
-    operations : (n, 3, 3) float64
-        Integer matrices M of the symmetry of the lattice: the rows of ``M @ basis`` are those of a rotated `basis`.
+    symmetrised : (6, 6) float64
+        The mean over the symmetry of the lattice, for metrics as six numbers (:func:`packed_metric`).
+    axes, normals : (t, 3) float64
+        Direct and reciprocal indices of the twofold axes and of the planes across them.
     to_conventional : (3, 3) float64
         Leads from the primitive reduced basis to that of the cell.
     lengths, angles : (3,) float64
@@ -615,7 +621,9 @@ class CellCriterion:
     Le Page, Y. (1982). J. Appl. Cryst. 15, 255-259.
     """
 
-    operations: np.ndarray
+    symmetrised: np.ndarray
+    axes: np.ndarray
+    normals: np.ndarray
     to_conventional: np.ndarray
     lengths: np.ndarray
     angles: np.ndarray
@@ -633,28 +641,52 @@ class CellCriterion:
         angle_tolerance: float,
         max_delta: float,
     ) -> CellCriterion:
-        """The criterion for the cell of a lattice."""
+        """The criterion for the cell of a lattice.
+
+        `operations` (n, 3, 3) are the integer matrices M of its symmetry: the rows of ``M @ basis`` are those of a
+        rotated `basis`.
+        """
         cell = to_conventional @ lattice.basis
-        lengths, angles = _lengths_and_angles(cell @ cell.T)
-        return cls(operations, to_conventional, lengths, angles, length_tolerance, angle_tolerance, max_delta)
+        twofold = operations[np.rint(np.trace(operations, axis1=1, axis2=2)) == -1]
+        return cls(
+            metric_transforms(operations).mean(axis=0),
+            np.array([_fixed(m.T) for m in twofold]).reshape(-1, 3),
+            np.array([_fixed(m) for m in twofold]).reshape(-1, 3),
+            to_conventional,
+            *_lengths_and_angles(cell @ cell.T),
+            length_tolerance,
+            angle_tolerance,
+            max_delta,
+        )
 
     def accepts(self, bases: np.ndarray) -> np.ndarray:
         """Whether bases (k, 3, 3) fulfil it, (k,) bool."""
-        metric = bases @ bases.transpose(0, 2, 1)
-        mean = np.mean([m @ metric @ m.T for m in self.operations], axis=0)
+        mean = (packed_metric(bases) @ self.symmetrised.T)[:, _UNPACKED]
         lengths, angles = _lengths_and_angles(self.to_conventional @ mean @ self.to_conventional.T)
         good = np.abs(lengths / self.lengths - 1).max(axis=1) < self.length_tolerance
         good &= np.abs(angles - self.angles).max(axis=1) < self.angle_tolerance
-        reciprocal = np.linalg.inv(bases)
-        for m in self.operations:
-            if round(np.trace(m)) != -1:
-                continue
-            # the direct and the reciprocal lattice vector that the axis leaves as they are
-            axis = _fixed(m.T) @ bases
-            normal = reciprocal @ _fixed(m)
-            cosine = np.abs(_dot(axis, normal)) / np.linalg.norm(axis, axis=1) / np.linalg.norm(normal, axis=1)
-            good &= np.degrees(np.arccos(np.minimum(cosine, 1))) < self.max_delta
-        return good
+        axes = self.axes @ bases
+        normals = self.normals @ np.linalg.inv(bases).transpose(0, 2, 1)
+        cosine = np.abs(_dot(axes, normals)) / np.linalg.norm(axes, axis=2) / np.linalg.norm(normals, axis=2)
+        return good & (np.degrees(np.arccos(np.minimum(cosine, 1))) < self.max_delta).all(axis=1)
+
+
+# the six numbers of a symmetric matrix, and where they stand in it
+_PACKED = np.array([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]).T
+_UNPACKED = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
+
+
+def packed_metric(bases: np.ndarray) -> np.ndarray:
+    """Scalar products aa, bb, cc, bc, ac, ab of the vectors of bases (k, 3, 3), (k, 6) float64."""
+    return (bases @ bases.transpose(0, 2, 1))[:, _PACKED[0], _PACKED[1]]
+
+
+def metric_transforms(changes: np.ndarray) -> np.ndarray:
+    """Matrices (n, 6, 6) that take the packed metric of a basis to that of ``change @ basis``; changes (n, 3, 3)."""
+    units = np.eye(6)[:, _UNPACKED]
+    return (changes[:, None] @ units @ changes[:, None].transpose(0, 1, 3, 2))[..., _PACKED[0], _PACKED[1]].transpose(
+        0, 2, 1
+    )
 
 
 def _fixed(m: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ _METHODS = ("fft1d", "real_space_grid_search")
 # without real_space_grid_search.max_vectors; directions 5 degrees apart are fewer
 _EVERY_VECTOR = 10_000
 # candidates of the search for the known cell that are refined; it has ranked them by what they explain
-_MAX_REFINED = 4
+_MAX_REFINED = 2
 _WORTH_REFINING = 0.7
 # what DIALS takes for basis_vector_combinations.max_refine=Auto of stills
 _MAX_REFINED_BY_DIALS = 5
@@ -47,6 +47,9 @@ _SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
 _MAX_CHANCE = -6.0
+# standard deviations by which a candidate must explain more spots than chance to be refined: the best candidates in
+# spots without order reach 3 to 5, the weakest true lattices of nitrite reductase 7 to 9
+_BEYOND_CHANCE = 4.0
 # of unknown cells the smallest that explains this share of the most spots
 _NEARLY_AS_MANY = 0.8
 # angstrom: the distance of neighbouring spots tells the longest axis, but on a still of 70 spots it told 52 for 96
@@ -455,6 +458,11 @@ class FastIndexer:
 
     def _refine_alone(self, spots: Spots, start: Lattice, pixel_size: float, target: Target) -> FoundLattice:
         owner, h = self._assign(spots, np.ones(len(spots), dtype=bool), [start], target)
+        # spots anywhere lie near a lattice point with a probability that is the volume of a sphere
+        share = 4 / 3 * np.pi * self.settings.hkl_tolerance**3
+        by_chance = share * len(spots) + _BEYOND_CHANCE * np.sqrt(share * (1 - share) * len(spots))
+        if np.count_nonzero(owner >= 0) < by_chance:
+            raise _NoFit("it explains hardly more spots than any lattice")
         return self._refine_together(spots, owner, h, [start], pixel_size, target)[0]
 
     def _assign(

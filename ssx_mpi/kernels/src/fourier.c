@@ -49,13 +49,13 @@ WIDE void ssx_projection_histograms(const double *q, int64_t n, const double *di
     memset(histograms, 0, (size_t)n_directions * n_bins * sizeof(float));
     for (int64_t d = 0; d < n_directions; d++) {
         project(q, n, directions + 3 * d, work);
-        const double step = (high[d] - low[d]) / (n_bins - 1), first = low[d];
+        const double scale = (n_bins - 1) / (high[d] - low[d]), first = low[d];
         float *bins = histograms + d * n_bins;
-        if (!(step > 0)) { /* all in one place */
+        if (!(high[d] > first)) { /* all in one place */
             bins[0] = (float)n;
             continue;
         }
-        for (int64_t j = 0; j < n; j++) work[j] = (work[j] - first) / step + 0.5;
+        for (int64_t j = 0; j < n; j++) work[j] = (work[j] - first) * scale + 0.5;
         for (int64_t j = 0; j < n; j++) bins[(int)work[j]] += 1.0f;
     }
 }
