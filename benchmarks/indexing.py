@@ -36,7 +36,7 @@ from dxtbx.model import Experiment, ExperimentList  # noqa: E402
 from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 from libtbx import phil  # noqa: E402
 
-from ssx_mpi.kernels import lattice_search  # noqa: E402
+from ssx_mpi.kernels import lattices  # noqa: E402
 from ssx_mpi.stages.fast_indexing import FastIndexer  # noqa: E402
 
 
@@ -94,10 +94,10 @@ def misorientation(one, other) -> float:
         to_primitive = crystal.get_space_group().info().change_of_basis_op_to_primitive_setting()
         primitive = crystal.change_basis(to_primitive)
         bases.append(np.linalg.inv(np.reshape(primitive.get_A(), (3, 3))))
-    reduced = lattice_search.reduce_basis(bases[0])
-    rotations = lattice_search.lattice_rotations(reduced)
+    reduced = lattices.reduce_basis(bases[0])
+    rotations = lattices.lattice_rotations(reduced)
     best = 180.0
-    other_reduced = lattice_search.reduce_basis(bases[1])
+    other_reduced = lattices.reduce_basis(bases[1])
     for rotation in rotations:
         u, _, vt = np.linalg.svd(np.linalg.inv(reduced @ rotation.T) @ other_reduced)
         cosine = 0.5 * (np.trace(u @ vt) - 1)

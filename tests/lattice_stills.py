@@ -2,9 +2,17 @@
 
 import numpy as np
 
-from ssx_mpi.kernels import lattice_refinement, lattice_search
+from ssx_mpi.kernels import lattice_refinement, lattices
 from ssx_mpi.kernels.lattice_refinement import Lattice, Spots
 
+CELLS = {
+    "cubic": (96.4, 96.4, 96.4, 90, 90, 90),
+    "tetragonal": (57.8, 57.8, 150.2, 90, 90, 90),
+    "hexagonal": (93.0, 93.0, 40.0, 90, 90, 120),
+    "orthorhombic": (40.0, 70.0, 90.0, 90, 90, 90),
+    "monoclinic": (50.0, 60.0, 75.0, 90, 105, 90),
+    "triclinic": (40.0, 50.0, 62.0, 80, 84, 97),
+}
 PIXEL = 0.172
 S0 = np.array([0.0, 0.0, -1.0])
 # panel matrix (fast, slow, origin): 420 mm square, 250 mm from the crystal
@@ -54,8 +62,8 @@ def still_positions(rng, basis, orientation, n, d_min=2.0, mosaic_deg=0.1, sigma
 
 def misorientation(direct, orientation, basis):
     """Angle in degrees between direct bases (rows) and an orientation of a lattice, up to the lattice's rotations."""
-    reduced = lattice_search.reduce_basis(basis)
-    rotations = lattice_search.lattice_rotations(reduced)
+    reduced = lattices.reduce_basis(basis)
+    rotations = lattices.lattice_rotations(reduced)
     u, _, vt = np.linalg.svd(np.linalg.inv(basis) @ direct)
     found = (u @ vt).T
     trace = np.einsum("ij,gjk,ki->g", found, rotations, orientation.T).max()

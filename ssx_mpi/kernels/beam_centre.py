@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssx_mpi.kernels import lattice_search
-from ssx_mpi.kernels.lattice_search import KnownLattice
+from ssx_mpi.kernels.lattices import KnownLattice
 
 # low-resolution spots tell the centre and do not mind a wrong distance or orientation
 _MOST_SPOTS = 150

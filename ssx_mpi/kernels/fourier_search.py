@@ -36,7 +36,8 @@ import numpy as np
 from scipy.fft import rfft
 
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
-from ssx_mpi.kernels.lattice_search import CellCriterion, KnownLattice, cosine_sums, packed_metric, reduce_bases
+from ssx_mpi.kernels.lattice_search import cosine_sums
+from ssx_mpi.kernels.lattices import CellCriterion, KnownLattice, packed_metric, reduce_bases
 
 # radians: the coarsest grid, and the finest that covers the whole hemisphere
 _COARSEST_GRID = 0.029

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 
 from ssx_mpi.kernels.beam_centre import ShiftGrid, score_shifts, shift_grid
-from ssx_mpi.kernels.lattice_search import KnownLattice
+from ssx_mpi.kernels.lattices import KnownLattice
 
 #: spots that a still should have to say something about the centre
 MIN_SPOTS = 25

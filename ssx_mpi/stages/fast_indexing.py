@@ -29,7 +29,7 @@ from dxtbx.imageset import ImageSequence, ImageSet
 from dxtbx.model import Crystal, Experiment, ExperimentList, MosaicCrystalSauter2014
 from libtbx import Auto
 
-from ssx_mpi.kernels import fourier_search, lattice_refinement, lattice_search, mosaicity
+from ssx_mpi.kernels import fourier_search, lattice_refinement, lattice_search, lattices, mosaicity
 from ssx_mpi.kernels.lattice_refinement import CellModel, Lattice, Spots
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Target:
     Attributes
     ----------
     model : CellModel
-    known : lattice_search.KnownLattice
+    known : lattices.KnownLattice
     to_reduced : (3, 3) float64
         ``h_reduced = to_reduced @ h``: the search works in the reduced basis.
     variants : list of (3, 3) float64
@@ -137,7 +137,7 @@ class Target:
     """
 
     model: CellModel
-    known: lattice_search.KnownLattice
+    known: lattices.KnownLattice
     to_reduced: np.ndarray
     variants: list[np.ndarray]
     operations: np.ndarray
@@ -156,7 +156,7 @@ class Target:
     def from_cell(cls, unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Target:
         """The target of a cell and its space group."""
         model = cell_model(unit_cell, space_group)
-        known = lattice_search.known_lattice(model.primitive @ model.basis)
+        known = lattices.known_lattice(model.primitive @ model.basis)
         to_reduced = known.basis @ np.linalg.inv(model.basis)
         return cls(model, known, to_reduced, _setting_variants(known, model), _operations(known, model))
 
@@ -261,7 +261,7 @@ class FastIndexer:
         fits = []
         for basis in bases:
             model = CellModel(basis, lattice_refinement.invariant_strains(np.eye(3)[None]), np.eye(3))
-            target = Target(model, lattice_search.known_lattice(basis), np.eye(3), [np.eye(3)], np.eye(3)[None])
+            target = Target(model, lattices.known_lattice(basis), np.eye(3), [np.eye(3)], np.eye(3)[None])
             try:
                 fit = self._refine_alone(spots, Lattice(np.eye(3), basis), pixel_size, target)
             except _NoFit as reason:
@@ -278,7 +278,7 @@ class FastIndexer:
         return None if crystal is None else Target.from_cell(crystal.get_unit_cell(), self._space_group)
 
     def _with_symmetry(self, lattice: Lattice) -> Crystal | None:
-        crystal = _crystal(lattice_search.reduce_basis(lattice.direct), sgtbx.space_group("P 1"))
+        crystal = _crystal(lattices.reduce_basis(lattice.direct), sgtbx.space_group("P 1"))
         if self._space_group.type().number() == 1:
             return crystal
         handler = SymmetryHandler(space_group=self._space_group, max_delta=self._max_delta)
@@ -379,7 +379,7 @@ class FastIndexer:
             vectors = fourier_search.vectors_of_known_lengths(
                 spots.q, target.lengths, settings.direction_grid, settings.max_vectors
             )
-        criterion = lattice_search.CellCriterion.of(
+        criterion = lattices.CellCriterion.of(
             target.known,
             target.operations,
             np.linalg.inv(target.to_reduced),
@@ -685,7 +685,7 @@ def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Ce
     crystal = symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
     if not crystal.unit_cell().is_similar_to(unit_cell, relative_length_tolerance=0.02, absolute_angle_tolerance=2):
         raise ValueError(f"the unit cell {unit_cell} is not one of space group {space_group.info()}")
-    basis = lattice_search.metric_basis(crystal.unit_cell().parameters())
+    basis = lattices.metric_basis(crystal.unit_cell().parameters())
     operations = space_group.build_derived_laue_group().all_ops()
     rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
     rotations = basis.T @ rotations[np.linalg.det(rotations) > 0] @ np.linalg.inv(basis.T)
@@ -695,7 +695,7 @@ def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Ce
     return CellModel(basis, lattice_refinement.invariant_strains(rotations), primitive)
 
 
-def _setting_variants(known: lattice_search.KnownLattice, model: CellModel) -> list[np.ndarray]:
+def _setting_variants(known: lattices.KnownLattice, model: CellModel) -> list[np.ndarray]:
     """Changes of the reduced basis that the search cannot tell from the identity, but the symmetry of the cell can.
 
     The search takes bases for equal that a rotation relates which keeps the metric within a tolerance, such as the
@@ -715,7 +715,7 @@ def _setting_variants(known: lattice_search.KnownLattice, model: CellModel) -> l
     return variants
 
 
-def _operations(known: lattice_search.KnownLattice, model: CellModel) -> np.ndarray:
+def _operations(known: lattices.KnownLattice, model: CellModel) -> np.ndarray:
     # the symmetry of a cell that the space group allows and that has no other by chance
     strain = np.eye(3) + np.einsum("p,pij->ij", 0.01 * np.sqrt(np.arange(2, 2 + len(model.strains))), model.strains)
     changed = known.basis @ strain.T

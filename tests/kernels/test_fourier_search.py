@@ -15,7 +15,7 @@ from libtbx import phil
 from scitbx import matrix
 from scitbx.array_family import flex
 
-from ssx_mpi.kernels import fourier_search, lattice_search
+from ssx_mpi.kernels import fourier_search, lattices
 from ssx_mpi.stages.fast_indexing import Target
 
 # cell, space group, spots of the lattice, spots elsewhere; the last one's grid is too fine for the whole hemisphere
@@ -39,7 +39,7 @@ def still(name, seed=5):
 
 
 def criterion(target, length=0.1, angle=5.0, delta=5.0):
-    return lattice_search.CellCriterion.of(
+    return lattices.CellCriterion.of(
         target.known, target.operations, np.linalg.inv(target.to_reduced), length, angle, delta
     )
 

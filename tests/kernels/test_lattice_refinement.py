@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lattice_stills import PANEL, S0, misorientation, noise_positions, random_rotation, rays_to_spots, still_positions
 
-from ssx_mpi.kernels import lattice_refinement, lattice_search
+from ssx_mpi.kernels import lattice_refinement, lattices
 from ssx_mpi.kernels.lattice_refinement import Lattice
 
-TETRAGONAL = lattice_search.metric_basis((57.8, 57.8, 150.2, 90, 90, 90))
-TRICLINIC = lattice_search.metric_basis((40, 50, 62, 80, 84, 97))
+TETRAGONAL = lattices.metric_basis((57.8, 57.8, 150.2, 90, 90, 90))
+TRICLINIC = lattices.metric_basis((40, 50, 62, 80, 84, 97))
 FREE = lattice_refinement.invariant_strains(np.eye(3)[None])
 
 
@@ -31,8 +31,8 @@ def rotation_about(axis, degrees):
     ],
 )
 def test_number_of_free_strains_is_that_of_the_crystal_system(cell, n):
-    basis = lattice_search.metric_basis(cell)
-    rotations = lattice_search.lattice_rotations(lattice_search.reduce_basis(basis))
+    basis = lattices.metric_basis(cell)
+    rotations = lattices.lattice_rotations(lattices.reduce_basis(basis))
     strains = lattice_refinement.invariant_strains(rotations)
     assert len(strains) == n
     assert np.einsum("gij,kjl,gml->gkim", rotations, strains, rotations) == pytest.approx(
@@ -106,7 +106,7 @@ def test_refinement_recovers_orientation_and_cell(basis):
     rng = np.random.default_rng(5)
     orientation = random_rotation(rng)
     xy, h = still_positions(rng, basis, orientation, 200, mosaic_deg=0.02, sigma_px=0.05)
-    strains = lattice_refinement.invariant_strains(lattice_search.lattice_rotations(lattice_search.reduce_basis(basis)))
+    strains = lattice_refinement.invariant_strains(lattices.lattice_rotations(lattices.reduce_basis(basis)))
     stretched = basis @ (np.eye(3) + 0.004 * strains.sum(axis=0))
     start = Lattice(rotation_about([1, 2, 3], 0.4) @ orientation, stretched)
     fit = lattice_refinement.refine_lattice(rays_to_spots(xy), h, start, strains)
@@ -122,9 +122,7 @@ def test_refinement_recovers_orientation_and_cell(basis):
 @pytest.mark.parametrize("overstated", [0.5, 5.0])
 def test_balanced_weight_is_the_ratio_of_the_variances(overstated):
     """Whatever the errors of the centroids are said to be, the orientation is as good as with the true ones."""
-    strains = lattice_refinement.invariant_strains(
-        lattice_search.lattice_rotations(lattice_search.reduce_basis(TETRAGONAL))
-    )
+    strains = lattice_refinement.invariant_strains(lattices.lattice_rotations(lattices.reduce_basis(TETRAGONAL)))
     errors = {"constant": [], "balanced": [], "true": []}
     for seed in range(20):
         rng = np.random.default_rng(seed)

@@ -1,59 +1,8 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from lattice_stills import misorientation, noise_positions, random_rotation, rays_to_spots, still_positions
+from lattice_stills import CELLS, misorientation, noise_positions, random_rotation, rays_to_spots, still_positions
 
-from ssx_mpi.kernels import lattice_search
-
-CELLS = {
-    "cubic": (96.4, 96.4, 96.4, 90, 90, 90),
-    "tetragonal": (57.8, 57.8, 150.2, 90, 90, 90),
-    "hexagonal": (93.0, 93.0, 40.0, 90, 90, 120),
-    "orthorhombic": (40.0, 70.0, 90.0, 90, 90, 90),
-    "monoclinic": (50.0, 60.0, 75.0, 90, 105, 90),
-    "triclinic": (40.0, 50.0, 62.0, 80, 84, 97),
-}
-ROTATIONS = {"cubic": 24, "tetragonal": 8, "hexagonal": 12, "orthorhombic": 4, "monoclinic": 2, "triclinic": 1}
-
-
-def test_basis_has_the_cell_that_it_was_made_of():
-    cell = CELLS["triclinic"]
-    basis = lattice_search.metric_basis(cell)
-    a, b, c = basis
-    assert np.linalg.norm(basis, axis=1) == pytest.approx(cell[:3])
-    angle = [np.degrees(np.arccos(x @ y / np.linalg.norm(x) / np.linalg.norm(y))) for x, y in ((b, c), (a, c), (a, b))]
-    assert angle == pytest.approx(cell[3:])
-
-
-def test_impossible_angles_are_refused():
-    with pytest.raises(ValueError, match="make no cell"):
-        lattice_search.metric_basis((50, 50, 50, 30, 30, 120))
-
-
-@given(seed=st.integers(0, 2**32 - 1), name=st.sampled_from(sorted(CELLS)))
-@settings(deadline=None, max_examples=50)
-def test_reduction_finds_the_same_basis_from_any_setting(seed, name):
-    rng = np.random.default_rng(seed)
-    basis = lattice_search.metric_basis(CELLS[name])
-    shear = np.eye(3, dtype=int)
-    for _ in range(4):
-        i, j = rng.choice(3, size=2, replace=False)
-        shear[i] += rng.integers(-2, 3) * shear[j]
-    reduced = lattice_search.reduce_basis(shear @ basis)
-    expected = lattice_search.reduce_basis(basis)
-    assert np.linalg.norm(reduced, axis=1) == pytest.approx(np.linalg.norm(expected, axis=1))
-    assert np.linalg.det(reduced) == pytest.approx(abs(np.linalg.det(basis)))
-
-
-@pytest.mark.parametrize("name", CELLS)
-def test_rotations_of_the_lattice_are_its_holohedry(name):
-    basis = lattice_search.reduce_basis(lattice_search.metric_basis(CELLS[name]))
-    rotations = lattice_search.lattice_rotations(basis)
-    assert len(rotations) == ROTATIONS[name]
-    assert rotations[0] == pytest.approx(np.eye(3))
-    images = basis @ rotations.transpose(0, 2, 1) @ np.linalg.inv(basis)
-    assert np.abs(images - np.rint(images)).max() < 1e-6
+from ssx_mpi.kernels import lattice_search, lattices
 
 
 def test_amplitudes_are_those_of_the_sum():
@@ -85,11 +34,11 @@ def test_strongest_leaves_out_neighbours_and_inverses():
 @pytest.mark.parametrize("n, n_noise", [(15, 0), (60, 60)])
 def test_known_lattice_is_found_among_noise(name, n, n_noise):
     rng = np.random.default_rng(list(CELLS).index(name))
-    basis = lattice_search.metric_basis(CELLS[name])
+    basis = lattices.metric_basis(CELLS[name])
     orientation = random_rotation(rng)
     xy, _ = still_positions(rng, basis, orientation, n)
     spots = rays_to_spots(np.concatenate([xy, noise_positions(rng, n_noise)]))
-    known = lattice_search.known_lattice(basis)
+    known = lattices.known_lattice(basis)
     bases, score = lattice_search.search_known(spots.q, known)
     direct = np.linalg.solve(known.basis @ np.linalg.inv(basis), bases[0])
     assert misorientation(direct, orientation, basis) < 0.3
@@ -98,20 +47,20 @@ def test_known_lattice_is_found_among_noise(name, n, n_noise):
 
 def test_lattice_is_found_where_the_beam_is_off_by_three_pixels():
     rng = np.random.default_rng(7)
-    basis = lattice_search.metric_basis(CELLS["cubic"])
+    basis = lattices.metric_basis(CELLS["cubic"])
     orientation = random_rotation(rng)
     xy, _ = still_positions(rng, basis, orientation, 80)
     spots = rays_to_spots(xy + np.array([3 * 0.172, -2 * 0.172]))
-    bases, _ = lattice_search.search_known(spots.q, lattice_search.known_lattice(basis))
+    bases, _ = lattice_search.search_known(spots.q, lattices.known_lattice(basis))
     assert misorientation(bases[0], orientation, basis) < 1.0
 
 
 def test_search_turns_with_the_experiment():
     rng = np.random.default_rng(3)
-    basis = lattice_search.metric_basis(CELLS["monoclinic"])
+    basis = lattices.metric_basis(CELLS["monoclinic"])
     xy, _ = still_positions(rng, basis, random_rotation(rng), 50)
     q = rays_to_spots(xy).q
-    known = lattice_search.known_lattice(basis)
+    known = lattices.known_lattice(basis)
     turn = random_rotation(rng)
     one = lattice_search.search_known(q, known)[0][0]
     other = lattice_search.search_known(q @ turn.T, known)[0][0]
@@ -121,10 +70,10 @@ def test_search_turns_with_the_experiment():
 
 def test_search_does_not_depend_on_the_order_of_the_spots():
     rng = np.random.default_rng(4)
-    basis = lattice_search.metric_basis(CELLS["tetragonal"])
+    basis = lattices.metric_basis(CELLS["tetragonal"])
     xy, _ = still_positions(rng, basis, random_rotation(rng), 50)
     q = rays_to_spots(xy).q
-    known = lattice_search.known_lattice(basis)
+    known = lattices.known_lattice(basis)
     one = lattice_search.search_known(q, known)
     other = lattice_search.search_known(rng.permutation(q), known)
     assert (one[0] == other[0]).all() and (one[1] == other[1]).all()
@@ -133,12 +82,12 @@ def test_search_does_not_depend_on_the_order_of_the_spots():
 @pytest.mark.parametrize("name", ["tetragonal", "monoclinic", "triclinic"])
 def test_unknown_cell_is_found(name):
     rng = np.random.default_rng(11)
-    basis = lattice_search.metric_basis(CELLS[name])
+    basis = lattices.metric_basis(CELLS[name])
     orientation = random_rotation(rng)
     xy, _ = still_positions(rng, basis, orientation, 150)
     q = rays_to_spots(np.concatenate([xy, noise_positions(rng, 20)])).q
     bases, score = lattice_search.search_unknown(q, 3.0, 190.0, 25.0)
-    expected = np.linalg.norm(lattice_search.reduce_basis(basis), axis=1)
+    expected = np.linalg.norm(lattices.reduce_basis(basis), axis=1)
     lengths = np.linalg.norm(bases, axis=2)
     match = np.abs(lengths / expected - 1).max(axis=1) < 0.02
     assert match.any()

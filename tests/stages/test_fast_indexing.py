@@ -15,7 +15,7 @@ from lattice_stills import (
 )
 from libtbx import phil
 
-from ssx_mpi.kernels import lattice_search
+from ssx_mpi.kernels import lattices
 from ssx_mpi.stages.fast_indexing import FastIndexer
 
 CELLS = {
@@ -117,14 +117,14 @@ def direct_of(crystal):
 
 def angle_between(crystal, orientation, space_group):
     """Misorientation of a crystal from an orientation of the cell of its space group, up to the lattice's rotations."""
-    basis = lattice_search.metric_basis(CELLS[space_group])
+    basis = lattices.metric_basis(CELLS[space_group])
     return misorientation(direct_of(crystal), orientation, basis)
 
 
 @pytest.mark.parametrize("space_group", CELLS)
 def test_lattice_of_known_cell_is_found_and_refined(space_group):
     rng = np.random.default_rng(sorted(CELLS).index(space_group))
-    basis = lattice_search.metric_basis(CELLS[space_group])
+    basis = lattices.metric_basis(CELLS[space_group])
     orientation = random_rotation(rng)
     xy, h = still_positions(rng, basis, orientation, 300)
     group = sgtbx.space_group_info(space_group).group()
@@ -149,7 +149,7 @@ def test_fifteen_spots_are_enough():
     for seed in range(6):
         rng = np.random.default_rng(seed)
         orientation = random_rotation(rng)
-        xy, _ = still_positions(rng, lattice_search.metric_basis(CELLS["P41212"]), orientation, 15)
+        xy, _ = still_positions(rng, lattices.metric_basis(CELLS["P41212"]), orientation, 15)
         experiments, _ = FastIndexer(known_cell("P41212")).index(still(), strong_table(xy))
         found += len(experiments) == 1 and angle_between(experiments[0].crystal, orientation, "P41212") < 0.15
     assert found >= 5
@@ -158,7 +158,7 @@ def test_fifteen_spots_are_enough():
 @pytest.mark.parametrize("n_panels", [1, 2])
 def test_two_lattices_are_told_apart(n_panels):
     rng = np.random.default_rng(1)
-    basis = lattice_search.metric_basis(CELLS["P213"])
+    basis = lattices.metric_basis(CELLS["P213"])
     orientations = [random_rotation(rng) for _ in range(2)]
     parts = [still_positions(rng, basis, u, n)[0] for u, n in zip(orientations, (90, 60))]
     table = strong_table(np.concatenate([*parts, noise_positions(rng, 30)]), n_panels)
@@ -186,7 +186,7 @@ def test_noise_has_no_lattice(n):
 def test_wrong_geometry_is_no_obstacle(distance, shift):
     rng = np.random.default_rng(5)
     orientation = random_rotation(rng)
-    xy, _ = still_positions(rng, lattice_search.metric_basis(CELLS["P41212"]), orientation, 150)
+    xy, _ = still_positions(rng, lattices.metric_basis(CELLS["P41212"]), orientation, 150)
     experiments, indexed = FastIndexer(known_cell("P41212")).index(
         still(distance=distance, shift=shift), strong_table(np.concatenate([xy, noise_positions(rng, 30)]))
     )
@@ -197,7 +197,7 @@ def test_wrong_geometry_is_no_obstacle(distance, shift):
 
 def test_cell_that_is_two_percent_off_is_corrected():
     rng = np.random.default_rng(6)
-    xy, _ = still_positions(rng, lattice_search.metric_basis(CELLS["P41212"]), random_rotation(rng), 150)
+    xy, _ = still_positions(rng, lattices.metric_basis(CELLS["P41212"]), random_rotation(rng), 150)
     wrong = (56.7, 56.7, 153.0, 90, 90, 90)
     experiments, _ = FastIndexer(known_cell("P41212", cell=wrong)).index(still(), strong_table(xy))
     assert len(experiments) == 1
@@ -209,7 +209,7 @@ def test_axes_of_nearly_equal_length_are_told_apart():
     cell = (79.0, 79.5, 38.0, 90, 90, 90)
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        basis = lattice_search.metric_basis(cell)
+        basis = lattices.metric_basis(cell)
         orientation = random_rotation(rng)
         xy, _ = still_positions(rng, basis, orientation, 150)
         params = known_cell("P212121", cell=cell)
@@ -223,7 +223,7 @@ def test_axes_of_nearly_equal_length_are_told_apart():
 def test_unknown_cell(space_group):
     rng = np.random.default_rng(8)
     true = space_group or "P212121"
-    basis = lattice_search.metric_basis(CELLS[true])
+    basis = lattices.metric_basis(CELLS[true])
     orientation = random_rotation(rng)
     xy, h = still_positions(rng, basis, orientation, 400)
     group = sgtbx.space_group_info(true).group()
@@ -242,7 +242,7 @@ def test_unknown_cell(space_group):
 
 def table_of_a_still(seed=2, n=80):
     rng = np.random.default_rng(seed)
-    xy, _ = still_positions(rng, lattice_search.metric_basis(CELLS["P41212"]), random_rotation(rng), n)
+    xy, _ = still_positions(rng, lattices.metric_basis(CELLS["P41212"]), random_rotation(rng), n)
     return strong_table(np.concatenate([xy, noise_positions(rng, 20)]))
 
 
@@ -354,7 +354,7 @@ def test_nitrite_reductase_as_by_dials(real_data):
         found, indexed = indexer.index(experiments[i], strong.select(strong["id"] == i))
         assert len(found) == 1
         theirs = np.linalg.inv(np.reshape(a_matrix, (3, 3)))
-        basis = lattice_search.metric_basis(CELLS["P213"])
+        basis = lattices.metric_basis(CELLS["P213"])
         u, _, vt = np.linalg.svd(np.linalg.inv(basis) @ theirs)
         assert angle_between(found[0].crystal, (u @ vt).T, "P213") < 0.05
         # one spot is 3% of the weakest
@@ -453,7 +453,7 @@ def test_thaumatin_as_by_dials(thaumatin):
     for still, table, a_matrix in thaumatin:
         found, indexed = indexer.index(still, table)
         assert len(found) == 1
-        basis = lattice_search.metric_basis(CELLS["P41212"])
+        basis = lattices.metric_basis(CELLS["P41212"])
         u, _, vt = np.linalg.svd(np.linalg.inv(basis) @ np.linalg.inv(a_matrix))
         angles.append(angle_between(found[0].crystal, (u @ vt).T, "P41212"))
         shares.append(len(indexed) / len(table))
@@ -467,7 +467,7 @@ def test_thaumatin_as_by_dials(thaumatin):
 
 def test_orientation_does_not_hang_on_the_cell_that_is_given(thaumatin):
     """Of split crystals it did: a cell 0.3% off led to another fragment."""
-    basis = lattice_search.metric_basis(CELLS["P41212"])
+    basis = lattices.metric_basis(CELLS["P41212"])
     for still, table, _ in thaumatin[1:3]:
         (one,), _ = FastIndexer(known_cell("P41212")).index(still, table)
         (other,), _ = FastIndexer(known_cell("P41212", cell=(58, 58, 150, 90, 90, 90))).index(still, table)
