@@ -494,29 +494,31 @@ def _chip_table(r: dict) -> str:
     ]
     for title, name, digits in (
         ("median orientation error, degrees", "orientation_error_deg", 4),
+        ("lattices closer to the truth than by DIALS", "closer", 0),
         ("observations", "n_observations", 0),
         ("unique reflections", "n_merged", 0),
         ("CC, one scale a crystal, sums over the partiality", "cc_truth_scaled", 4),
-        ("the same of the unique reflections of DIALS, all observations", "cc_same_unique", 4),
+        ("CC of the unique reflections that DIALS has, all observations", "cc_same_unique", 4),
         ("observations that DIALS has too", "n_common", 0),
         ("CC of these", "cc_common", 4),
         ("CC of these with the numbers of DIALS", "cc_common_dials", 4),
     ):
         rows.append([title, *(f"{i[name]:.{digits}f}" for i in integrations)])
-    for program, title in (("ssx_mpi", "`ssx_mpi.reduce`"), ("dials", "`dials.scale`, `dials.merge`")):
-        reduced = [i[f"{program}_reduced"] for i in integrations]
-        n = reduced[0]["n"]
-        rows.append([f"CC of {title}, the {n} reflections of all four", *(f"{x['cc']:.4f}" for x in reduced)])
+    for program, title in (("ssx_mpi", "`ssx_mpi.reduce`"), ("dials", "`dials.scale` and `dials.merge`")):
+        reduced = [i[program] for i in integrations]
+        rows.append([f"CC of {title}, all reflections", *(f"{x['cc']:.4f}" for x in reduced)])
+        title = f"CC of these, the {reduced[0]['n_common']} reflections of all four"
+        rows.append([title, *(f"{x['cc_common']:.4f}" for x in reduced)])
     for number, (low, high) in enumerate(pairwise(simulated.SHARES)):
-        title = f"intensity over the expected one, partiality {low:g} to {high:g}"
+        title = f"measured over expected, partiality {low:g} to {high:g}"
         rows.append([title, *(f"{i['ratios'][number]:.2f}" for i in integrations)])
     return (
         "**Integration against the truth**: 200 images of lysozyme with a wrong header, the set of "
-        "`benchmarks/main_job.py truth`. The fast engine refines the geometry and indexes; these crystals are "
-        "integrated by it (`simple6`, the default, and one of the angular models) and by `dials.ssx_integrate` (with "
-        "its defaults, and with `simple6` and three macro cycles), merged by the same code, then reduced by both "
-        "programs. The last rows are medians over strong reflections beyond "
-        f"{simulated.LOW_RESOLUTION:g} angstrom, each crystal on the scale of the truth.\n\n"
+        "`benchmarks/main_job.py truth`. The fast engine refines the geometry and indexes (median orientation error "
+        f"{r['indexed_error_deg']:.4f} degrees); these crystals are integrated by it, with `simple6` (the default) and "
+        "with an angular model, and by `dials.ssx_integrate`, with its default model and with `simple6`; merged by the "
+        "same code, and reduced by both programs. The last rows are medians of strong intensities over what truth and "
+        f"partiality let expect, at d above {simulated.LOW_RESOLUTION:g} angstrom.\n\n"
     ) + _table(["quantity", *(i["title"] for i in integrations)], rows)
 
 

@@ -208,11 +208,7 @@ INTEGRATIONS = {
         "fast, simple6angular1", "fast", ("integration.ellipsoid.rlp_mosaicity=simple6angular1",)
     ),
     "dials": Integration("DIALS", "dials"),
-    "dials_simple6": Integration(
-        "DIALS, simple6, three cycles",
-        "dials",
-        ("profile.ellipsoid.rlp_mosaicity.model=simple6", "profile.ellipsoid.refinement.n_macro_cycles=3"),
-    ),
+    "dials_simple6": Integration("DIALS, simple6", "dials", ("profile.ellipsoid.rlp_mosaicity.model=simple6",)),
 }
 # Å; of the strong reflections, those at lower resolution tell most about the model
 LOW_RESOLUTION = 4.0
@@ -222,32 +218,52 @@ SHARES = (0.25, 0.35, 0.5, 0.7, 0.85, 1.0)
 def chip(folder: Path) -> dict:
     """Integration of the same indexed crystals of 200 images by the fast engine and by DIALS, merged in three ways."""
     folder.mkdir(exist_ok=True)
+    # identifiers of crystals come from the path of their image
+    folder = folder.resolve()
     images = folder / "images"
     if not (images / "truth.json").exists():
         wanted = ("n_images=200", "hit_rate=0.9", "seed=11", "output.compression=gzip")
         main_job.simulate(images / "lyso.nxs", *wanted, *main_job.WRONG_HEADER, *main_job.LYSOZYME)
     truth = true.load_truth(images)
     numbers: dict[str, Any] = {}
-    observed = {}
+    observed, errors = {}, {}
     for name, how in INTEGRATIONS.items():
         run = _integrated(folder, name, how)
-        numbers[name] = asdict(true.compare_run(images, run)) | {
-            "title": how.title,
-            "integrate_s": json.loads((run / "seconds.json").read_text()),
-        }
-        found = true.read_observations(true.run_files(run)[1])
+        seconds = json.loads((run / "seconds.json").read_text())
+        numbers[name] = asdict(true.compare_run(images, run)) | {"title": how.title, "integrate_s": seconds}
+        experiments, reflections = true.run_files(run)
+        found = true.read_observations(reflections)
         assert found is not None
-        observed[name] = found
+        observed[name], errors[name] = found, _orientation_errors(truth, experiments)
         numbers[name]["ratios"] = _ratios_to_truth(truth, found)
+    indexed = _orientation_errors(truth, sorted((folder / "fast").glob("batch_*/indexed.expt")))
+    numbers["indexed_error_deg"] = float(np.median(list(indexed.values())))
     for name, found in observed.items():
         numbers[name] |= _shared(truth, found, observed["dials"])
         numbers[name]["cc_common_dials"] = _shared(truth, observed["dials"], found)["cc_common"]
+        both = errors[name].keys() & errors["dials"].keys()
+        closer = sum(errors[name][lattice] < errors["dials"][lattice] for lattice in both)
+        numbers[name] |= {"compared": len(both), "closer": closer}
     merged = {name: _reduced(folder, name) for name in INTEGRATIONS}
     for program in ("ssx_mpi", "dials"):
-        quality = reduction.against_truth(images / "truth.mtz", {name: merged[name][program] for name in merged})
-        for name, (cc, with_b, n, _) in quality.items():
-            numbers[name][f"{program}_reduced"] = {"cc": cc, "cc_with_b": with_b, "n": n}
+        files = {name: merged[name][program] for name in merged}
+        common = reduction.against_truth(images / "truth.mtz", files)
+        for name, path in files.items():
+            (own,) = reduction.against_truth(images / "truth.mtz", {name: path}).values()
+            numbers[name][program] = {
+                "cc": own[0],
+                "n": own[2],
+                "cc_common": common[name][0],
+                "n_common": common[name][2],
+            }
     return numbers
+
+
+def _orientation_errors(truth: true.Truth, experiments: list[Path]) -> dict[int, float]:
+    """Degrees by which each true lattice that was found is off, by its number."""
+    lattices = [lattice for path in experiments for lattice in true.read_experiments(path)[0]]
+    matches = true.match(truth, lattices)
+    return {t: e for t, e in zip(matches.true.tolist(), matches.error_deg.tolist()) if t >= 0}
 
 
 def _integrated(folder: Path, name: str, how: Integration) -> Path:
