@@ -1,6 +1,6 @@
 """The fast engine beside DIALS, stage by stage, in one command.
 
-    python benchmarks/engine.py                      all parts, then the tables (an hour of one core, most of it DIALS)
+    python benchmarks/engine.py                      all parts, then the tables (two hours of one core, most of it DIALS)
     python benchmarks/engine.py indexing memory      these parts again; of the others the last numbers are kept
     python benchmarks/engine.py tables               the tables alone
 
