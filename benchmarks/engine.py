@@ -1,6 +1,6 @@
 """The fast engine beside DIALS, stage by stage, in one command.
 
-    python benchmarks/engine.py                      all parts, then the tables (two hours of one core, most of it DIALS)
+    python benchmarks/engine.py                      all parts, then the tables (two hours of a core, most of it DIALS)
     python benchmarks/engine.py indexing memory      these parts again; of the others the last numbers are kept
     python benchmarks/engine.py tables               the tables alone
 
@@ -491,10 +491,10 @@ def _chip_table(r: dict) -> str:
     rows = [
         ["crystals", *(f"{i['lattices']}" for i in integrations)],
         ["CPU-seconds a crystal", *(f"{i['integrate_s'] / i['lattices']:.2f}" for i in integrations)],
+        ["lattices closer to the truth than by DIALS", *(str(i["closer"] or "-") for i in integrations)],
     ]
     for title, name, digits in (
         ("median orientation error, degrees", "orientation_error_deg", 4),
-        ("lattices closer to the truth than by DIALS", "closer", 0),
         ("observations", "n_observations", 0),
         ("unique reflections", "n_merged", 0),
         ("CC, one scale a crystal, sums over the partiality", "cc_truth_scaled", 4),
