@@ -1,6 +1,6 @@
 """The fast engine beside DIALS, stage by stage, in one command.
 
-    python benchmarks/engine.py                      all parts, then the tables (an hour of one core, most of it DIALS)
+    python benchmarks/engine.py                      all parts, then the tables (two hours of a core, most of it DIALS)
     python benchmarks/engine.py indexing memory      these parts again; of the others the last numbers are kept
     python benchmarks/engine.py tables               the tables alone
 
@@ -18,7 +18,8 @@ import math
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ dials_compat.prepare()
 import indexing  # noqa: E402
 import integration  # noqa: E402
 import numpy as np  # noqa: E402
+import simulated  # noqa: E402
 import spotfinding  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +42,6 @@ MARKERS = "<!-- written by benchmarks/engine.py -->", "<!-- end of what benchmar
 CELL, OTHER_CELL = "57.8,57.8,150.2,90,90,90", "58,58,150,90,90,90"
 MEMORY_IMAGES = 1000
 MEMORY_STEP = 50
-SIMULATED_IMAGES = 64
 INTEGRATED_BY_DIALS = 1
 
 
@@ -190,177 +191,6 @@ def thaumatin_integration(setup: Setup) -> dict:
     stored = integration.stored_rows(stills, loader.load_integrated(), loader.crystals()["integrated"])
     beside = [integration.side_by_side(*still) for still in stills[: -1 - INTEGRATED_BY_DIALS : -1]]
     return {"stored": list(stored), "beside": beside}
-
-
-# ---- simulated truth ------------------------------------------------------------------------------------------------
-
-
-def simulated(setup: Setup) -> dict:
-    """Indexing and integration of simulated stills with the true geometry by both, compared with the truth.
-
-    Both index the same strong spots; both integrate the crystals that the fast engine indexed. An image that is done is
-    kept in the work folder, so that an interrupted run goes on.
-    """
-    from ssx_mpi.simulation import truth as true
-
-    folder = setup.work / "simulated"
-    if not (folder / "truth.json").exists():
-        _simulate(folder)
-    truth = true.load_truth(folder)
-    geometry = truth.geometry
-    images = _simulated_images(folder, setup.n_simulated)
-    processed = [lattice.image < len(images) for lattice in truth.lattices]
-    truth = replace(
-        truth,
-        lattices=tuple(x for x, done in zip(truth.lattices, processed) if done),
-        visible_spots=tuple(x for x, done in zip(truth.visible_spots, processed) if done),
-    )
-    numbers: dict[str, Any] = {"images": len(images)}
-    observed, errors = {}, {}
-    for engine in ("fast", "dials"):
-        lattices = [true.Lattice(i["image"], np.array(a)) for i in images for a in i[engine]["A"]]
-        matches = true.match(truth, lattices)
-        errors[engine] = {t: e for t, e in zip(matches.true.tolist(), matches.error_deg.tolist()) if t >= 0}
-        observed[engine] = true.read_observations(sorted(folder.glob(f"{engine}_*.refl")))
-        result = true.compare(truth, lattices, geometry, observed[engine])
-        numbers[engine] = asdict(result) | {
-            "index_s": sum(i[engine]["index_s"] for i in images) / len(images),
-            "integrate_s": sum(i[engine]["integrate_s"] for i in images) / sum(len(i["fast"]["A"]) for i in images),
-            "integrated": sum(i[engine]["integrated"] for i in images),
-            "mean_error_deg": float(np.mean(list(errors[engine].values()))),
-        }
-    both = errors["fast"].keys() & errors["dials"].keys()
-    for engine, other in (("fast", "dials"), ("dials", "fast")):
-        numbers[engine]["closer"] = sum(errors[engine][t] < errors[other][t] for t in both)
-        # crystals have the same numbers where both integrated all
-        common = _common(observed[engine], observed[other])
-        numbers[engine]["n_common"] = len(common.intensity)
-        numbers[engine]["cc_common"] = true.merging_correlations(truth, common)[2]
-        same = _same_unique(truth, observed[engine], observed[other])
-        numbers[engine]["n_same_unique"], _, numbers[engine]["cc_same_unique"], _ = true.merging_correlations(
-            truth, same
-        )
-    return numbers
-
-
-def _common(observations: Any, others: Any) -> Any:
-    """Those of the observations that are among the others too, by crystal and indices."""
-    keys = [map(tuple, np.c_[each.crystal, each.hkl].tolist()) for each in (observations, others)]
-    return _known(observations, *keys)
-
-
-def _same_unique(truth: Any, observations: Any, others: Any) -> Any:
-    """Those of the observations of which the others have the same unique reflection, from whichever crystal."""
-    from cctbx import miller
-    from cctbx.array_family import flex
-
-    def asu(hkl: np.ndarray) -> list:
-        indices = flex.miller_index([tuple(map(int, row)) for row in hkl])
-        return list(miller.set(truth.intensities, indices, anomalous_flag=False).map_to_asu().indices())
-
-    return _known(observations, asu(observations.hkl), asu(others.hkl))
-
-
-def _known(observations: Any, keys: Any, others: Any) -> Any:
-    known = set(others)
-    chosen = np.array([key in known for key in keys])
-    return type(observations)(*(getattr(observations, field.name)[chosen] for field in fields(observations)))
-
-
-def _simulate(folder: Path) -> None:
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
-    folder.mkdir(exist_ok=True)
-    wanted = p.SimulationParameters(
-        n_images=SIMULATED_IMAGES,
-        seed=12,
-        hit_rate=1.0,
-        lattices=(0.75, 0.25),
-        crystal=p.CrystalParameters(d_min=2.0),
-        header=p.HeaderParameters((0.0, 0.0), 0.0),
-        output=p.OutputParameters(folder / "lysozyme.nxs", compression="gzip"),
-    )
-    simulate(wanted, SerialCommunicator())
-
-
-def _simulated_images(folder: Path, n_images: int) -> list[dict]:
-    """What both engines made of each image, done now or found in the folder."""
-    from dials.command_line import ssx_index, ssx_integrate
-    from dxtbx.model.experiment_list import ExperimentListFactory
-    from libtbx import phil
-
-    imported = ExperimentListFactory.from_filenames([str(folder / "lysozyme.nxs")])
-    index_scope = ssx_index.phil_scope.fetch(
-        phil.parse(
-            "indexing.known_symmetry.unit_cell=79.1,79.1,38.2,90,90,90\n"
-            "indexing.known_symmetry.space_group=P43212\nindexing.multiple_lattice_search.max_lattices=2"
-        )
-    )
-    engines = _Engines(index_scope, ssx_integrate.working_phil)
-    images = []
-    for number, experiment in enumerate(imported[:n_images]):
-        path = folder / f"image_{number:04d}.json"
-        if not path.exists():
-            path.write_text(json.dumps(engines.both(folder, number, experiment)))
-        images.append(json.loads(path.read_text()))
-    return images
-
-
-class _Engines:
-    """Both engines with one set of parameters, on one simulated still at a time."""
-
-    def __init__(self, index_scope: Any, integrate_scope: Any) -> None:
-        from dials.command_line.find_spots import phil_scope
-        from libtbx import phil
-
-        from ssx_mpi.stages.fast_indexing import FastIndexer
-        from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
-        from ssx_mpi.stages.frames import FrameReader
-
-        self.index_scope, self.integrate_scope = index_scope, integrate_scope
-        self.read = FrameReader(share_with_dxtbx=True)
-        self.find_spots = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
-        self.indexer = FastIndexer(index_scope.extract())
-
-    def both(self, folder: Path, number: int, experiment: Any) -> dict:
-        """Numbers of both on one image; the integrated tables are written into the folder."""
-        frame = self.read(experiment.imageset)
-        strong = self.find_spots(frame, experiment)
-        fast = indexing.run_fast(self.indexer, experiment, strong)
-        dials = indexing.run_dials(experiment, strong, self.index_scope.extract())
-        own, other = {}, {}
-        for name, outcome, numbers in (("fast", fast, own), ("dials", dials, other)):
-            numbers |= {"A": [np.array(c.get_A()).reshape(3, 3).tolist() for c in outcome.crystals]}
-            numbers |= {"index_s": outcome.seconds, "integrate_s": 0.0, "integrated": 0, "engine": name}
-        if fast.crystals:
-            self._integrate(folder, number, experiment, strong, frame, own, other)
-        return {"image": number, "spots": len(strong), "fast": own, "dials": other}
-
-    def _integrate(
-        self, folder: Path, number: int, experiment: Any, strong: Any, frame: Any, own: dict, other: dict
-    ) -> None:
-        from ssx_mpi.stages.fast_integration import FastEllipsoidIntegrator
-
-        experiments, table = self.indexer.index(experiment, strong)
-        own["integrate_s"], result = spotfinding.timed(
-            FastEllipsoidIntegrator(self.integrate_scope.extract()).integrate,
-            experiments,
-            table,
-            frame.data,
-            frame.masks,
-        )
-        own["integrated"] = len(result.experiments)
-        if own["integrated"]:
-            result.reflections.as_file(str(folder / f"fast_{number:04d}.refl"))
-        for lattice in range(len(experiments)):
-            crystal, spots = integration.one_crystal(experiments, table, lattice)
-            seconds, integrated = integration.try_dials(self.integrate_scope.extract(), crystal, spots)
-            other["integrate_s"] += seconds
-            if integrated is not None:
-                other["integrated"] += 1
-                integrated.as_file(str(folder / f"dials_{number:04d}_{lattice}.refl"))
 
 
 # ---- the program: a whole image, memory -----------------------------------------------------------------------------
@@ -656,6 +486,42 @@ def _simulated_table(r: dict) -> str:
     ) + _table(["quantity", "fast", "DIALS"], written)
 
 
+def _chip_table(r: dict) -> str:
+    integrations = [r[name] for name in simulated.INTEGRATIONS]
+    rows = [
+        ["crystals", *(f"{i['lattices']}" for i in integrations)],
+        ["CPU-seconds a crystal", *(f"{i['integrate_s'] / i['lattices']:.2f}" for i in integrations)],
+        ["lattices closer to the truth than by DIALS", *(str(i["closer"] or "-") for i in integrations)],
+    ]
+    for title, name, digits in (
+        ("median orientation error, degrees", "orientation_error_deg", 4),
+        ("observations", "n_observations", 0),
+        ("unique reflections", "n_merged", 0),
+        ("CC, one scale a crystal, sums over the partiality", "cc_truth_scaled", 4),
+        ("CC of the unique reflections that DIALS has, all observations", "cc_same_unique", 4),
+        ("observations that DIALS has too", "n_common", 0),
+        ("CC of these", "cc_common", 4),
+        ("CC of these with the numbers of DIALS", "cc_common_dials", 4),
+    ):
+        rows.append([title, *(f"{i[name]:.{digits}f}" for i in integrations)])
+    for program, title in (("ssx_mpi", "`ssx_mpi.reduce`"), ("dials", "`dials.scale` and `dials.merge`")):
+        reduced = [i[program] for i in integrations]
+        rows.append([f"CC of {title}, all reflections", *(f"{x['cc']:.4f}" for x in reduced)])
+        title = f"CC of these, the {reduced[0]['n_common']} reflections of all four"
+        rows.append([title, *(f"{x['cc_common']:.4f}" for x in reduced)])
+    for number, (low, high) in enumerate(pairwise(simulated.SHARES)):
+        title = f"measured over expected, partiality {low:g} to {high:g}"
+        rows.append([title, *(f"{i['ratios'][number]:.2f}" for i in integrations)])
+    return (
+        "**Integration against the truth**: 200 images of lysozyme with a wrong header, the set of "
+        "`benchmarks/main_job.py truth`. The fast engine refines the geometry and indexes (median orientation error "
+        f"{r['indexed_error_deg']:.4f} degrees); these crystals are integrated by it, with `simple6` (the default) and "
+        "with an angular model, and by `dials.ssx_integrate`, with its default model and with `simple6`; merged by the "
+        "same code, and reduced by both programs. The last rows are medians of strong intensities over what truth and "
+        f"partiality let expect, at d above {simulated.LOW_RESOLUTION:g} angstrom.\n\n"
+    ) + _table(["quantity", *(i["title"] for i in integrations)], rows)
+
+
 def _whole_table(r: dict) -> str:
     hits = [sum(i["s"].values()) for i in r["images"] if i["hit"]]
     blanks = [sum(i["s"].values()) for i in r["images"] if not i["hit"]]
@@ -682,7 +548,8 @@ PARTS = {
     "nitrite": nitrite_indexing,
     "noise": noise,
     "integration": thaumatin_integration,
-    "simulated": simulated,
+    "simulated": lambda setup: simulated.stills(setup.work / "simulated", setup.n_simulated),
+    "chip": lambda setup: simulated.chip(setup.work / "chip"),
     "whole": whole,
     "memory": memory,
 }
@@ -695,6 +562,7 @@ TABLES = {
     "noise": _noise_table,
     "integration": _integration_table,
     "simulated": _simulated_table,
+    "chip": _chip_table,
 }
 
 
@@ -712,7 +580,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the real data")
     parser.add_argument("--images", type=Path, help="folder with the unpacked stills")
     parser.add_argument("--work", type=Path, help="folder for simulated images and runs; it is kept, and found again")
-    parser.add_argument("--simulated-images", type=int, default=SIMULATED_IMAGES)
+    parser.add_argument("--simulated-images", type=int, default=simulated.N_STILLS)
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

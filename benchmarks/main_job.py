@@ -3,8 +3,8 @@
   python benchmarks/main_job.py rates [STILLS]      images/s and peak memory of 1 and 2 ranks, side by side; STILLS is a
                                                     folder of thaumatin stills (.cbf or .cbf.bz2), for real data as well
   python benchmarks/main_job.py start               from the start to the first image in hand, with 100,000 images
-  python benchmarks/main_job.py truth [--dials 20]  a simulated lysozyme chip with a wrong header against the truth, and
-                                                    its first images by DIALS's algorithms too
+  python benchmarks/main_job.py truth               a simulated lysozyme chip with a wrong header against the truth;
+                                                    integrated by DIALS as well it is in benchmarks/engine.py
 
 Everything is made in a temporary folder (TMPDIR). The tables are printed as they stand in docs/performance.md.
 """
@@ -304,7 +304,7 @@ def _cbf_files(folder: Path, n_images: int) -> str:
 # ---- the truth -----------------------------------------------------------------------------------------------------
 
 
-def truth(n_dials: int) -> None:
+def truth() -> None:
     """A chip of 200 images with a wrong header, from images to merged intensities, beside what was simulated."""
     from ssx_mpi.simulation import truth as comparison
 
@@ -320,14 +320,6 @@ def truth(n_dials: int) -> None:
         print(comparison.table(comparison.compare_run(folder / "images", folder / "fast/run")))
         reduced = _reduce(folder / "fast/run", folder / "reduced")
         print(f"  {'CC of ssx_mpi.reduce with the true ones':<40s}{_cc_of_mtz(folder / 'images', reduced):.4f}")
-        if not n_dials:
-            return
-        refined = folder / "fast/run/geometry_refinement/refined.expt"
-        some = [f"{image}:1:{n_dials}", f"reference_geometry={refined}", *LYSOZYME, "nproc=1"]
-        for engine in ("fast", "dials"):
-            (rank,) = start(folder / f"some_{engine}", [], [*some, f"engine={engine}"]).ranks()
-            print(f"the first {n_dials} images with the refined geometry, engine={engine}: {rank['cpu']:.0f} CPU-s")
-            print(comparison.table(comparison.compare_run(folder / "images", folder / f"some_{engine}/run")))
 
 
 def _reduce(run: Path, output: Path) -> Path:
@@ -355,7 +347,6 @@ def main() -> None:
     parser.add_argument("stills", nargs="?", type=Path)
     parser.add_argument("--repeats", type=int, default=3, help="of rates")
     parser.add_argument("--only", default="", help="of start: a word of the name of the one row to measure")
-    parser.add_argument("--dials", type=int, default=0, help="of truth: images to process by DIALS too, 20 CPU-s each")
     given = parser.parse_args()
     from ssx_mpi import dials_compat
 
@@ -365,7 +356,7 @@ def main() -> None:
     elif given.what == "start":
         starts(given.only)
     else:
-        truth(given.dials)
+        truth()
     return None
 
 

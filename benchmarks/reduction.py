@@ -146,19 +146,21 @@ def against_dials(lattice: str, n: int, per_crystal: int) -> None:
         stem = str(files[0].with_suffix(""))
         inputs = [f"{stem}.expt", f"{stem}.refl"]
         print(f"{lattice}, {n} crystals of {per_crystal} reflections; CPU seconds of the whole programs")
-        ours = _cpu([sys.executable, "-m", "ssx_mpi.command_line.reduce", inputs[0], f"output.folder={folder}"], folder)
+        ours = cpu_of(
+            [sys.executable, "-m", "ssx_mpi.command_line.reduce", inputs[0], f"output.folder={folder}"], folder
+        )
         _report("ssx_mpi.reduce", ours, folder / "DataFiles" / "merged_full.mtz", lattice, n, per_crystal)
         theirs = 0.0
         if lattice == "ambiguous":
             settings = ["space_group=P213", "partiality_threshold=0.25", "unit_cell_clustering.threshold=None"]
-            cosym = _cpu(["dials.cosym", *inputs, *settings, "output.html=None", "output.json=None"], folder)
+            cosym = cpu_of(["dials.cosym", *inputs, *settings, "output.html=None", "output.json=None"], folder)
             print(f"  dials.cosym {cosym:9.1f} s")
             theirs += cosym
             inputs = [str(folder / "symmetrized.expt"), str(folder / "symmetrized.refl")]
-        scaling = _cpu(["dials.scale", *inputs, *_DIALS_SCALE], folder)
+        scaling = cpu_of(["dials.scale", *inputs, *_DIALS_SCALE], folder)
         print(f"  dials.scale {scaling:9.1f} s")
         merge_command = ["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"]
-        merging_cpu = _cpu(merge_command, folder)
+        merging_cpu = cpu_of(merge_command, folder)
         theirs += scaling + merging_cpu
         _report("DIALS", theirs, folder / "merged.mtz", lattice, n, per_crystal)
         print(f"ratio, all of DIALS to ssx_mpi.reduce: {theirs / ours:.1f}; dials.scale alone: {scaling / ours:.1f}")
@@ -230,12 +232,12 @@ def from_images(lattice: str, n: int, folder: Path, with_dials: bool) -> None:
     files = [path for k in run.glob("batch_*/integrated_1.expt") for path in (k, k.with_suffix(".refl"))]
     files.sort(key=lambda path: (int(path.parent.name.split("_")[1]), path.suffix))
     reduce = [sys.executable, "-m", "ssx_mpi.command_line.reduce", f"input.directory={run}", f"output.folder={ours}"]
-    rows = [("ssx_mpi.reduce", _cpu(reduce, folder), sorted((ours / "DataFiles").glob("scaled_*.expt")))]
+    rows = [("ssx_mpi.reduce", cpu_of(reduce, folder), sorted((ours / "DataFiles").glob("scaled_*.expt")))]
     merged = {"ssx_mpi.reduce": ours / "DataFiles" / "merged_full.mtz"}
     if with_dials:
-        rows.append(("DIALS", _run_dials(lattice, files, theirs), [theirs / "scaled.expt"]))
+        rows.append(("DIALS", run_dials(lattice, files, theirs), [theirs / "scaled.expt"]))
         merged["DIALS"] = theirs / "merged.mtz"
-    quality = _against_truth(folder / "truth.mtz", merged)
+    quality = against_truth(folder / "truth.mtz", merged)
     print(f"{lattice}, {n} crystals simulated; CPU seconds of the whole programs, reading and writing included")
     print("program            CPU s  crystals  in the right setting   CC to truth  with B fitted  reflections  rms z")
     for name, cpu, experiments in rows:
@@ -248,7 +250,7 @@ def from_images(lattice: str, n: int, folder: Path, with_dials: bool) -> None:
     _against_multiplicity(folder, run, lattice)
 
 
-def _run_dials(lattice: str, files: list[Path], folder: Path) -> float:
+def run_dials(lattice: str, files: list[Path], folder: Path) -> float:
     folder.mkdir(exist_ok=True)
     note = folder / "cpu_seconds.json"
     if not note.is_file():
@@ -256,11 +258,11 @@ def _run_dials(lattice: str, files: list[Path], folder: Path) -> float:
         if lattice == "ambiguous":
             settings = ["space_group=P213", "partiality_threshold=0.25", "unit_cell_clustering.threshold=None"]
             quiet = ["output.html=None", "output.json=None"]
-            seconds["dials.cosym"] = _cpu(["dials.cosym", *inputs, *settings, *quiet], folder)
+            seconds["dials.cosym"] = cpu_of(["dials.cosym", *inputs, *settings, *quiet], folder)
             inputs = ["symmetrized.expt", "symmetrized.refl"]
-        seconds["dials.scale"] = _cpu(["dials.scale", *inputs, *_DIALS_SCALE], folder)
+        seconds["dials.scale"] = cpu_of(["dials.scale", *inputs, *_DIALS_SCALE], folder)
         merge_command = ["dials.merge", "scaled.expt", "scaled.refl", "partiality_threshold=0.25", "output.html=None"]
-        seconds["dials.merge"] = _cpu(merge_command, folder)
+        seconds["dials.merge"] = cpu_of(merge_command, folder)
         note.write_text(json.dumps(seconds))
     seconds = json.loads(note.read_text())
     print("  ".join(f"{program} {value:.1f} s" for program, value in seconds.items()))
@@ -269,7 +271,7 @@ def _run_dials(lattice: str, files: list[Path], folder: Path) -> float:
 
 def _once(made: Path, module: str, *arguments: str) -> None:
     if not made.exists():
-        cpu = _cpu([sys.executable, "-m", module, *arguments], made.parent if made.parent.is_dir() else None)
+        cpu = cpu_of([sys.executable, "-m", module, *arguments], made.parent if made.parent.is_dir() else None)
         print(f"{module}: {cpu:.1f} CPU s", flush=True)
 
 
@@ -288,7 +290,7 @@ def _read_merged(path: Path, unique, setting: np.ndarray, label: str | None = No
     return values, sigmas
 
 
-def _against_truth(truth_path: Path, merged: dict[str, Path]) -> dict[str, tuple[float, float, int, float]]:
+def against_truth(truth_path: Path, merged: dict[str, Path]) -> dict[str, tuple[float, float, int, float]]:
     # correlation over the reflections of all programs, their number, and the robust rms of deviations over sigma
     unique, settings = _table_of(truth_path)
     truth, _ = _read_merged(truth_path, unique, np.eye(3))
@@ -401,7 +403,7 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
         )
 
 
-def _cpu(command: list[str], folder: Path | None) -> float:
+def cpu_of(command: list[str], folder: Path | None) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=3600, env=_mpi_environment())
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

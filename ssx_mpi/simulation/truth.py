@@ -247,7 +247,8 @@ def match(truth: Truth, lattices: Iterable[Lattice]) -> Matches:
 class Observations:
     """Integrated reflections of many crystals: indices (n, 3), and (n,) crystal number, counts, variance and share.
 
-    The share of the full intensity that was recorded is partiality times polarization factor.
+    The share of the full intensity that was recorded is partiality times polarization factor. Crystal k has the
+    identifier `identifiers[k]`.
     """
 
     hkl: np.ndarray
@@ -255,6 +256,12 @@ class Observations:
     intensity: np.ndarray
     variance: np.ndarray
     share: np.ndarray
+    identifiers: tuple[str, ...] = ()
+
+    def select(self, which: np.ndarray) -> Observations:
+        """Those of the observations that the (n,) bool array `which` chooses."""
+        hkl, crystal, intensity = self.hkl[which], self.crystal[which], self.intensity[which]
+        return Observations(hkl, crystal, intensity, self.variance[which], self.share[which], self.identifiers)
 
 
 def read_observations(paths: Iterable[Path]) -> Observations | None:
@@ -264,8 +271,8 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
     """
     from dials.array_family import flex
 
-    parts = []
-    first = 0
+    parts: list[tuple[np.ndarray, ...]] = []
+    identifiers: list[str] = []
     for path in paths:
         table = flex.reflection_table.from_file(str(path))
         if "partiality" not in table or not len(table):
@@ -279,11 +286,26 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
         intensity = table["intensity.sum.value"].as_numpy_array()
         s1 = table["s1"].as_double().as_numpy_array().reshape(-1, 3)
         share = partiality * polarization_factor(s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), 0.999)
-        parts.append((hkl[good].astype(int), ids[good] + first, intensity[good], variance[good], share[good]))
-        first += int(ids.max()) + 1
+        number = ids[good] + len(identifiers)
+        parts.append((hkl[good].astype(int), number, intensity[good], variance[good], share[good]))
+        known = dict(zip(table.experiment_identifiers().keys(), table.experiment_identifiers().values()))
+        identifiers += [known.get(k, "") for k in range(int(ids.max()) + 1)]
     if not any(len(part[0]) for part in parts):
         return None
-    return Observations(*(np.concatenate(column) for column in zip(*parts)))
+    hkl, crystal, intensity, variance, share = (np.concatenate(column) for column in zip(*parts))
+    return Observations(hkl, crystal, intensity, variance, share, tuple(identifiers))
+
+
+def unique_rows(truth: Truth, hkl: np.ndarray) -> np.ndarray:
+    """Row (n,) of each reflection of `hkl` (n, 3) in the true intensities, in their asymmetric unit; -1 without one."""
+    from cctbx import miller
+    from cctbx.array_family import flex
+
+    array = truth.intensities.map_to_asu()
+    row = {index: i for i, index in enumerate(array.indices())}
+    indices = flex.miller_index([tuple(map(int, index)) for index in hkl])
+    asu = miller.set(array, indices, anomalous_flag=False).map_to_asu().indices()
+    return np.array([row.get(index, -1) for index in asu], dtype=np.int64)
 
 
 def merge(
@@ -354,23 +376,9 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
         The second if the errors were those of counting alone. With merged intensities k I + e and a mean variance N of
         e from counting it is sqrt(V / (V + N)), V being the variance of k I.
     """
-    from cctbx import miller
-    from cctbx.array_family import flex
-
     array = truth.intensities.map_to_asu()
-    indices = flex.miller_index([tuple(map(int, row)) for row in observations.hkl])
-    asu = miller.set(array, indices, anomalous_flag=False).map_to_asu().indices()
-    row = {hkl: i for i, hkl in enumerate(array.indices())}
-    unique = np.array([row.get(hkl, -1) for hkl in asu])
-    known = unique >= 0
-    unique = unique[known]
-    observations = Observations(
-        observations.hkl[known],
-        observations.crystal[known],
-        observations.intensity[known],
-        observations.variance[known],
-        observations.share[known],
-    )
+    unique = unique_rows(truth, observations.hkl)
+    observations, unique = observations.select(unique >= 0), unique[unique >= 0]
     true = array.data().as_numpy_array()
     scales = crystal_scales(unique, observations, array.d_star_sq().data().as_numpy_array())
     unscaled, weight = merge(unique, observations, np.ones(len(scales)), len(true))
@@ -389,19 +397,15 @@ def merging_correlations(truth: Truth, observations: Observations) -> tuple[int,
 
 def compare_merged(truth: Truth, path: Path) -> Reduced:
     """Measure merged intensities, as ``merged.mtz`` of a run has them, against the truth."""
-    from cctbx import miller
-    from cctbx.array_family import flex
     from iotbx import mtz
 
     columns = {array.info().labels[0]: array for array in mtz.object(str(path)).as_miller_arrays()}
     array, true = columns["IMEAN"], truth.intensities.map_to_asu()
     hkl = array.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
     intensity, sigma = array.data().as_numpy_array(), array.sigmas().as_numpy_array()
-    row = {index: i for i, index in enumerate(true.indices())}
     best = (-np.inf, np.nan)
     for rotation in lattice_rotations(true.unit_cell(), true.space_group()):
-        moved = flex.miller_index([tuple(map(int, index)) for index in np.rint(hkl @ rotation.T)])
-        rows = np.array([row.get(index, -1) for index in miller.set(true, moved, False).map_to_asu().indices()])
+        rows = unique_rows(truth, np.rint(hkl @ rotation.T))
         known = rows >= 0
         ours, theirs, error = intensity[known], true.data().as_numpy_array()[rows[known]], sigma[known]
         scale = np.sum(ours * theirs / error**2) / np.sum((theirs / error) ** 2)

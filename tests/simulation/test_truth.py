@@ -148,6 +148,33 @@ def test_merged_intensities_are_compared_in_the_setting_that_fits(tmp_path, rein
     assert found.deviation == pytest.approx(1.5, rel=0.1)
 
 
+def test_observations_of_several_files_know_their_crystals(tmp_path):
+    from dials.array_family import flex
+
+    def write(name, rows):
+        table = flex.reflection_table()
+        ids, names, partialities = zip(*rows)
+        n = len(rows)
+        table["id"] = flex.int(ids)
+        table["miller_index"] = flex.miller_index([(1, 2, k) for k in range(n)])
+        table["partiality"] = flex.double(partialities)
+        table["intensity.sum.value"] = flex.double(range(n))
+        table["intensity.sum.variance"] = flex.double(n, 1.0)
+        table["s1"] = flex.vec3_double(n, (0.0, 0.0, -1.0))
+        table["flags"] = flex.size_t(n, flex.reflection_table.flags.integrated_sum)
+        for number, identifier in zip(ids, names):
+            table.experiment_identifiers()[number] = identifier
+        table.as_file(str(tmp_path / name))
+        return tmp_path / name
+
+    # too little of b is recorded: its number remains its own
+    files = [write("1.refl", [(0, "a", 0.5), (1, "b", 0.2), (2, "c", 0.9)]), write("2.refl", [(0, "d", 0.3)])]
+    found = module.read_observations(files)
+    assert [found.identifiers[number] for number in found.crystal] == ["a", "c", "d"]
+    assert found.share.tolist() == pytest.approx([0.5, 0.9, 0.3])
+    assert found.select(found.share > 0.4).hkl.tolist() == [[1, 2, 0], [1, 2, 2]]
+
+
 def test_images_are_told_by_scan_index_or_name(tmp_path):
     content = {
         "imageset": [
