@@ -64,7 +64,7 @@ on_all_ranks() {
             srun)
                 srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 "$@" &
                 ;;
-            *) mpirun -n "$RANKS" --bind-to core "$@" & ;;
+            *) ssx_mpi.launch mpirun -n "$RANKS" --bind-to core "$@" & ;;
         esac
         step=$!
         while kill -0 "$step" 2>/dev/null; do

@@ -64,6 +64,15 @@ class Work:
     stop: int
 
 
+def asks_ahead(work: Work, dedicated: bool) -> bool:
+    """Whether a rank that begins `work` asks for more, or waits until it is done.
+
+    At the end of a run an item that waits behind a long one would be the last of all. A coordinator that does nothing
+    else answers single items at once; one that works too lets others wait for longer than most items take.
+    """
+    return not dedicated or work.stop - work.start > 1
+
+
 class Ranges:
     """Pending items, handed out in order in ranges that shrink towards the end (guided self-scheduling).
 
@@ -466,7 +475,8 @@ class _MpiLoop(_Loop):
         """
         if len(self.results) > _MOST_UNSENT:
             return None
-        if len(self.queue) <= 1 and not self.asked and not self.no_more:
+        ahead = len(self.queue) == 1 and asks_ahead(self.queue[0], self.group.dedicated)
+        if (ahead or not self.queue) and not self.asked and not self.no_more:
             self._ask()
         if not self.queue:
             return None

@@ -214,7 +214,7 @@ on_all_ranks() {
             srun)
                 srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 @FROM@"$@" &
                 ;;
-            *) mpirun -n "$RANKS" --bind-to core @FROM@"$@" & ;;
+            *) ssx_mpi.launch mpirun -n "$RANKS" --bind-to core @FROM@"$@" & ;;
         esac
         step=$!
         while kill -0 "$step" 2>/dev/null; do
