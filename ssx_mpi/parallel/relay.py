@@ -1,6 +1,6 @@
 """Stands between a user and mpiexec: a request to stop goes to the ranks, which mpiexec itself would kill or not tell.
 
-Launchers differ in which signals they pass on, and most answer SIGTERM by ending the ranks within a second. So the
+Launchers differ in which signals they pass on, and they answer SIGTERM by ending the ranks within a second. So the
 ranks are asked directly; they finish what they have in hand, and mpiexec returns their exit code. One rank that is
 asked tells the others, so those on other nodes need not be asked.
 
@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-# seconds after which ranks are taken to be on other nodes alone, when there are none on this one
+# seconds after which ranks are taken to be on other nodes alone, when there are none on this one; those of srun are not
+# its own processes anywhere
 _ELSEWHERE = 5
 
 
@@ -59,8 +60,9 @@ def listens(process: int, number: int) -> bool:
 class Relay:
     """Passes requests to stop on to the ranks that `launcher` starts; again every second while there is none to ask."""
 
-    def __init__(self, launcher: int) -> None:
+    def __init__(self, launcher: int, elsewhere: bool) -> None:
         self._launcher = launcher
+        self._most_tries = 0 if elsewhere else _ELSEWHERE
         self._number = signal.SIGTERM
         self._tries = 0
         for number in _REQUESTS:
@@ -74,8 +76,8 @@ class Relay:
         ranks = [process for process in descendants(self._launcher) if is_rank(process)]
         listening = [process for process in ranks if listens(process, self._number)]
         number = self._number
-        if not ranks and self._tries > _ELSEWHERE and listens(self._launcher, signal.SIGUSR2):
-            # the one that launchers pass on to other nodes
+        if not ranks and self._tries > self._most_tries and listens(self._launcher, signal.SIGUSR2):
+            # the one that all launchers pass on
             listening, number = [self._launcher], signal.SIGUSR2
         for process in listening:
             try:
@@ -90,7 +92,7 @@ def main(command: list[str]) -> int:
     # what comes from here on waits until there is someone to hear it
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
     launcher = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS))
-    Relay(launcher.pid)
+    Relay(launcher.pid, elsewhere=command[0].rpartition("/")[2] == "srun")
     # the terminal sends it to the launcher too, which ends the ranks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)

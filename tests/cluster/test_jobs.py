@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,23 @@ def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, 
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
     assert reflections(directory) == undisturbed
+
+
+def test_a_request_to_srun_goes_to_the_ranks(cluster, programs, stills, tmp_path):
+    # srun itself would kill them
+    directory, go = tmp_path / "run", tmp_path / "go"
+    job = cluster.submit(
+        *("--nodes=2", "--output=%x_%j.log", "--wrap"),
+        f"ssx_mpi.launch srun --ntasks=2 --wait=20 ssx_mpi {shlex.join(stills.arguments(directory))} & "
+        f'while [ ! -e {go} ]; do sleep 0.2; done; kill -TERM $!; wait $!; echo "code $?"',
+        cwd=tmp_path,
+        **{**programs, **SLOWLY, "SLOWLY_SECONDS": "1"},
+    )
+    cluster.wait(lambda: journalled(directory) > 1000, LONG)
+    go.touch()
+    cluster.finished(job, 120)
+    assert "Stopped on request (SIGUSR2)" in output(tmp_path)
+    assert output(tmp_path).splitlines()[-1] == "code 75"
 
 
 def test_a_job_that_is_killed_at_its_limit_goes_on_when_it_is_requeued(

@@ -24,8 +24,8 @@ def mpirun(tmp_path):
         pytest.skip("there is no mpiexec")
     started: list[subprocess.Popen] = []
 
-    def start(n: int, *arguments: str, **environment: str) -> subprocess.Popen:
-        command = [program, "-n", str(n), sys.executable, *arguments]
+    def start(n: int, *arguments: str, before: tuple[str, ...] = (), **environment: str) -> subprocess.Popen:
+        command = [*before, program, "-n", str(n), sys.executable, *arguments]
         with (tmp_path / "out").open("w") as out:
             process = subprocess.Popen(command, env=plain_environment(**environment), stdout=out, stderr=out)
         started.append(process)
@@ -83,6 +83,16 @@ def test_a_request_to_mpirun_itself_ends_in_order(stills, mpirun, tmp_path):
     assert process.wait(timeout=90) == 75, (tmp_path / "out").read_text()
     assert state(directory) == "stopped"
     assert not (directory / "in_hand").exists()
+
+
+def test_a_request_to_mpirun_that_would_kill_goes_to_the_ranks(stills, mpirun, tmp_path):
+    directory = tmp_path / "run"
+    launch, script = (str(Path(sys.executable).with_name(name)) for name in ("ssx_mpi.launch", "ssx_mpi"))
+    process = mpirun(2, script, *stills.arguments(directory), before=(launch,), **SLOWLY)
+    wait_for(lambda: journalled(directory) > 1000, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=90) == 75, (tmp_path / "out").read_text()
+    assert "Stopped on request (SIGTERM)" in (tmp_path / "out").read_text()
 
 
 def test_mpirun_that_is_terminated_loses_nothing(stills, undisturbed, mpirun, tmp_path):
