@@ -49,10 +49,7 @@ command -v ssx_mpi >/dev/null || { echo "ssx_mpi is not on the PATH: see the sit
 [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || export SSX_MPI_GO_ON=yes
 ask_ranks_to_stop() {
     stopping=yes
-    case $LAUNCHER in
-        srun) scancel --signal=USR2 "$SLURM_JOB_ID" ;;
-        *) kill -USR2 "$step" ;;
-    esac
+    kill -USR2 "${step:-}" 2>/dev/null
 }
 trap ask_ranks_to_stop USR1
 # Slurm lets the other ranks wait for one that was killed; they get 20 s, and those of an orderly end need less
@@ -64,7 +61,7 @@ on_all_ranks() {
             srun)
                 srun ${SRUN_MPI:+--mpi=$SRUN_MPI} --ntasks="$RANKS" --cpu-bind=cores --wait=20 "$@" &
                 ;;
-            *) mpirun -n "$RANKS" --bind-to core "$@" & ;;
+            *) ssx_mpi.launch mpirun -n "$RANKS" --bind-to core "$@" & ;;
         esac
         step=$!
         while kill -0 "$step" 2>/dev/null; do

@@ -64,6 +64,15 @@ class Work:
     stop: int
 
 
+def asks_ahead(work: Work, dedicated: bool) -> bool:
+    """Whether a rank that begins `work` asks for more, or waits until it is done.
+
+    At the end of a run an item that waits behind a long one would be the last of all. A coordinator that does nothing
+    else answers single items at once; one that works too lets others wait for longer than most items take.
+    """
+    return not dedicated or work.stop - work.start > 1
+
+
 class Ranges:
     """Pending items, handed out in order in ranges that shrink towards the end (guided self-scheduling).
 
@@ -240,7 +249,7 @@ class Job(Protocol):
         """This rank has nothing to do but to wait for others."""
 
     def silent(self, rank: int, seconds: float) -> None:
-        """Rank 0: nothing was heard of `rank` for so long, though it has items in hand."""
+        """Nothing was heard of `rank` for so long, though it has items in hand; on rank 0, or of it on the next one."""
 
     def keeper(self, item: int) -> int:
         """The rank that keeps the result of `item`."""
@@ -359,7 +368,9 @@ class _MpiLoop(_Loop):
         self.finished: list[tuple[int, Any]] = []
         self.asked = False
         self.no_more = self.rank not in self.group.workers
+        # sends that are not known to be received; results apart, because a keeper that hangs must hold up nothing else
         self.sends: deque[tuple[Any, Any]] = deque()
+        self.results: list[tuple[Any, Any]] = []
         self.reported = self.leaving = False
         self.spoke = self.told = time.monotonic()
         self.ranges = Ranges(self.group.share(pending), len(self.group.workers), longest)
@@ -371,7 +382,12 @@ class _MpiLoop(_Loop):
         # of a coordinator: ranks that have all that they will get, and what rank 0 is not told yet
         self.released = 0
         self.untold: list[tuple[int, Any]] = []
-        self.listening = Listening(range(self.rank + 1, self.group.stop) if self.coordinates else (), self.spoke)
+        heard_here: Iterable[int] = ()
+        if self.coordinates:
+            heard_here = range(self.rank + 1, self.group.stop)
+        elif self.rank == self.coordinator + 1:
+            heard_here = (self.coordinator,)
+        self.listening = Listening(heard_here, self.spoke)
 
     def run(self) -> None:
         barriers: list[Any] = []
@@ -380,8 +396,7 @@ class _MpiLoop(_Loop):
             if self.rank == 0:
                 self.job.progress(self.done)
             if not self.leaving:
-                for rank, seconds in self.listening.silent(time.monotonic()):
-                    self._name_silent(rank, seconds)
+                self._name_silent()
                 if self.job.stopping():
                     self._stop()
             item = self._next_item()
@@ -390,7 +405,7 @@ class _MpiLoop(_Loop):
             elif not barriers and self._ready_to_leave():
                 self.leaving = True
                 barriers.append(self.comm.Ibarrier())
-            elif barriers and not self.sends and barriers[-1].Test():
+            elif barriers and self._all_received() and barriers[-1].Test():
                 if len(barriers) == 2:
                     break
                 barriers.append(self.comm.Ibarrier())
@@ -405,7 +420,10 @@ class _MpiLoop(_Loop):
             self.reported = True
             self._report()
         self._tell()
-        return not self.sends and (not self.coordinates or self.released == len(self.group.workers))
+        return self._all_received() and (not self.coordinates or self.released == len(self.group.workers))
+
+    def _all_received(self) -> bool:
+        return not self.sends and not self.results
 
     def _report(self) -> None:
         """Tell the coordinator what was finished since the last request, and that this was all."""
@@ -422,11 +440,15 @@ class _MpiLoop(_Loop):
             untold, self.untold = self.untold, []
             self._send(untold, 0, Tag.FINISHED)
 
-    def _name_silent(self, rank: int, seconds: float) -> None:
-        if self.rank == 0:
-            self.job.silent(rank, seconds)
-        else:
-            self._send((rank, seconds), 0, Tag.SILENT)
+    def _name_silent(self) -> None:
+        # a coordinator owes nothing but an answer
+        if not self.coordinates and not self.asked:
+            return
+        for rank, seconds in self.listening.silent(time.monotonic()):
+            if self.coordinates and self.rank != 0:
+                self._send((rank, seconds), 0, Tag.SILENT)
+            else:
+                self.job.silent(rank, seconds)
 
     def _stop(self) -> None:
         """Begin nothing more here, and see to it that no rank does."""
@@ -447,8 +469,14 @@ class _MpiLoop(_Loop):
         self.traffic.waiting += _POLL
 
     def _next_item(self) -> int | None:
-        """The item to do now; asks for more work when what is in hand comes to its end."""
-        if len(self.queue) <= 1 and not self.asked and not self.no_more:
+        """The item to do now; asks for more work when what is in hand comes to its end.
+
+        None as well while too many results wait for their keepers.
+        """
+        if len(self.results) > _MOST_UNSENT:
+            return None
+        ahead = len(self.queue) == 1 and asks_ahead(self.queue[0], self.group.dedicated)
+        if (ahead or not self.queue) and not self.asked and not self.no_more:
             self._ask()
         if not self.queue:
             return None
@@ -459,6 +487,7 @@ class _MpiLoop(_Loop):
 
     def _ask(self) -> None:
         self.asked = True
+        self.listening.heard(self.coordinator, time.monotonic())
         finished, self.finished = self.finished, []
         if self.coordinates:
             self._answer(self.rank, finished)
@@ -477,9 +506,6 @@ class _MpiLoop(_Loop):
             self._keep(item, result)
         else:
             self._send((item, result), keeper, Tag.RESULT)
-            while len(self.sends) > _MOST_UNSENT:
-                self.pump()
-                self._wait()
 
     def _keep(self, item: int, result: Any) -> None:
         news = self.job.keep(item, result)
@@ -497,7 +523,8 @@ class _MpiLoop(_Loop):
         if to == self.coordinator:
             self.spoke = time.monotonic()
         buffer = MPI.pickle.dumps(content)
-        self.sends.append((self.comm.Issend([buffer, MPI.BYTE], to, tag), buffer))
+        sends = self.results if tag is Tag.RESULT else self.sends
+        sends.append((self.comm.Issend([buffer, MPI.BYTE], to, tag), buffer))
         self.traffic.messages[tag.name] += 1
         self.traffic.bytes += len(buffer)
 
@@ -513,6 +540,7 @@ class _MpiLoop(_Loop):
             self._receive(Tag(status.Get_tag()), status.Get_source(), MPI.pickle.loads(buffer))
         while self.sends and self.sends[0][0].Test():
             self.sends.popleft()
+        self.results = [send for send in self.results if not send[0].Test()]
         # once a rank is leaving, nothing may be under way from it any more
         now = time.monotonic()
         if not self.coordinates and not self.leaving and now - self.spoke > _BEAT:
@@ -522,8 +550,7 @@ class _MpiLoop(_Loop):
         self.traffic.answering += time.perf_counter() - began
 
     def _receive(self, tag: Tag, source: int, content: Any) -> None:
-        if self.coordinates:
-            self.listening.heard(source, time.monotonic())
+        self.listening.heard(source, time.monotonic())
         if tag is Tag.REQUEST:
             self._answer(source, content)
         elif tag is Tag.WORK:

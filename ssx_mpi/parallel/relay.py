@@ -1,9 +1,10 @@
-"""Stands between a user and mpiexec: a request to stop goes to the ranks, which mpiexec itself would kill.
+"""Stands between a user and mpiexec: a request to stop goes to the ranks, which mpiexec itself would kill or not tell.
 
-Launchers differ in which signals they pass on, and most answer SIGTERM by ending the ranks within a second. So the
-ranks are asked directly; they finish what they have in hand, and mpiexec returns their exit code.
+Launchers differ in which signals they pass on, and they answer SIGTERM by ending the ranks within a second. So the
+ranks are asked directly; they finish what they have in hand, and mpiexec returns their exit code. One rank that is
+asked tells the others, so those on other nodes need not be asked.
 
-Started as ``python -m ssx_mpi.parallel.relay mpiexec ...``; imports nothing that is large.
+Started as ``ssx_mpi.launch mpiexec ...``, and by the programs themselves; imports nothing that is large.
 """
 
 from __future__ import annotations
@@ -13,6 +14,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# seconds after which ranks are taken to be on other nodes alone, when there are none on this one; those of srun are not
+# its own processes anywhere
+_ELSEWHERE = 5
 
 
 def descendants(process: int) -> list[int]:
@@ -32,32 +38,76 @@ def descendants(process: int) -> list[int]:
 
 
 def is_rank(process: int) -> bool:
-    """Whether `process` is ``python -m`` one of our programs."""
+    """Whether `process` is one of our programs: ``python -m ssx_mpi``, or a script of such a name."""
     try:
         words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return words[1:2] == [b"-m"] and words[2].startswith(b"ssx_mpi")
+    program = words[2] if words[1:2] == [b"-m"] else words[1] if len(words) > 1 else b""
+    return program.rpartition(b"/")[2].startswith(b"ssx_mpi")
+
+
+def listens(process: int, number: int) -> bool:
+    """Whether `process` handles signal `number`, or will when it has come up; others would die of it."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return False
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigCgt"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
+class Relay:
+    """Passes requests to stop on to the ranks that `launcher` starts; again every second while there is none to ask."""
+
+    def __init__(self, launcher: int, elsewhere: bool) -> None:
+        self._launcher = launcher
+        self._most_tries = 0 if elsewhere else _ELSEWHERE
+        self._number = signal.SIGTERM
+        self._tries = 0
+        for number in _REQUESTS:
+            signal.signal(number, self._ask)
+        signal.signal(signal.SIGALRM, self._ask)
+
+    def _ask(self, number: int, frame) -> None:
+        if number != signal.SIGALRM:
+            self._number, self._tries = signal.Signals(number), 0
+        self._tries += 1
+        ranks = [process for process in descendants(self._launcher) if is_rank(process)]
+        listening = [process for process in ranks if listens(process, self._number)]
+        number = self._number
+        if not ranks and self._tries > self._most_tries and listens(self._launcher, signal.SIGUSR2):
+            # the one that all launchers pass on
+            listening, number = [self._launcher], signal.SIGUSR2
+        for process in listening:
+            try:
+                os.kill(process, number)
+            except ProcessLookupError:
+                pass
+        signal.alarm(0 if listening else 1)
 
 
 def main(command: list[str]) -> int:
     """Run `command` and pass requests to stop on to the ranks that it starts; returns its exit code."""
-    launcher = subprocess.Popen(command)
-
-    def ask(number: int, frame) -> None:
-        for rank in filter(is_rank, descendants(launcher.pid)):
-            try:
-                os.kill(rank, number)
-            except ProcessLookupError:
-                pass
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, ask)
+    # what comes from here on waits until there is someone to hear it
+    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    launcher = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS))
+    Relay(launcher.pid, elsewhere=command[0].rpartition("/")[2] == "srun")
     # the terminal sends it to the launcher too, which ends the ranks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     status = launcher.wait()
+    signal.alarm(0)
     return status if status >= 0 else 128 - status
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Entry point of the program ``ssx_mpi.launch``."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("ssx_mpi.launch mpirun -n 64 ssx_mpi ...: has SIGTERM, SIGUSR1 and SIGUSR2 end the ranks in order")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    run()

@@ -61,6 +61,10 @@ class LiveReport:
         self._progress.start(done_before)
         if done_before:
             logger.info("%d of %d images are finished already", done_before, self._n_images)
+        before = _status(self._directory)
+        if done_before == self._n_images and "reduction" in before:
+            # no image is added to what was reduced
+            self._facts = {**self._facts, "reduction": before["reduction"]}
 
     def show(self, done: int) -> None:
         """`done` images are finished since the start."""
@@ -129,15 +133,18 @@ class LiveReport:
 
 def record_reduction(directory: Path, state: str, numbers: dict[str, Any] | None) -> None:
     """Put what a reduction came to into ``ssx_mpi.json``, which says of the images what it said before."""
-    path = directory / "ssx_mpi.json"
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        content = {}
-    content["state"] = state
+    content = {**_status(directory), "state": state}
     if numbers is not None:
         content["reduction"] = numbers
-    write_json(path, content)
+    write_json(directory / "ssx_mpi.json", content)
+
+
+def _status(directory: Path) -> dict[str, Any]:
+    """What ``ssx_mpi.json`` says so far."""
+    try:
+        return json.loads((directory / "ssx_mpi.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def _merged_so_far(merged: Any) -> dict[str, Any]:

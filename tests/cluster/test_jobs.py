@@ -1,6 +1,9 @@
 """The job scripts, as they are shipped, under a real Slurm of two nodes."""
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,19 +67,70 @@ def test_a_cancelled_job_and_a_dead_node_lose_nothing(cluster, programs, stills,
     assert reflections(directory) == undisturbed
 
 
-def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, undisturbed, tmp_path):
+@pytest.mark.parametrize("launcher", ["srun", "mpirun"])
+def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, undisturbed, tmp_path, launcher):
     directory = tmp_path / "run"
-    job = submit(cluster, programs, tmp_path, "chain.sh", *stills.arguments(directory, "restart=True"), **SLOWLY)
+    arguments = stills.arguments(directory, "restart=True")
+    quick = tmp_path / "quick"
+    slowly = {**SLOWLY, "SLOWLY_SECONDS": "1", "SLOWLY_UNTIL": str(quick)}
+    environment = {"LAUNCHER": launcher, "RANKS_PER_NODE": "2", **slowly}
+    job = submit(cluster, programs, tmp_path, "chain.sh", *arguments, **environment)
     cluster.wait(lambda: journalled(directory) > 1000, LONG)
     # what Slurm does by itself 120 s before the end of the time
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     cluster.wait(lambda: cluster.state(job).get("Restarts") == "1", LONG)
     assert cluster.state(job)["JobState"] == "PENDING"
+    assert "Stopped on request" in output(tmp_path)
     assert "going on in the next job" in output(tmp_path)
+    quick.touch()
     # Slurm would wait for two minutes; in the second of the requeueing itself it refuses to start the job
     cluster.call("scontrol", "update", f"JobId={job}", "StartTime=now+3")
     assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
     assert reflections(directory) == undisturbed
+
+
+def test_a_request_to_srun_goes_to_the_ranks(cluster, programs, stills, tmp_path):
+    # srun itself would kill them
+    directory, go = tmp_path / "run", tmp_path / "go"
+    job = cluster.submit(
+        *("--nodes=2", "--output=%x_%j.log", "--wrap"),
+        f"ssx_mpi.launch srun --ntasks=2 --wait=20 ssx_mpi {shlex.join(stills.arguments(directory))} & "
+        f'while [ ! -e {go} ]; do sleep 0.2; done; kill -TERM $!; wait $!; echo "code $?"',
+        cwd=tmp_path,
+        **{**programs, **SLOWLY, "SLOWLY_SECONDS": "1"},
+    )
+    cluster.wait(lambda: journalled(directory) > 1000, LONG)
+    go.touch()
+    cluster.finished(job, 120)
+    assert "Stopped on request (SIGUSR2)" in output(tmp_path)
+    assert output(tmp_path).splitlines()[-1] == "code 75"
+
+
+def test_a_job_that_is_killed_at_its_limit_goes_on_when_it_is_requeued(
+    cluster, programs, stills, undisturbed, tmp_path
+):
+    directory, freed = tmp_path / "run", tmp_path / "freed"
+    # the program is told of no limit, the script of no end, and no image ends within the seconds that Slurm gives it
+    arguments = stills.arguments(directory, "time_limit=100000")
+    stuck = {**SLOWLY, "SLOWLY_FROM": "12", "SLOWLY_SECONDS": "1000", "SLOWLY_UNTIL": str(freed)}
+    told_nothing = ("--nodes=2", "--signal=B:CONT@1")
+    job = submit(cluster, programs, tmp_path, "chain.sh", *arguments, options=told_nothing, **stuck)
+    cluster.wait((directory / "batch_1" / "batch.json").exists, LONG)
+    # a limit that was given at the start cannot be shorter than a minute
+    cluster.call("scontrol", "update", f"JobId={job}", "EndTime=now+5")
+    assert cluster.finished(job, 120)["JobState"] == "TIMEOUT", output(tmp_path)
+    cluster.wait(lambda: not cluster.ranks(job), 60)
+    assert "Stopped" not in output(tmp_path)
+    # nobody came to tidy up, and what was finished is there
+    assert list((directory / "in_hand").iterdir())
+    freed.touch()
+    cluster.call("scontrol", "requeue", job)
+    cluster.wait(lambda: cluster.state(job)["JobState"] == "PENDING", 60)
+    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=30", "StartTime=now+3")
+    assert cluster.finished(job, LONG)["JobState"] == "COMPLETED", output(tmp_path)
+    assert re.search("[1-9][0-9]* of 24 images are finished already", output(tmp_path))
+    assert reflections(directory) == undisturbed
+    assert json.loads((directory / "ssx_mpi.json").read_text())["left_out"] == []
 
 
 def test_a_chain_that_is_cancelled_stays_so(cluster, programs, stills, tmp_path):

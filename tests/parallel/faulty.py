@@ -31,7 +31,7 @@ def hang():
 
 def silent():
     # comes back, after nothing was heard of it for long
-    time.sleep(8)
+    time.sleep(10)
 
 
 def error():
@@ -63,9 +63,9 @@ def main() -> None:
         if fault == "unreadable":
             self._engine = dataclasses.replace(self._engine, read=unreadable)
         elif fault.startswith("rank_"):
-            # on an image of a rank, whichever that is, when all are at work
+            # on the first image of a rank, whichever that is
             nonlocal faulty_rank
-            if faulty_rank and image >= 8:
+            if faulty_rank:
                 faulty_rank = False
                 globals()[fault.removeprefix("rank_")]()
         elif image == int(place):

@@ -6,10 +6,11 @@ import random
 import resource
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from stills import journalled, kill_all, ranks_of, reflections, terminal, wait_for
+
+from ssx_mpi.parallel import relay
 
 
 def status(directory) -> dict:
@@ -38,7 +39,7 @@ def test_kills_at_any_moment_change_nothing(stills, undisturbed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "to"), [(signal.SIGTERM, "launcher"), (signal.SIGUSR2, "launcher"), (signal.SIGUSR1, "rank")]
+    ("number", "to"), [(signal.SIGTERM, "launcher"), (signal.SIGUSR1, "launcher"), (signal.SIGUSR2, "rank")]
 )
 def test_a_request_to_stop_ends_in_order_with_75(stills, tmp_path, undisturbed, number, to):
     directory = tmp_path / "run"
@@ -54,6 +55,15 @@ def test_a_request_to_stop_ends_in_order_with_75(stills, tmp_path, undisturbed, 
     if number == signal.SIGTERM:
         assert stills.run(directory) == 0
         assert reflections(directory) == undisturbed
+
+
+def test_a_request_to_the_launcher_waits_until_there_are_ranks(stills, tmp_path):
+    directory = tmp_path / "run"
+    process = stills.start(directory)
+    wait_for(lambda: relay.listens(process.pid, signal.SIGUSR1), process)
+    os.kill(process.pid, signal.SIGUSR1)
+    assert process.wait(timeout=60) == 75
+    assert "Stopped on request (SIGUSR1)" in terminal(directory)
 
 
 def test_the_time_limit_is_kept_ahead_of_time(stills, tmp_path, monkeypatch):
@@ -107,13 +117,7 @@ def test_other_parameters_are_refused_and_named(stills, tmp_path):
 def test_a_request_that_comes_during_the_start_is_kept(stills, tmp_path):
     directory = tmp_path / "run"
     process = stills.start(directory, nproc=1)
-    wait_for(lambda: _is_blocked(process.pid, signal.SIGTERM), process)
+    wait_for(lambda: relay.listens(process.pid, signal.SIGTERM), process)
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     assert "Stopped on request (SIGTERM)" in terminal(directory)
-
-
-def _is_blocked(process: int, number: int) -> bool:
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
-    return bool(mask >> (number - 1) & 1)

@@ -53,6 +53,15 @@ def test_batches_that_were_finished_before_count(live, tmp_path, caplog):
     assert "about 0 s left" in caplog.text
 
 
+@pytest.mark.parametrize("before", [20, 10])
+def test_what_was_reduced_stays_unless_images_are_added(live, tmp_path, before):
+    (tmp_path / "ssx_mpi.json").write_text('{"reduction": {"state": "done"}}')
+    live.add_finished(1, statistics(before, 3), [])
+    live.start(before)
+    live.conclude("done", 1.0, DISPATCH)
+    assert written(tmp_path).get("reduction") == ({"state": "done"} if before == 20 else None)
+
+
 def test_what_is_ready_is_linked(live, tmp_path):
     (tmp_path / "batch_1").mkdir()
     (tmp_path / "batch_1" / "integrated_1.refl").write_text("ready")

@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 _MODULE = "ssx_mpi.stages.stills"
-#: seconds added to an image, until there is a file of this name
+#: seconds added to an image, from this one on, until there is a file of this name
 _DELAY = float(os.environ.get("SLOWLY_SECONDS", "0.2"))
+_FROM = int(os.environ.get("SLOWLY_FROM", "0"))
 _UNTIL = os.environ.get("SLOWLY_UNTIL")
 
 
@@ -32,7 +33,7 @@ class _Slowly(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         quick = module.StillProcessor.find_spots
 
         def find_spots(self, image):
-            if _UNTIL is None or not Path(_UNTIL).exists():
+            if image >= _FROM and (_UNTIL is None or not Path(_UNTIL).exists()):
                 time.sleep(_DELAY)
             return quick(self, image)
 
