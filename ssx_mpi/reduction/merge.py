@@ -24,8 +24,8 @@ class MergedData:
         (3, n_unique, 2) for each reflection and its Friedel mate, see :func:`ssx_mpi.kernels.scaling.accumulate`.
     half_sums
         Such sums of the two half-sets of the first repeat.
-    full, cut
-        Statistics of all data, and of those to the resolution limit.
+    cut
+        Statistics of the data to the resolution limit.
     d_min
         The limit, in angstrom.
     d_min_estimated
@@ -36,7 +36,6 @@ class MergedData:
 
     sums: np.ndarray
     half_sums: tuple[np.ndarray, np.ndarray]
-    full: ShellStatistics
     cut: ShellStatistics
     d_min: float
     d_min_estimated: bool
@@ -117,11 +116,10 @@ def merge(
         second *= second[2] > 0.5
         return first, second
 
-    def statistics(shells: Shells) -> ShellStatistics:
+    def agreement(shells: Shells) -> HalfSets:
         # one split at a time: all of them together would be many times the merged data
         comparisons = [merging.compare_half_sets(*halves(repeat), shells) for repeat in range(settings.repeats)]
-        agreement = HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
-        return merging.statistics(sums, scatter, scatter_of_mates, agreement, unique, shells, reference)
+        return HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
 
     scatter = _scatter(comm, observations, indexed, include, scales, own, d_star_sq)
     mates = Indexed(
@@ -138,20 +136,17 @@ def merge(
         Merged(intensity, weight),
         np.repeat(d_star_sq, 2),
     )
-    full_shells = merging.resolution_shells(d_star_sq, settings.n_shells)
-    full = statistics(full_shells)
     estimated = None
     if d_min is None and settings.cc_half_cutoff is not None:
-        centres = 0.5 * (full_shells.edges[1:] + full_shells.edges[:-1])
+        populated = merging.resolution_shells(d_star_sq, settings.n_shells, seen=own.weight > 0)
         estimated = merging.resolution_estimate(
-            centres, full.cc_half[:-1], full.n_in_both_halves[:-1], settings.cc_half_cutoff
+            sums, agreement(populated), populated, d_star_sq, settings.cc_half_cutoff
         )
-    cut = full
-    if estimated is not None:
-        cut = statistics(merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated))
-    limit = d_min or estimated or float(full.d_min[-1])
+    shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated)
+    cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
+    limit = d_min or estimated or float(cut.d_min[-1])
     number = int(comm.sum(np.array([np.count_nonzero(include)]))[0])
-    return MergedData(sums, halves(0), full, cut, limit, estimated is not None, number)
+    return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
 
 
 def _scatter(

@@ -9,6 +9,7 @@ from ssx_mpi.kernels.ambiguity import relative_agreement
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import references, resolve, scale
+from ssx_mpi.reduction.merge import MergingSettings, merge
 from ssx_mpi.reduction.resolve import AmbiguitySettings
 from ssx_mpi.reduction.scale import ScalingSettings
 from ssx_mpi.stages import reduction as stage
@@ -147,3 +148,22 @@ def test_tolerance_of_the_lattice_is_respected():
     cell = (60.0, 60.9, 80.0, 90.0, 90.0, 90.0)
     assert len(stage.reindexing_settings(cell, "P 21 21 21", max_delta=0.5)) == 1
     assert len(stage.reindexing_settings(cell, "P 21 21 21", max_delta=2.0)) == 2
+
+
+def test_merged_data_of_few_crystals_are_cut_where_they_turn_to_noise():
+    lattice = synthetic.Lattice(synthetic.LYSOZYME.cell, synthetic.LYSOZYME.space_group, 1.5)
+    observations, truth = synthetic.simulate(
+        lattice, 9, per_crystal=300, background=4000.0, scale_spread=0.0, b_spread=0.0
+    )
+    everything, _, indexed, start, expected = prepared(observations, truth, np.zeros(9, dtype=np.int64))
+    scaled = scale.scale(COMM, observations, indexed, everything, truth.unique, start, expected, ScalingSettings())
+    data = merge(
+        COMM, observations, indexed, everything, np.arange(9), scaled.scales, scaled.noise, scaled.merged,
+        truth.unique, MergingSettings(),
+    )  # fmt: skip
+    assert data.n_crystals == 9 and data.sums[2].sum() < 1.15 * np.count_nonzero(data.merged.weight)
+    # the variance of an observation: over the background, divided by partialities from 0.25 to 1
+    variance = 1.3**2 * 4 * 4000.0
+    d_min = (np.log(1000.0**2 / (variance * 0.3 / 0.7)) / 20.0) ** -0.5
+    assert data.d_min_estimated
+    assert data.d_min == pytest.approx(d_min, abs=0.15)
