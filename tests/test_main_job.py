@@ -214,7 +214,7 @@ class TestReduction:
         assert state(folder)[str(path)] == before
         assert numbers(folder)["reduction"] == numbers(done)["reduction"]
         # a file that was lost, and a reduction that did not come to its end
-        for lost in (path, folder / "data_reduction" / "reduction.json"):
+        for lost in (path, folder / "LogFiles" / "ssx_mpi.reduce.json"):
             lost.unlink()
             job = again(chip, folder)
             assert job.status == 0, job.text
@@ -239,7 +239,7 @@ class TestReduction:
         from ssx_mpi.reduction import pipeline
 
         folder = copied(done, tmp_path)
-        (folder / "data_reduction" / "reduction.json").unlink()
+        (folder / "LogFiles" / "ssx_mpi.reduce.json").unlink()
         work = getattr(pipeline, at)
 
         def signal_and_work(*arguments):
@@ -252,7 +252,7 @@ class TestReduction:
         assert job.status == 75, job.text
         assert "Stopped on request (SIGTERM)" in job.out
         assert numbers(folder)["state"] == "stopped"
-        assert not (folder / "data_reduction" / "reduction.json").exists()
+        assert not (folder / "LogFiles" / "ssx_mpi.reduce.json").exists()
         assert not list(folder.rglob("*.partial*"))
         job = again(chip, folder)
         assert job.status == 0, job.text
@@ -261,7 +261,7 @@ class TestReduction:
 
     def test_no_time_left_after_the_last_image(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
-        (folder / "data_reduction" / "reduction.json").unlink()
+        (folder / "LogFiles" / "ssx_mpi.reduce.json").unlink()
         job = again(chip, folder, "time_limit=0:00:00")
         assert job.status == 75, job.text
         assert "Stopped ahead of the time limit" in job.out
@@ -293,7 +293,7 @@ class TestReduction:
         assert job.status == 0, job.text
         reduction = numbers(folder)["reduction"]
         assert reduction["merged"]["merged"]["n_uniq"] > 1000
-        assert "error_model" not in reduction
+        assert reduction["scaling"] is None
         assert (folder / "DataFiles" / "scaled.refl").is_file()
         assert not (folder / "DataFiles" / "scaled_1.refl").exists()
 

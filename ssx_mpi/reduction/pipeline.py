@@ -101,9 +101,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
             dials_engine.compare_with_cosym(job, setting, fate)
         if parameters.engine == "dials":
             dials_engine.scale_and_merge(job, setting, fate)
-            summary = _summary(job, fate, None, {}, how)
-            results.write_summary(job, summary)
-            return summary
+            return _summary(job, fate, None, {}, how)
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
         fate, scaled = _scale(job, indexed, fate, start)
     else:
@@ -116,7 +114,6 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
         merged = _merge(job, indexed, fate, scaled, reference, grouping)
     summary = _summary(job, fate, scaled, merged, how)
     results.write(job, summary, scaled, output.CrystalResults(scaled.scales, setting, margin, fate))
-    results.write_summary(job, summary)
     return summary
 
 
@@ -343,8 +340,6 @@ def _summary(
         job.frame.cell,
         stage.space_group_symbol(job.frame.space_group),
         float(cells.median(job.comm, job.crystals.wavelength[:, None])[0]),
-        Noise() if scaled is None else scaled.noise,
-        float("nan") if scaled is None else scaled.deviations.overall,
         merged,
         how,
         None if scaled is None else _scaling_in_numbers(scaled),
