@@ -44,10 +44,13 @@ from ssx_mpi.kernels.ambiguity import relative_agreement  # noqa: E402
 from ssx_mpi.kernels.scaling import Merged  # noqa: E402
 from ssx_mpi.parallel.communicator import SerialCommunicator  # noqa: E402
 from ssx_mpi.reduction import loading, resolve, scale  # noqa: E402
-from ssx_mpi.reduction.merge import MergingSettings, merge  # noqa: E402
-from ssx_mpi.reduction.parameters import ReductionParameters  # noqa: E402
-from ssx_mpi.reduction.resolve import AmbiguitySettings  # noqa: E402
-from ssx_mpi.reduction.scale import ScalingSettings  # noqa: E402
+from ssx_mpi.reduction.merge import merge  # noqa: E402
+from ssx_mpi.reduction_parameters import (  # noqa: E402
+    AmbiguitySettings,
+    MergingSettings,
+    ReductionParameters,
+    ScalingSettings,
+)
 from ssx_mpi.simulation import truth as simulated  # noqa: E402
 from ssx_mpi.stages import reduction as stage  # noqa: E402
 

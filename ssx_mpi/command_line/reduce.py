@@ -54,14 +54,15 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     watch
         Of this rank; tells when to stop. None never does.
     """
+    from ssx_mpi import reduction_parameters
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
     from ssx_mpi.records.files import StorageError
-    from ssx_mpi.reduction import loading, parameters, step
+    from ssx_mpi.reduction import loading, step
     from ssx_mpi.user_input import InputError, PathReader
 
     try:
-        params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
+        params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     folder = Path(params.output.folder).absolute()
@@ -69,7 +70,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         folder.mkdir(parents=True, exist_ok=True)
         _log_to(folder / params.output.log)
     try:
-        settings = parameters.from_phil(params, PathReader(Path.cwd()))
+        settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],
             [Path(name).absolute() for name in params.input.directory if name],

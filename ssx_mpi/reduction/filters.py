@@ -13,8 +13,8 @@ from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction import scale
 from ssx_mpi.reduction.crystals import Fate
-from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.scale import Scaled
+from ssx_mpi.reduction_parameters import ReductionParameters
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import loading, resolve, scale
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 
 _SHELLS = 10

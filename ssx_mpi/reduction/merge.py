@@ -12,6 +12,7 @@ from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.sums import largest_of
+from ssx_mpi.reduction_parameters import MergingSettings
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,6 @@ class MergedData:
     @property
     def merged(self) -> Merged:
         return Merged.from_sums(self.sums)
-
-
-@dataclass(frozen=True)
-class MergingSettings:
-    """Parameters of merging.
-
-    Parameters
-    ----------
-    n_shells
-        Resolution shells of the tables.
-    repeats
-        Random splits into half-sets.
-    cc_half_cutoff
-        CC1/2 at which the resolution is cut; None keeps all.
-    robust_bound
-        Normalised deviation beyond which an observation loses weight.
-    """
-
-    n_shells: int = 20
-    repeats: int = 10
-    cc_half_cutoff: float | None = 0.3
-    robust_bound: float = 4.0
 
 
 def merge(

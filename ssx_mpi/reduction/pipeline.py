@@ -29,9 +29,9 @@ from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Frame, Job, require_some, say
 from ssx_mpi.reduction.loading import Loaded, Source
 from ssx_mpi.reduction.merge import MergedData, merge
-from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.results import Summary
 from ssx_mpi.reduction.scale import Scaled
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.report import merging as report
 from ssx_mpi.stages import reduction as stage
 

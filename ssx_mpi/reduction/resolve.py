@@ -17,6 +17,7 @@ from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction_parameters import AmbiguitySettings
 
 logger = logging.getLogger(__name__)
 
@@ -25,28 +26,6 @@ _MAX_ROUNDS = 60
 _HOTTEST = 30.0
 _COOLING = 0.8
 _FINAL_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class AmbiguitySettings:
-    """Parameters of the search.
-
-    Parameters
-    ----------
-    starts
-        Random starts.
-    sample
-        Crystals that take part in the starts.
-    min_margin
-        Log-likelihood by which the best setting must be above the second best; crystals below are left out.
-    seed
-        Of the random starts.
-    """
-
-    starts: int = 5
-    sample: int = 2000
-    min_margin: float = 3.0
-    seed: int = 42
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ssx_mpi.kernels.scaling import Expectation, Indexed, Merged, Noise, Restrai
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.acceleration import Acceleration
 from ssx_mpi.reduction.sums import exact_sum, largest_of
+from ssx_mpi.reduction_parameters import ScalingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +32,6 @@ _MAX_OFFSET = 4.0
 _FARTHEST = np.array([5.0, 50.0, 1.0])
 # rounds between estimates of the error model while it is far from right
 _SETTLING = 3
-
-
-@dataclass(frozen=True)
-class ScalingSettings:
-    """How far to iterate.
-
-    Parameters
-    ----------
-    robust_bound
-        Normalised deviation beyond which an observation loses weight.
-    tolerance
-        Root mean square relative change of the scales in a round, at which they are converged.
-    max_rounds
-        Rounds at most.
-    error_cycles
-        Estimates of the error model before the scales are brought to convergence.
-    min_observations
-        Crystals with fewer usable observations are left out.
-    widths
-        Whether to refine the widths of the reflections, which correct the partialities.
-    """
-
-    robust_bound: float = 4.0
-    tolerance: float = 1e-3
-    max_rounds: int = 100
-    error_cycles: int = 4
-    min_observations: int = 10
-    widths: bool = True
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ssx_mpi.reduction import groups, loading, output, pipeline, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
 from ssx_mpi.reduction.loading import Source
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.user_input import InputError, identity
 

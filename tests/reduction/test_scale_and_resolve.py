@@ -9,9 +9,8 @@ from ssx_mpi.kernels.ambiguity import relative_agreement
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import references, resolve, scale
-from ssx_mpi.reduction.merge import MergingSettings, merge
-from ssx_mpi.reduction.resolve import AmbiguitySettings
-from ssx_mpi.reduction.scale import ScalingSettings
+from ssx_mpi.reduction.merge import merge
+from ssx_mpi.reduction_parameters import AmbiguitySettings, MergingSettings, ScalingSettings
 from ssx_mpi.stages import reduction as stage
 
 COMM = SerialCommunicator()
