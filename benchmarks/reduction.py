@@ -85,19 +85,16 @@ def _reduce(observations, truth) -> tuple[np.ndarray, float, float, float]:
     clock = [time.process_time()]
     indexed = resolve.index_in_settings(observations, unique, truth.settings, np.zeros(n, dtype=np.int64))
     clock.append(time.process_time())
-    start, expected = scale.radial_means(COMM, observations, indexed, everything, unique, shells)
+    start, expected = scale.radial_means(COMM, indexed, unique, shells)
     clock.append(time.process_time())
     data = resolve.normalised(observations, everything, unique, truth.settings, start, expected)
     table = ambiguity.composition_table(truth.settings, unique.rotations)
     found = resolve.resolve(COMM, data, everything, numbers, n, len(unique), table, AmbiguitySettings())
-    indexed = resolve.index_in_settings(observations, unique, truth.settings, found.setting)
+    indexed = resolve.index_in_settings(observations, unique, truth.settings, found.setting).only(found.decided)
     clock.append(time.process_time())
-    scaled = scale.scale(COMM, observations, indexed, found.decided, unique, start, expected, ScalingSettings())
+    scaled = scale.scale(COMM, indexed, unique, start, expected, ScalingSettings())
     clock.append(time.process_time())
-    data = merge(
-        COMM, observations, indexed, found.decided, numbers, scaled.scales, scaled.noise, scaled.merged, unique,
-        MergingSettings(),
-    )  # fmt: skip
+    data = merge(COMM, indexed, numbers, scaled.scales, scaled.noise, scaled.merged, unique, MergingSettings())
     clock.append(time.process_time())
     alike = relative_agreement(found.setting, truth.setting, table)
     # found.setting follows truth.setting by the common reindexing that fits best; undo it in the truth
@@ -373,7 +370,7 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
     setting = np.zeros(everything.n_crystals, dtype=np.int64)
     if len(settings) > 1:
         indexed = resolve.index_in_settings(everything, unique, settings, setting)
-        start, expected = scale.radial_means(COMM, everything, indexed, include, unique, shells)
+        start, expected = scale.radial_means(COMM, indexed, unique, shells)
         data = resolve.normalised(everything, include, unique, settings, start, expected)
         table = ambiguity.composition_table(settings, unique.rotations)
         setting = resolve.resolve(
@@ -384,14 +381,11 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
         if number > everything.n_crystals + 20:
             break
         observations = everything.select(np.arange(everything.n_crystals) < number)
-        include = np.ones(observations.n_crystals, dtype=bool)
         indexed = resolve.index_in_settings(observations, unique, settings, setting[:number])
         results = []
         for widths in (True, False):
-            start, expected = scale.radial_means(COMM, observations, indexed, include, unique, shells, widths)
-            scaled = scale.scale(
-                COMM, observations, indexed, include, unique, start, expected, ScalingSettings(widths=widths)
-            )
+            start, expected = scale.radial_means(COMM, indexed, unique, shells, widths)
+            scaled = scale.scale(COMM, indexed, unique, start, expected, ScalingSettings(widths=widths))
             seen = scaled.merged.weight > 0
             cc = max(
                 _correlation(scaled.merged.intensity, truth[unique.locate(unique.hkl, s)[0]], seen) for s in settings

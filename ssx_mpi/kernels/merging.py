@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssx_mpi.kernels._library import array, declare
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Scales, crystals
 
 _MIN_FOR_CORRELATION = 3
@@ -288,26 +288,17 @@ def r_factors(scatter: Scatter, shells: Shells) -> RFactors:
     return RFactors(ratio(np.ones(len(n))), ratio(np.sqrt(n / excess)), ratio(np.sqrt(1 / excess)))
 
 
-def moments(
-    observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales, d_star_sq: np.ndarray
-) -> np.ndarray:
+def moments(data: Indexed, scales: Scales) -> np.ndarray:
     """Number, sum and sum of squares of the scaled observations of each unique reflection: (n_unique, 3)."""
-    sums = np.zeros((len(d_star_sq), 3))
-    _moments(*crystals(observations, indexed, include, scales, d_star_sq), sums)
+    sums = np.zeros((len(data.d_star_sq), 3))
+    _moments(*crystals(data, scales), sums)
     return sums
 
 
-def absolute_deviations(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-) -> np.ndarray:
+def absolute_deviations(data: Indexed, scales: Scales, merged: Merged) -> np.ndarray:
     """Sum of the absolute deviations of scaled observations from the merged intensity, (n_unique,)."""
-    sums = np.zeros(len(d_star_sq))
-    _absolute(*crystals(observations, indexed, include, scales, d_star_sq), merged.intensity, sums)
+    sums = np.zeros(len(data.d_star_sq))
+    _absolute(*crystals(data, scales), merged.intensity, sums)
     return sums
 
 
@@ -339,21 +330,13 @@ def cc_half_sigma_tau(moment: np.ndarray, unit: np.ndarray) -> tuple[float, np.n
     return float(_sigma_tau(sums)), sums
 
 
-def delta_cc_half(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    moment: np.ndarray,
-    unit: np.ndarray,
-    d_star_sq: np.ndarray,
-) -> np.ndarray:
+def delta_cc_half(data: Indexed, scales: Scales, moment: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """CC1/2 of all crystals minus CC1/2 without the crystal, in percent, (n_crystals,): negative for harmful ones.
 
     Parameters are those of :func:`cc_half_sigma_tau` and :func:`moments`. Costs one pass over the observations.
     """
-    changes = np.zeros((observations.n_crystals, 4))
-    _leave_out(*crystals(observations, indexed, include, scales, d_star_sq), moment, unit, changes)
+    changes = np.zeros((data.observations.n_crystals, 4))
+    _leave_out(*crystals(data, scales), moment, unit, changes)
     whole, sums = cc_half_sigma_tau(moment, unit)
     return 100 * (whole - _sigma_tau((sums + changes).T))
 

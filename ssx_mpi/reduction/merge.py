@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.sums import largest_of
@@ -49,9 +49,7 @@ class MergedData:
 
 def merge(
     comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     crystal_number: np.ndarray,
     scales: Scales,
     noise: Noise,
@@ -61,12 +59,10 @@ def merge(
     d_min: float | None = None,
     reference: Merged | None = None,
 ) -> MergedData:
-    """Merge the included crystals of all ranks. Collective.
+    """Merge the crystals of all ranks that take part, of those that were scaled together. Collective.
 
     Parameters
     ----------
-    include
-        (n_crystals,) bool; may be a part of the crystals that were scaled together.
     crystal_number
         (n_crystals,) int64 in the whole data set, which decides on half-sets.
     current
@@ -75,21 +71,19 @@ def merge(
     d_min
         Resolution limit given by the user; otherwise it is estimated.
     """
-    d_star_sq, bound, largest = unique.d_star_sq, settings.robust_bound, largest_of(comm, observations)
+    d_star_sq, bound, largest = unique.d_star_sq, settings.robust_bound, largest_of(comm, data.observations)
 
-    def accumulated(include: np.ndarray, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(
-            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound, largest)
-        )
+    def accumulated(data: Indexed, merged: Merged, bound: float) -> np.ndarray:
+        return comm.sum(scaling.accumulate(data, scales, noise, merged, bound, largest))
 
     blank = Merged(current.intensity, np.zeros(len(unique)))
-    own = Merged.from_sums(accumulated(include, blank, 0.0))
+    own = Merged.from_sums(accumulated(data, blank, 0.0))
     for _ in range(2):
-        sums = accumulated(include, own, bound)
+        sums = accumulated(data, own, bound)
         own = Merged.from_sums(sums)
 
     def halves(repeat: int) -> tuple[np.ndarray, np.ndarray]:
-        first = accumulated(include & merging.half_set(crystal_number, repeat), own, bound)
+        first = accumulated(data.only(data.include & merging.half_set(crystal_number, repeat)), own, bound)
         second = sums - first
         # what is left by subtraction of equal sums is rounding, not data
         second *= second[2] > 0.5
@@ -100,21 +94,12 @@ def merge(
         comparisons = [merging.compare_half_sets(*halves(repeat), shells) for repeat in range(settings.repeats)]
         return HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
 
-    scatter = _scatter(comm, observations, indexed, include, scales, own, d_star_sq)
-    mates = Indexed(
-        np.where(indexed.unique < 0, -1, 2 * indexed.unique + indexed.minus).astype(np.int32), indexed.minus
-    )
+    scatter = _scatter(comm, data, scales, own)
+    of_mate = np.where(data.unique < 0, -1, 2 * data.unique + data.minus).astype(np.int32)
+    mates = replace(data, unique=of_mate, d_star_sq=np.repeat(d_star_sq, 2))
     weight = sums[1].ravel()
     intensity = np.divide(sums[0].ravel(), weight, out=np.zeros_like(weight), where=weight > 0)
-    scatter_of_mates = _scatter(
-        comm,
-        observations,
-        mates,
-        include,
-        scales,
-        Merged(intensity, weight),
-        np.repeat(d_star_sq, 2),
-    )
+    scatter_of_mates = _scatter(comm, mates, scales, Merged(intensity, weight))
     estimated = None
     if d_min is None and settings.cc_half_cutoff is not None:
         populated = merging.resolution_shells(d_star_sq, settings.n_shells, seen=own.weight > 0)
@@ -124,19 +109,11 @@ def merge(
     shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated)
     cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
     limit = d_min or estimated or float(cut.d_min[-1])
-    number = int(comm.sum(np.array([np.count_nonzero(include)]))[0])
+    number = int(comm.sum(np.array([np.count_nonzero(data.include)]))[0])
     return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
 
 
-def _scatter(
-    comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-) -> Scatter:
-    moments = comm.sum(merging.moments(observations, indexed, include, scales, d_star_sq))
-    absolute = comm.sum(merging.absolute_deviations(observations, indexed, include, scales, merged, d_star_sq))
+def _scatter(comm: Communicator, data: Indexed, scales: Scales, merged: Merged) -> Scatter:
+    moments = comm.sum(merging.moments(data, scales))
+    absolute = comm.sum(merging.absolute_deviations(data, scales, merged))
     return Scatter(moments[:, 0], moments[:, 1], absolute)

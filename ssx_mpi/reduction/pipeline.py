@@ -107,7 +107,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     else:
         setting, margin = _one_setting(len(job.crystals))
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
-        scaled = scale.as_scaled(comm, job.observations, indexed, fate == Fate.KEPT, job.frame.unique, start.expected)
+        scaled = scale.as_scaled(comm, indexed.only(fate == Fate.KEPT), start.expected)
 
     merged = {}
     if "merge" in parameters.steps:
@@ -165,9 +165,8 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
     n, frame = len(job.crystals), job.frame
     as_indexed = resolve.index_in_settings(job.observations, frame.unique, frame.settings, np.zeros(n, dtype=np.int64))
     scales, expected = scale.radial_means(
-        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells,
-        job.parameters.scaling.widths,
-    )  # fmt: skip
+        job.comm, as_indexed.only(fate == Fate.KEPT), frame.unique, frame.shells, job.parameters.scaling.widths
+    )
     if previous is None:
         nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
         return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
@@ -247,30 +246,17 @@ def _say_settings(job: Job, resolved: resolve.Resolved, include: np.ndarray, und
 
 
 def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple[np.ndarray, Scaled]:
-    comm, unique, kept = job.comm, job.frame.unique, fate == Fate.KEPT
+    comm, unique, data = job.comm, job.frame.unique, indexed.only(fate == Fate.KEPT)
     require_some(comm, fate)
     scales, expected = start.scales, start.expected
     if start.current is not None:
         scales = scale.join_scales(
-            job.observations,
-            indexed,
-            kept,
-            scales,
-            start.earlier.scales,
-            start.known,
-            start.noise,
-            start.current,
-            expected,
-            unique,
+            data, scales, start.earlier.scales, start.known, start.noise, start.current, expected, unique
         )
-    scaled = scale.scale(
-        comm, job.observations, indexed, kept, unique, scales, expected, job.parameters.scaling, start.noise
-    )
-    fate = _with(fate, kept & ~scaled.include, Fate.NOT_SCALED)
+    scaled = scale.scale(comm, data, unique, scales, expected, job.parameters.scaling, start.noise)
+    fate = _with(fate, data.include & ~scaled.include, Fate.NOT_SCALED)
     require_some(comm, fate)
-    fate, scaled = filters.filter_crystals(
-        comm, job.observations, indexed, fate, scaled, unique, job.frame.shells, job.parameters
-    )
+    fate, scaled = filters.filter_crystals(comm, indexed, fate, scaled, unique, job.frame.shells, job.parameters)
     require_some(comm, fate)
     say(
         comm,
@@ -299,9 +285,7 @@ def _merge(
     def merge_set(name: str, title: str, include: np.ndarray) -> None:
         data = merge(
             job.comm,
-            job.observations,
-            indexed,
-            include,
+            indexed.only(include),
             job.crystals.number,
             scaled.scales,
             scaled.noise,

@@ -64,13 +64,13 @@ def locate_settings(observations: Observations, unique: UniqueReflections, setti
 def index_in_settings(
     observations: Observations, unique: UniqueReflections, settings: np.ndarray, setting: np.ndarray
 ) -> Indexed:
-    """Where observations belong once each crystal is put into its setting."""
+    """Where observations belong once each crystal is put into its setting; all crystals take part."""
     of_observation = np.repeat(setting, np.diff(observations.start))
-    indexed = Indexed(np.full(len(of_observation), -1, dtype=np.int32), np.zeros(len(of_observation), dtype=np.uint8))
+    at, minus = np.full(len(of_observation), -1, dtype=np.int32), np.zeros(len(of_observation), dtype=np.uint8)
     for number in np.unique(setting):
         rows = of_observation == number
-        indexed.unique[rows], indexed.minus[rows] = unique.locate(observations.hkl[rows], settings[number])
-    return indexed
+        at[rows], minus[rows] = unique.locate(observations.hkl[rows], settings[number])
+    return Indexed(observations, unique.d_star_sq, at, minus, np.ones(len(setting), dtype=bool))
 
 
 def normalised(
@@ -85,10 +85,10 @@ def normalised(
     setting_unique = locate_settings(observations, unique, settings)
     anywhere = setting_unique.max(axis=0)
     # all settings of an index have the same resolution
-    indexed = Indexed(anywhere, np.zeros(len(anywhere), dtype=np.uint8))
-    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
+    data = Indexed(observations, unique.d_star_sq, anywhere, np.zeros(len(anywhere), dtype=np.uint8), include)
+    g = scaling.scale_factors(data, scales)
     x, w = ambiguity.normalise(observations.intensity, observations.variance, g * expected[anywhere])
-    far = scaling.refined_offsets(observations, indexed, scales, unique.d_star_sq) > scales.max_offset
+    far = scaling.refined_offsets(data, scales) > scales.max_offset
     w[(anywhere < 0) | far | ~include[observations.crystal()]] = 0.0
     return Normalised(observations.start, setting_unique, x, w)
 

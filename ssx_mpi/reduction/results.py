@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.reduction import output, references
+from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.job import Job, logger
 from ssx_mpi.reduction.merge import MergedData
 from ssx_mpi.reduction.scale import Scaled
 from ssx_mpi.report import merging as report
-from ssx_mpi.report.crystfel import CellType
 from ssx_mpi.stages import dials_reduction
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages.reference import FreeFlags

@@ -53,16 +53,16 @@ def test_delta_cc_half_is_what_leaving_out_changes():
         np.zeros(n, np.float32),
     )
     observations.intensity[:per_crystal] = rng.exponential(100.0, per_crystal)
-    indexed = Indexed(unique.astype(np.int32), np.zeros(n, np.uint8))
-    scales, d_star_sq, unit = Scales.unit(n_crystals), np.full(n_unique, 0.01), np.full(n_unique, 100.0)
     everything = np.ones(n_crystals, bool)
-    moment = merging.moments(observations, indexed, everything, scales, d_star_sq)
-    delta = merging.delta_cc_half(observations, indexed, everything, scales, moment, unit, d_star_sq)
+    data = Indexed(observations, np.full(n_unique, 0.01), unique.astype(np.int32), np.zeros(n, np.uint8), everything)
+    scales, unit = Scales.unit(n_crystals), np.full(n_unique, 100.0)
+    moment = merging.moments(data, scales)
+    delta = merging.delta_cc_half(data, scales, moment, unit)
     whole, _ = merging.cc_half_sigma_tau(moment, unit)
     for c in range(n_crystals):
         without = everything.copy()
         without[c] = False
-        rest = merging.moments(observations, indexed, without, scales, d_star_sq)
+        rest = merging.moments(data.only(without), scales)
         assert delta[c] == pytest.approx(100 * (whole - merging.cc_half_sigma_tau(rest, unit)[0]), abs=1e-8)
     assert np.argmin(delta) == 0 and delta[0] < 0
 
