@@ -7,11 +7,11 @@ import os
 import shlex
 import shutil
 import signal
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from simulated import SYMMETRY, simulated
 from support import Finished, run_mpi, ssx_mpi
 
 from ssx_mpi.stages.stills import StillProcessor
@@ -532,20 +532,8 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory) -> Path:
     """Folder of three CBF images without a crystal."""
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("noise")
-    wanted = p.SimulationParameters(
-        n_images=3,
-        hit_rate=0.0,
-        detector=p.DetectorParameters("pilatus200k", 75.0),
-        output=p.OutputParameters(folder / "noise_###.cbf", "cbf"),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        simulate(wanted, SerialCommunicator())
+    simulated(folder / "noise_###.cbf", n_images=3, hit_rate=0.0)
     return folder
 
 
@@ -665,31 +653,15 @@ def test_spots_are_found_once_for_beam_centre_and_first_crystals(chip, tmp_path,
 @pytest.fixture(scope="module")
 def cbf_files(tmp_path_factory) -> Path:
     """Folder of six CBF files, each with a strong crystal."""
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("cbf")
-    simulate(
-        p.SimulationParameters(
-            n_images=6,
-            seed=5,
-            hit_rate=1.0,
-            lattices=(1.0,),
-            crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
-            detector=p.DetectorParameters("pilatus200k", 75.0),
-            output=p.OutputParameters(folder / "lyso.cbf", format="cbf"),
-        ),
-        SerialCommunicator(),
-    )
+    simulated(folder / "lyso.cbf", n_images=6, seed=5, hit_rate=1.0)
     return folder
 
 
 class TestDamagedFirstImages:
     def process(self, folder: Path, out: Path) -> Finished:
         truth = f"reference_geometry={folder / 'truth.expt'}"
-        symmetry = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
-        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *symmetry, truth, f"output.directory={out}")
+        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *SYMMETRY, truth, f"output.directory={out}")
 
     def test_they_are_counted_and_left_out(self, cbf_files, tmp_path):
         folder = shutil.copytree(cbf_files, tmp_path / "images")
