@@ -120,7 +120,7 @@ merging {
     .type = int(value_min=1)
     .help = "Random splits into half-sets, over which CC1/2 and Rsplit are averaged."
   cc_half_cutoff = 0.3
-    .type = float(value_min=0, value_max=1)
+    .type = float(value_min=0.01, value_max=0.99)
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path

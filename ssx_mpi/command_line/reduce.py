@@ -57,7 +57,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     from ssx_mpi import reduction_parameters
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
-    from ssx_mpi.records.files import StorageError
+    from ssx_mpi.records.files import StorageError, storing
     from ssx_mpi.reduction import loading, step
     from ssx_mpi.user_input import InputError, PathReader
 
@@ -66,10 +66,12 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     folder = Path(params.output.folder).absolute()
-    if comm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _log_to(folder / params.output.log)
     try:
+        if comm.rank == 0:
+            with storing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with storing(folder / params.output.log):
+                _log_to(folder / params.output.log)
         settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],

@@ -380,7 +380,7 @@ def resolution_estimate(
     Returns
     -------
     d_min : float or None
-        None where the curve stays above the cutoff within the data, or nothing can be said.
+        None where the curve stays above the cutoff, or below it, within the data, or nothing can be said.
     """
     number = sums[2].sum(axis=1)
     expected, n_once = expected_cc_half(sums, shells)
@@ -393,7 +393,7 @@ def resolution_estimate(
     if np.count_nonzero(known) < _MIN_FOR_CORRELATION:
         return None
     at = _where_curve_falls(s_sq[known], cc[known], weight[known], cutoff)
-    return None if at >= seen.max() else float(max(at, seen.min()) ** -0.5)
+    return float(at**-0.5) if seen.min() < at < seen.max() else None
 
 
 def _where_curve_falls(s_sq: np.ndarray, cc: np.ndarray, weight: np.ndarray, cutoff: float) -> float:
@@ -429,7 +429,7 @@ def _sigma_tau(sums: np.ndarray) -> np.ndarray:
     n, y, yy, e = sums
     n = np.maximum(n, 1)
     variance, error = yy / n - (y / n) ** 2, e / n
-    return (variance - error) / (variance + error)
+    return _ratio(variance - error, variance + error)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ class MergedData:
     cut
         Statistics of the data to the resolution limit.
     d_min
-        The limit, in angstrom.
+        The limit, in angstrom, that of the data where they end before it.
     d_min_estimated
         Whether CC1/2 set it; otherwise it is the user's, or that of the data.
     n_crystals
@@ -108,7 +108,7 @@ def merge(
         )
     shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated)
     cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
-    limit = d_min or estimated or float(cut.d_min[-1])
+    limit = estimated or max(d_min or 0.0, float(cut.d_min[-1]))
     number = int(comm.sum(np.array([np.count_nonzero(data.include)]))[0])
     return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
 

@@ -26,7 +26,7 @@ from ssx_mpi.reduction import (
 )
 from ssx_mpi.reduction.crystals import FATE_TEXT, Fate
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.job import Frame, Job, require_some, say
+from ssx_mpi.reduction.job import Frame, Job, logger, require_some, say
 from ssx_mpi.reduction.loading import Loaded, Source
 from ssx_mpi.reduction.merge import MergedData, merge
 from ssx_mpi.reduction.results import Summary
@@ -36,6 +36,8 @@ from ssx_mpi.report import merging as report
 from ssx_mpi.stages import reduction as stage
 
 _RADIAL_SHELLS = 20
+# CC1/2 of all reflections together; intensities that fall off with resolution alone give more
+_NO_SIGNAL = 0.3
 _FIRST_NOISE = Noise(a=1.0, b=0.1)
 
 
@@ -299,6 +301,9 @@ def _merge(
         how = " (where CC1/2 falls to the cutoff)" if data.d_min_estimated else ""
         say(job.comm, "\n%s: %d crystals merged to %.2f angstrom%s", title, data.n_crystals, data.d_min, how)
         say(job.comm, "%s", report.shell_table(data.cut))
+        cc_half, mean = data.cut.cc_half[-1], data.cut.mean_intensity[-1]
+        if job.comm.rank == 0 and (cc_half < _NO_SIGNAL or mean <= 0):
+            logger.warning("%s: hardly any signal: CC1/2 %.2f, mean intensity %.1f over all", name, cc_half, mean)
 
     merge_set("merged", "all crystals", kept)
     chosen = groups.Groups((), (), np.full(len(kept), -1))
@@ -331,12 +336,12 @@ def _summary(
 
 
 def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
-    trend = scaled.scales.trend
+    trend, deviation = scaled.scales.trend, scaled.deviations.overall
     return {
         "rounds": scaled.rounds,
         "converged": scaled.converged,
         "error_model": {"a": scaled.noise.a, "b": scaled.noise.b, "c": scaled.noise.c},
-        "normalised_deviation": scaled.deviations.overall,
+        "normalised_deviation": deviation if np.isfinite(deviation) else None,
         "width_trend": {"d_star": trend.knots.tolist(), "log_variance_ratio": trend.values.tolist()},
     }
 

@@ -108,8 +108,11 @@ def reduce_files(
         On all ranks, when the files cannot be reduced with these parameters.
     """
     began = time.monotonic()
-    # what was done before counts as done no more
-    on_root(comm, lambda: (folder / _SUMMARY).unlink(missing_ok=True), InputError)
+    if comm.rank == 0:
+        with storing(folder / _SUMMARY):
+            (folder / _SUMMARY).parent.mkdir(parents=True, exist_ok=True)
+            # what was done before counts as done no more
+            (folder / _SUMMARY).unlink(missing_ok=True)
     try:
         summary = pipeline.reduce(comm, sources, parameters, folder)
     except NothingLeftError as error:
@@ -120,8 +123,6 @@ def reduce_files(
             numbers["merged"] = _merged_by_dials(folder)
     numbers["seconds"] = round(time.monotonic() - began, 3)
     if comm.rank == 0:
-        with storing(folder / _SUMMARY):
-            (folder / _SUMMARY).parent.mkdir(parents=True, exist_ok=True)
         asked = _asked(sources, parameters, folder, run_identity)
         write_json(folder / _SUMMARY, {"program": f"ssx_mpi {__version__}", **asked, **numbers})
     comm.barrier()

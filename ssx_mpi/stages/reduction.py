@@ -488,7 +488,7 @@ def wilson_b(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return float(data_statistics.wilson_scaling(miller_array=array, n_residues=200).iso_b_wilson)
-    except (IndexError, RuntimeError, AssertionError, Sorry, ZeroDivisionError) as error:
+    except (AttributeError, IndexError, RuntimeError, AssertionError, Sorry, ZeroDivisionError) as error:
         logger.debug("no Wilson B: %s", error)
         return None
 

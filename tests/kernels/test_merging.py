@@ -105,7 +105,8 @@ def test_resolution_is_not_cut_where_the_data_end_first(multiplicity):
     assert merging.resolution_estimate(*observe(6000, multiplicity, 1, limit=0.6)) is None
 
 
-def test_resolution_of_next_to_nothing_is_not_estimated():
+def test_resolution_of_noise_or_of_next_to_nothing_is_not_estimated():
+    assert merging.resolution_estimate(*observe(6000, 3.0, 1, limit=-0.2)) is None
     assert merging.resolution_estimate(*observe(60, 0.3, 1)) is None
 
 
