@@ -45,7 +45,7 @@ sys.path[:0] = [str(TESTS), str(TESTS / "reduction")]
 import numpy as np  # noqa: E402
 import synthetic  # noqa: E402
 from half_sets import observe  # noqa: E402
-from simulated import SYMMETRY, simulated  # noqa: E402
+from small_chips import SYMMETRY, small_chip  # noqa: E402
 
 from ssx_mpi.kernels import ambiguity, merging  # noqa: E402
 from ssx_mpi.kernels.ambiguity import relative_agreement  # noqa: E402
@@ -59,7 +59,7 @@ from ssx_mpi.reduction_parameters import (  # noqa: E402
     ReductionParameters,
     ScalingSettings,
 )
-from ssx_mpi.simulation import truth as simulation_truth  # noqa: E402
+from ssx_mpi.simulation import truth as simulated  # noqa: E402
 from ssx_mpi.simulation.parameters import HeaderParameters  # noqa: E402
 from ssx_mpi.stages import reduction as stage  # noqa: E402
 
@@ -343,10 +343,10 @@ def _table_of(truth_path: Path):
 
 def _settings_right(folder: Path, experiments: list[Path]) -> tuple[int, int]:
     # crystals, and how many of them are in the setting that most are in, by their orientations against the true ones
-    truth = simulation_truth.load_truth(folder)
+    truth = simulated.load_truth(folder)
     unique, settings = _table_of(folder / "truth.mtz")
-    lattices = [lattice for path in experiments for lattice in simulation_truth.read_experiments(path)[0]]
-    matches = simulation_truth.match(truth, lattices)
+    lattices = [lattice for path in experiments for lattice in simulated.read_experiments(path)[0]]
+    matches = simulated.match(truth, lattices)
     found = np.full(len(lattices), -1)
     for number, (lattice, true) in enumerate(zip(lattices, matches.true)):
         if true >= 0:
@@ -407,6 +407,22 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
         )
 
 
+def _cpu(command: list[str], folder: Path | None) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=3600, env=_mpi_environment())
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _mpi_environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    }
+
+
 def resolution_of_sparse_data(n_sets: int = 40) -> None:
     """Print how far estimates of the resolution scatter about the truth, from sparse data to good ones."""
     print("unique  multiplicity  seen twice  estimates, angstrom: 5%     16%     50%     84%     95%   none")
@@ -425,9 +441,10 @@ def rounds_of_few_crystals() -> None:
     with tempfile.TemporaryDirectory() as name:
         image, run = Path(name) / "lyso.nxs", Path(name) / "run"
         header = HeaderParameters((0.1, -0.05), 0.0)
-        simulated(image, n_images=24, seed=5, hit_rate=0.6, header=header)
+        small_chip(image, n_images=24, seed=5, hit_rate=0.6, header=header)
         command = [f"image={image}", *SYMMETRY, f"output.directory={run}", "batch_size=10", "nproc=1"]
-        _cpu([sys.executable, "-m", "ssx_mpi", *command, "steps=find_spots+index+integrate"], None)
+        command = [sys.executable, "-m", "ssx_mpi", *command, "steps=find_spots+index+integrate"]
+        subprocess.run(command, check=True, capture_output=True, timeout=600, env=_mpi_environment())
         loaded = loading.load(COMM, loading.find_sources([], [run]), ReductionParameters().partiality_threshold)
         observations = loaded.observations
         cell, space_group = SYMMETRY[1].split("=")[1], "P 43 21 2"
@@ -442,22 +459,6 @@ def rounds_of_few_crystals() -> None:
         start, expected = scale.radial_means(COMM, some, unique, shells)
         scaled = scale.scale(COMM, some, unique, start, expected, ScalingSettings(max_rounds=300))
         print(f"{'none' if left_out is None else left_out:>8}{scaled.rounds:8d}  {scaled.converged}")
-
-
-def _cpu(command: list[str], folder: Path | None) -> float:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=3600, env=_mpi_environment())
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def _mpi_environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    }
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from ssx_mpi import dials_compat
 
 dials_compat.prepare()
 
-from simulated import SYMMETRY, simulated  # noqa: E402
+from small_chips import SYMMETRY, small_chip  # noqa: E402
 from stills import Stills, reflections  # noqa: E402
 
 from ssx_mpi.simulation.parameters import HeaderParameters  # noqa: E402
@@ -55,7 +55,7 @@ def chip(tmp_path_factory) -> Chip:
     """24 images of 0.2 Mpx in data files of eight, nine of them with one strong lysozyme crystal."""
     folder = tmp_path_factory.mktemp("chip")
     header = HeaderParameters((0.1, -0.05), 0.0)
-    truths = simulated(folder / "lyso.nxs", n_images=24, seed=5, hit_rate=0.6, header=header)
+    truths = small_chip(folder / "lyso.nxs", n_images=24, seed=5, hit_rate=0.6, header=header)
     return Chip(folder / "lyso.nxs", folder / "truth.expt", tuple(t.index for t in truths if t.lattices))
 
 

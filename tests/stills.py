@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
-from simulated import SYMMETRY, simulated
+from small_chips import SYMMETRY, small_chip
 
 #: environment of a run that is to be disturbed at its work
 SLOWLY = {"PYTHONPATH": str(Path(__file__).with_name("parallel") / "slowly")}
@@ -27,7 +27,7 @@ class Stills:
     @classmethod
     def simulated(cls, image: Path, n_images: int = 24) -> Stills:
         """Stills of 0.2 Mpx, half of them hits with one lattice."""
-        simulated(image, 100.0, strong=False, n_images=n_images, hit_rate=0.5, seed=5)
+        small_chip(image, 100.0, strong=False, n_images=n_images, hit_rate=0.5, seed=5)
         return cls(image)
 
     def arguments(self, directory: Path, *more: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated import SYMMETRY, simulated
+from small_chips import SYMMETRY, small_chip
 from support import Finished, run_mpi, ssx_mpi
 
 from ssx_mpi.stages.stills import StillProcessor
@@ -531,7 +531,7 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
 def noise(tmp_path_factory) -> Path:
     """Folder of three CBF images without a crystal."""
     folder = tmp_path_factory.mktemp("noise")
-    simulated(folder / "noise_###.cbf", n_images=3, hit_rate=0.0)
+    small_chip(folder / "noise_###.cbf", n_images=3, hit_rate=0.0)
     return folder
 
 
@@ -652,7 +652,7 @@ def test_spots_are_found_once_for_beam_centre_and_first_crystals(chip, tmp_path,
 def cbf_files(tmp_path_factory) -> Path:
     """Folder of six CBF files, each with a strong crystal."""
     folder = tmp_path_factory.mktemp("cbf")
-    simulated(folder / "lyso.cbf", n_images=6, seed=5, hit_rate=1.0)
+    small_chip(folder / "lyso.cbf", n_images=6, seed=5, hit_rate=1.0)
     return folder
 
 

@@ -8,7 +8,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulated import SYMMETRY, simulated
+from small_chips import SYMMETRY, small_chip
 
 N_IMAGES = 2000
 _N_SIMULATED, _EVERY_HIT, _EVERY_DAMAGED = 30, 40, 20
@@ -25,7 +25,7 @@ class ManyStills:
     def made(cls, folder: Path) -> ManyStills:
         """One image in 40 a hit, one in 20 damaged, the rest blanks; files of the same content are one file."""
         folder.mkdir()
-        simulated(folder.parent / "x.cbf", 100.0, n_images=_N_SIMULATED, hit_rate=0.3, seed=9)
+        small_chip(folder.parent / "x.cbf", 100.0, n_images=_N_SIMULATED, hit_rate=0.3, seed=9)
         files = sorted(folder.parent.glob("x_*.cbf"))
         hits, blanks = _divide(folder.parent / "truth.json", files)
         damage = _Damage(blanks[0].read_bytes())

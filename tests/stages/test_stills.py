@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simulated import simulated
+from small_chips import small_chip
 
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.dials_parameters import dials_parameters
@@ -23,7 +23,7 @@ from ssx_mpi.stages.stills import Engine, StillProcessor
 def made(tmp_path_factory) -> Path:
     """Folder of five CBF images; the first and the last two have a crystal."""
     folder = tmp_path_factory.mktemp("cbf")
-    simulated(folder / "x_#.cbf", n_images=5, seed=1, hit_rate=0.5)
+    small_chip(folder / "x_#.cbf", n_images=5, seed=1, hit_rate=0.5)
     return folder
 
 

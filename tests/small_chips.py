@@ -15,7 +15,7 @@ CELL = "unit_cell=79.1,79.1,38.2,90,90,90"
 SYMMETRY = ("space_group=P43212", CELL)
 
 
-def simulated(file: Path, distance: float = 75.0, strong: bool = True, **changes: Any) -> list[ImageTruth]:
+def small_chip(file: Path, distance: float = 75.0, strong: bool = True, **changes: Any) -> list[ImageTruth]:
     """Images in `file`, by default with one strong crystal where there is one; returns what is on them.
 
     Parameters
