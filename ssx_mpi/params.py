@@ -10,12 +10,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ssx_mpi import reduction_parameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.user_input import InputError, PathReader, identity
-
-if TYPE_CHECKING:
-    from ssx_mpi.reduction.parameters import ReductionParameters
 
 #: steps that are done with each image, in their order
 STEPS = ("find_spots", "index", "integrate")
@@ -267,10 +266,7 @@ def scope():
     """The PHIL scope object of ``ssx_mpi``."""
     import iotbx.phil
 
-    # loads DIALS, which the programs prepare for first
-    from ssx_mpi.reduction.parameters import REDUCTION_PHIL
-
-    return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{REDUCTION_PHIL}\n}}\n")
+    return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{reduction_parameters.REDUCTION_PHIL}\n}}\n")
 
 
 def read(extract, cwd: Path) -> Parameters:
@@ -288,8 +284,6 @@ def read(extract, cwd: Path) -> Parameters:
     InputError
         For a file that is not there, a malformed range, or a cell that the space group forbids.
     """
-    from ssx_mpi.reduction import parameters as of_reduction
-
     space_group, unit_cell = _symmetry(extract)
     path = PathReader(cwd)
     return Parameters(
@@ -331,7 +325,7 @@ def read(extract, cwd: Path) -> Parameters:
             path.existing(extract.integration.phil, "integration.phil"),
         ),
         live_merge=extract.live_merge,
-        reduction=of_reduction.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
+        reduction=reduction_parameters.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
         reduction_given=tuple(_reduction_given(extract, path)),
     )
 

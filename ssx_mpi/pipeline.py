@@ -65,7 +65,6 @@ from ssx_mpi.watch import Watch
 # the reduction is loaded when it is due
 if TYPE_CHECKING:
     from ssx_mpi.reduction.live import LiveMerge
-    from ssx_mpi.reduction.step import Outcome
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -653,7 +652,7 @@ def reduce_crystals(comm: Communicator, run: Run) -> int:
     if comm.rank == 0:
         logger.info("\nReduction of the integrated crystals")
     try:
-        outcome = reduction_step.reduce_run(
+        numbers = reduction_step.reduce_run(
             StoppableCommunicator(comm, watch.stopping), run.directory, parameters.reduction, run.identity
         )
     except StopRequested:
@@ -667,16 +666,16 @@ def reduce_crystals(comm: Communicator, run: Run) -> int:
             record_reduction(run.directory, "not_reduced", {"state": "refused", "reason": str(error)})
         raise
     if comm.rank == 0:
-        record_reduction(run.directory, "done", outcome.numbers)
-        _conclude_reduction(run, outcome)
-    return DONE if outcome.merged or not alone else NOTHING_FOUND
+        record_reduction(run.directory, "done", numbers)
+        _conclude_reduction(run, numbers)
+    return DONE if numbers["state"] == "done" or not alone else NOTHING_FOUND
 
 
-def _conclude_reduction(run: Run, outcome: Outcome) -> None:
-    if not outcome.merged:
-        logger.warning("No merged intensities: %s. The integrated crystals are kept", outcome.numbers["reason"])
+def _conclude_reduction(run: Run, numbers: dict[str, Any]) -> None:
+    if numbers["state"] != "done":
+        logger.warning("No merged intensities: %s. The integrated crystals are kept", numbers["reason"])
         return
-    logger.info("\n%s", text.reduction_block(outcome.numbers))
+    logger.info("\n%s", text.reduction_block(numbers))
     if "merge" in run.parameters.reduction.steps:
         logger.info("Merged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
 

@@ -11,6 +11,11 @@ from ssx_mpi import dials_compat
 
 dials_compat.prepare()
 
+from small_chips import SYMMETRY, small_chip  # noqa: E402
+from stills import Stills, reflections  # noqa: E402
+
+from ssx_mpi.simulation.parameters import HeaderParameters  # noqa: E402
+
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -42,31 +47,27 @@ class Chip:
     hits: tuple[int, ...]
 
     #: what a user gives for it
-    symmetry = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
+    symmetry = SYMMETRY
 
 
 @pytest.fixture(scope="session")
 def chip(tmp_path_factory) -> Chip:
     """24 images of 0.2 Mpx in data files of eight, nine of them with one strong lysozyme crystal."""
-    import warnings
-
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("chip")
-    wanted = p.SimulationParameters(
-        n_images=24,
-        seed=5,
-        hit_rate=0.6,
-        lattices=(1.0,),
-        crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
-        detector=p.DetectorParameters("pilatus200k", 75.0),
-        header=p.HeaderParameters((0.1, -0.05), 0.0),
-        output=p.OutputParameters(folder / "lyso.nxs", images_per_file=8, compression="gzip"),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        truths = simulate(wanted, SerialCommunicator())
-    assert truths is not None
+    header = HeaderParameters((0.1, -0.05), 0.0)
+    truths = small_chip(folder / "lyso.nxs", n_images=24, seed=5, hit_rate=0.6, header=header)
     return Chip(folder / "lyso.nxs", folder / "truth.expt", tuple(t.index for t in truths if t.lattices))
+
+
+@pytest.fixture(scope="session")
+def stills(tmp_path_factory) -> Stills:
+    """24 stills of 0.2 Mpx, half of them hits with one lattice."""
+    return Stills.simulated(tmp_path_factory.mktemp("simulated") / "x.nxs")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stills, tmp_path_factory) -> dict[str, tuple]:
+    """The reflection files of a run that nobody interrupted."""
+    directory = tmp_path_factory.mktemp("undisturbed") / "run"
+    assert stills.run(directory, nproc=1) == 0
+    return reflections(directory)

@@ -7,11 +7,11 @@ import os
 import shlex
 import shutil
 import signal
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_chips import SYMMETRY, small_chip
 from support import Finished, run_mpi, ssx_mpi
 
 from ssx_mpi.stages.stills import StillProcessor
@@ -214,7 +214,7 @@ class TestReduction:
         assert state(folder)[str(path)] == before
         assert numbers(folder)["reduction"] == numbers(done)["reduction"]
         # a file that was lost, and a reduction that did not come to its end
-        for lost in (path, folder / "data_reduction" / "reduction.json"):
+        for lost in (path, folder / "LogFiles" / "ssx_mpi.reduce.json"):
             lost.unlink()
             job = again(chip, folder)
             assert job.status == 0, job.text
@@ -239,7 +239,7 @@ class TestReduction:
         from ssx_mpi.reduction import pipeline
 
         folder = copied(done, tmp_path)
-        (folder / "data_reduction" / "reduction.json").unlink()
+        (folder / "LogFiles" / "ssx_mpi.reduce.json").unlink()
         work = getattr(pipeline, at)
 
         def signal_and_work(*arguments):
@@ -252,7 +252,7 @@ class TestReduction:
         assert job.status == 75, job.text
         assert "Stopped on request (SIGTERM)" in job.out
         assert numbers(folder)["state"] == "stopped"
-        assert not (folder / "data_reduction" / "reduction.json").exists()
+        assert not (folder / "LogFiles" / "ssx_mpi.reduce.json").exists()
         assert not list(folder.rglob("*.partial*"))
         job = again(chip, folder)
         assert job.status == 0, job.text
@@ -261,7 +261,7 @@ class TestReduction:
 
     def test_no_time_left_after_the_last_image(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
-        (folder / "data_reduction" / "reduction.json").unlink()
+        (folder / "LogFiles" / "ssx_mpi.reduce.json").unlink()
         job = again(chip, folder, "time_limit=0:00:00")
         assert job.status == 75, job.text
         assert "Stopped ahead of the time limit" in job.out
@@ -293,7 +293,7 @@ class TestReduction:
         assert job.status == 0, job.text
         reduction = numbers(folder)["reduction"]
         assert reduction["merged"]["merged"]["n_uniq"] > 1000
-        assert "error_model" not in reduction
+        assert reduction["scaling"] is None
         assert (folder / "DataFiles" / "scaled.refl").is_file()
         assert not (folder / "DataFiles" / "scaled_1.refl").exists()
 
@@ -530,20 +530,8 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory) -> Path:
     """Folder of three CBF images without a crystal."""
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("noise")
-    wanted = p.SimulationParameters(
-        n_images=3,
-        hit_rate=0.0,
-        detector=p.DetectorParameters("pilatus200k", 75.0),
-        output=p.OutputParameters(folder / "noise_###.cbf", "cbf"),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        simulate(wanted, SerialCommunicator())
+    small_chip(folder / "noise_###.cbf", n_images=3, hit_rate=0.0)
     return folder
 
 
@@ -663,31 +651,15 @@ def test_spots_are_found_once_for_beam_centre_and_first_crystals(chip, tmp_path,
 @pytest.fixture(scope="module")
 def cbf_files(tmp_path_factory) -> Path:
     """Folder of six CBF files, each with a strong crystal."""
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("cbf")
-    simulate(
-        p.SimulationParameters(
-            n_images=6,
-            seed=5,
-            hit_rate=1.0,
-            lattices=(1.0,),
-            crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
-            detector=p.DetectorParameters("pilatus200k", 75.0),
-            output=p.OutputParameters(folder / "lyso.cbf", format="cbf"),
-        ),
-        SerialCommunicator(),
-    )
+    small_chip(folder / "lyso.cbf", n_images=6, seed=5, hit_rate=1.0)
     return folder
 
 
 class TestDamagedFirstImages:
     def process(self, folder: Path, out: Path) -> Finished:
         truth = f"reference_geometry={folder / 'truth.expt'}"
-        symmetry = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
-        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *symmetry, truth, f"output.directory={out}")
+        return ssx_mpi(f"template={folder}/lyso_#####.cbf", *SYMMETRY, truth, f"output.directory={out}")
 
     def test_they_are_counted_and_left_out(self, cbf_files, tmp_path):
         folder = shutil.copytree(cbf_files, tmp_path / "images")

@@ -9,7 +9,7 @@ import pytest
 from ssx_mpi import params
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.params import CrystalSelection, Source
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.user_input import InputError
 
 

@@ -54,23 +54,25 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     watch
         Of this rank; tells when to stop. None never does.
     """
+    from ssx_mpi import reduction_parameters
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
-    from ssx_mpi.records.files import StorageError
-    from ssx_mpi.reduction import loading, parameters, pipeline
-    from ssx_mpi.reduction.errors import InputError, NothingLeftError
-    from ssx_mpi.user_input import PathReader
+    from ssx_mpi.records.files import StorageError, storing
+    from ssx_mpi.reduction import loading, step
+    from ssx_mpi.user_input import InputError, PathReader
 
     try:
-        params, files = _parse(args, PHIL + parameters.REDUCTION_PHIL)
+        params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     folder = Path(params.output.folder).absolute()
-    if comm.rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        _log_to(folder / params.output.log)
     try:
-        settings = parameters.from_phil(params, PathReader(Path.cwd()))
+        if comm.rank == 0:
+            with storing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with storing(folder / params.output.log):
+                _log_to(folder / params.output.log)
+        settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],
             [Path(name).absolute() for name in params.input.directory if name],
@@ -79,19 +81,19 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         if watch is not None:
             watch.together(comm)
         stoppable = comm if watch is None else StoppableCommunicator(comm, watch.stopping)
-        summary = pipeline.reduce(stoppable, sources, settings, folder)
+        numbers = step.reduce_files(stoppable, sources, settings, folder)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
-    except NothingLeftError as error:
-        return _refuse(comm, error, NO_CRYSTALS)
     except StorageError as error:
         return end_unwritten(comm, error)
     except StopRequested:
         if comm.rank == 0 and watch is not None:
             logger.info("Stopped %s: the same command begins the reduction anew", watch.reason or "on request")
         return STOPPED
+    if numbers["state"] != "done":
+        return _refuse(comm, numbers["reason"], NO_CRYSTALS)
     if comm.rank == 0:
-        for what, number in summary.fates.items():
+        for what, number in numbers["crystals"].items():
             logger.info("%7d crystals %s", number, what)
         logger.info("merged intensities: %s", folder / "DataFiles" / "merged.mtz")
     return 0
@@ -114,8 +116,7 @@ def _parse(args: list[str], phil: str):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
-    from ssx_mpi.reduction.errors import InputError
-    from ssx_mpi.user_input import unknown_parameter
+    from ssx_mpi.user_input import InputError, unknown_parameter
 
     parser = ArgumentParser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
@@ -144,7 +145,7 @@ def _log_to(path: Path) -> None:
     logger.setLevel(logging.INFO)
 
 
-def _refuse(comm: Communicator, error: Exception, code: int) -> int:
+def _refuse(comm: Communicator, error: Exception | str, code: int) -> int:
     if comm.rank == 0:
         # to the file of the log, once there is one; without handlers logging would say it a second time
         if logger.handlers:

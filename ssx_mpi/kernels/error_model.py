@@ -27,7 +27,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ssx_mpi.kernels._library import array, c_double, c_int64, declare
-from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Noise, Scales, crystals
 
 # of m / sigma; an octave and a half or so each, the first bin holds what is expected to be weak or absent
@@ -55,15 +54,7 @@ class Deviations:
         return math.sqrt(np.sum(self.number * self.rms**2) / total) if total else float("nan")
 
 
-def deviation_sums(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    noise: Noise,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-) -> np.ndarray:
+def deviation_sums(data: Indexed, scales: Scales, noise: Noise, merged: Merged) -> np.ndarray:
     """Sums per bin of :data:`BIN_EDGES`, which add up over ranks.
 
     Returns
@@ -73,8 +64,8 @@ def deviation_sums(
     """
     sums = np.zeros((len(BIN_EDGES), len(OFFSET_EDGES), 6))
     _deviations(
-        *crystals(observations, indexed, include, scales, d_star_sq),
-        observations.variance,
+        *crystals(data, scales),
+        data.observations.variance,
         merged.intensity,
         merged.weight,
         *noise.squares(),

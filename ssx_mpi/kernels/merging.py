@@ -23,12 +23,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssx_mpi.kernels._library import array, declare
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Scales, crystals
 
 _MIN_FOR_CORRELATION = 3
 # a correlation of 10 numbers has a standard error of 0.3 where there is none
 _MIN_PAIRS = 10
+# reflections in a shell by which the resolution is estimated, at least
+_PER_SHELL = 40
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,19 @@ class Shells:
 
 
 def resolution_shells(
-    d_star_sq: np.ndarray, n_shells: int, d_min: float | None = None, d_max: float | None = None
+    d_star_sq: np.ndarray,
+    n_shells: int,
+    d_min: float | None = None,
+    d_max: float | None = None,
+    seen: np.ndarray | None = None,
 ) -> Shells:
     """Shells between resolution limits, by default those of the table of unique reflections.
+
+    Parameters
+    ----------
+    seen
+        (n_unique,) bool, the reflections of which each shell has the same number and at least 40, up to the last of
+        them; all by default.
 
     Raises
     ------
@@ -70,14 +82,14 @@ def resolution_shells(
         inside &= d_star_sq <= 1.0 / d_min**2 * (1 + 1e-9)
     if d_max is not None:
         inside &= d_star_sq >= 1.0 / d_max**2 * (1 - 1e-9)
-    ordered = np.sort(d_star_sq[inside])
+    ordered = np.sort(d_star_sq[inside if seen is None else inside & seen])
     if not len(ordered):
         raise ValueError(f"no reflection between {d_max} and {d_min} angstrom")
-    n_shells = max(1, min(n_shells, len(ordered)))
+    n_shells = max(1, min(n_shells, len(ordered) if seen is None else len(ordered) // _PER_SHELL))
     cuts = ordered[(len(ordered) * np.arange(1, n_shells)) // n_shells]
     edges = np.concatenate([ordered[:1], cuts, ordered[-1:]])
     number = np.searchsorted(edges[1:-1], d_star_sq, side="right")
-    return Shells(edges, np.where(inside, number, -1))
+    return Shells(edges, np.where(inside & (d_star_sq <= ordered[-1]), number, -1))
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,6 @@ class ShellStatistics:
     mean_i_over_sigma: np.ndarray
     cc_half: np.ndarray
     cc_half_sd: np.ndarray
-    n_in_both_halves: np.ndarray
     r_split: np.ndarray
     r_split_sd: np.ndarray
     r_factors: RFactors
@@ -150,7 +161,6 @@ class HalfSets:
     cc_half: np.ndarray
     r_split: np.ndarray
     cc_anom: np.ndarray
-    pairs: np.ndarray
 
 
 def half_set(crystal_number: np.ndarray, repeat: int) -> np.ndarray:
@@ -180,8 +190,7 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
 
     Returns
     -------
-    cc_half, r_split, cc_anom, pairs : (n_shells + 1,) float64 each, the last for all shells together
-        `pairs` is the number of reflections that both half-sets have.
+    cc_half, r_split, cc_anom : (n_shells + 1,) float64 each, the last for all shells together
     """
     one, two = Merged.from_sums(first), Merged.from_sums(second)
     both = (one.weight > 0) & (two.weight > 0)
@@ -191,7 +200,7 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
     r_split = _ratio(with_total(shells.sum(difference)), np.sqrt(2.0) * with_total(shells.sum(mean)))
     paired = np.all(first[1] > 0, axis=1) & np.all(second[1] > 0, axis=1)
     cc_anom = shell_correlation(_anomalous_difference(first), _anomalous_difference(second), paired, shells)
-    return cc_half, r_split, cc_anom, with_total(shells.sum(both.astype(float)))
+    return cc_half, r_split, cc_anom
 
 
 def shell_correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray, shells: Shells) -> np.ndarray:
@@ -256,7 +265,6 @@ def statistics(
         mean_i_over_sigma=_ratio(total(ratio), n_unique),
         cc_half=_mean(halves.cc_half),
         cc_half_sd=_spread(halves.cc_half),
-        n_in_both_halves=_mean(halves.pairs),
         r_split=_mean(halves.r_split),
         r_split_sd=_spread(halves.r_split),
         r_factors=r_factors(scatter, shells),
@@ -280,26 +288,17 @@ def r_factors(scatter: Scatter, shells: Shells) -> RFactors:
     return RFactors(ratio(np.ones(len(n))), ratio(np.sqrt(n / excess)), ratio(np.sqrt(1 / excess)))
 
 
-def moments(
-    observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales, d_star_sq: np.ndarray
-) -> np.ndarray:
+def moments(data: Indexed, scales: Scales) -> np.ndarray:
     """Number, sum and sum of squares of the scaled observations of each unique reflection: (n_unique, 3)."""
-    sums = np.zeros((len(d_star_sq), 3))
-    _moments(*crystals(observations, indexed, include, scales, d_star_sq), sums)
+    sums = np.zeros((len(data.d_star_sq), 3))
+    _moments(*crystals(data, scales), sums)
     return sums
 
 
-def absolute_deviations(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-) -> np.ndarray:
+def absolute_deviations(data: Indexed, scales: Scales, merged: Merged) -> np.ndarray:
     """Sum of the absolute deviations of scaled observations from the merged intensity, (n_unique,)."""
-    sums = np.zeros(len(d_star_sq))
-    _absolute(*crystals(observations, indexed, include, scales, d_star_sq), merged.intensity, sums)
+    sums = np.zeros(len(data.d_star_sq))
+    _absolute(*crystals(data, scales), merged.intensity, sums)
     return sums
 
 
@@ -331,68 +330,88 @@ def cc_half_sigma_tau(moment: np.ndarray, unit: np.ndarray) -> tuple[float, np.n
     return float(_sigma_tau(sums)), sums
 
 
-def delta_cc_half(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    moment: np.ndarray,
-    unit: np.ndarray,
-    d_star_sq: np.ndarray,
-) -> np.ndarray:
+def delta_cc_half(data: Indexed, scales: Scales, moment: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """CC1/2 of all crystals minus CC1/2 without the crystal, in percent, (n_crystals,): negative for harmful ones.
 
     Parameters are those of :func:`cc_half_sigma_tau` and :func:`moments`. Costs one pass over the observations.
     """
-    changes = np.zeros((observations.n_crystals, 4))
-    _leave_out(*crystals(observations, indexed, include, scales, d_star_sq), moment, unit, changes)
+    changes = np.zeros((data.observations.n_crystals, 4))
+    _leave_out(*crystals(data, scales), moment, unit, changes)
     whole, sums = cc_half_sigma_tau(moment, unit)
     return 100 * (whole - _sigma_tau((sums + changes).T))
 
 
-def resolution_estimate(
-    shell_s_sq: np.ndarray, cc_half: np.ndarray, pairs: np.ndarray, cutoff: float = 0.3
-) -> float | None:
-    """Resolution where a smooth curve through CC1/2 falls to a cutoff.
+def expected_cc_half(sums: np.ndarray, shells: Shells) -> tuple[np.ndarray, np.ndarray]:
+    r"""CC1/2 to be expected of the reflections that were observed once: (n_shells,), and their number.
 
-    The curve is :math:`\\frac12 (1 - \\tanh((s^2 - s_0^2) / r))`, fitted by least squares over a grid of both
-    parameters and refined around the best; it uses every shell, so that one noisy shell does not decide. A shell counts
-    by the number of reflections that both half-sets have, the inverse variance of a correlation; where these are too
-    few for a correlation to mean anything, there is no estimate.
+    Nobody can see how two observations of them agree, but intensities and sigmas tell: true intensities that follow
+    Wilson's distribution with the mean :math:`\Sigma` have the variance :math:`\Sigma^2`, and two observations of
+    variance v the correlation :math:`\Sigma^2 / (\Sigma^2 + v)`.
+    """
+    merged, number = Merged.from_sums(sums), sums[2].sum(axis=1)
+    seen, once = merged.weight > 0, (merged.weight > 0) & (number < 1.5)
+    mean = np.maximum(_ratio(shells.sum(np.where(seen, merged.intensity, 0.0)), shells.sum(seen.astype(float))), 0.0)
+    variance = np.divide(1.0, merged.weight, out=np.zeros_like(merged.weight), where=once)
+    n_once = shells.sum(once.astype(float))
+    return _ratio(mean**2, mean**2 + _ratio(shells.sum(variance), n_once)), n_once
+
+
+def resolution_estimate(
+    sums: np.ndarray, halves: HalfSets, shells: Shells, d_star_sq: np.ndarray, cutoff: float = 0.3
+) -> float | None:
+    r"""Resolution where a smooth curve through CC1/2 falls to a cutoff.
+
+    Where the mean intensity falls off exponentially with :math:`s^2 = d^{*2}` over a constant noise, the correlation is
+
+    .. math:: CC(s^2) = \left[\frac1p + \exp\frac{s^2 - s_0^2}{r}\right]^{-1},
+
+    with errors in proportion to the intensity in :math:`p \le 1`. It is fitted by least squares to all shells, so that
+    one noisy shell does not decide. Each reflection counts once: one that was observed twice or more in the agreement
+    of half-sets, one observed once in what :func:`expected_cc_half` says. Sparse data have hardly any of the former,
+    least of all in the shells that matter.
 
     Parameters
     ----------
-    shell_s_sq
-        (n,) mean d*^2 of the shells.
-    cc_half
-        (n,); nan where unknown.
-    pairs
-        (n,) reflections from which each CC1/2 was computed.
+    sums
+        (3, n_unique, 2) of :func:`ssx_mpi.kernels.scaling.accumulate`.
+    d_star_sq
+        (n_unique,) in 1/angstrom^2.
 
     Returns
     -------
     d_min : float or None
-        None where the curve stays above the cutoff within the data, or nothing can be said.
+        None where the curve stays above the cutoff, or below it, within the data, or nothing can be said.
     """
-    known = np.isfinite(cc_half) & (pairs >= _MIN_PAIRS)
+    number = sums[2].sum(axis=1)
+    expected, n_once = expected_cc_half(sums, shells)
+    twice, seen = (number > 1.5).astype(float), d_star_sq[(number > 0.5) & (shells.number >= 0)]
+    s_sq = np.concatenate(
+        [_ratio(shells.sum(where * d_star_sq), shells.sum(where)) for where in (twice, (number > 0.5) - twice)]
+    )
+    cc, weight = np.concatenate([_mean(halves.cc_half)[:-1], expected]), np.concatenate([shells.sum(twice), n_once])
+    known = np.isfinite(cc) & np.isfinite(s_sq) & (weight >= _MIN_PAIRS)
     if np.count_nonzero(known) < _MIN_FOR_CORRELATION:
         return None
-    s_sq, cc, weight = shell_s_sq[known], cc_half[known], pairs[known]
+    at = _where_curve_falls(s_sq[known], cc[known], weight[known], cutoff)
+    return float(at**-0.5) if seen.min() < at < seen.max() else None
+
+
+def _where_curve_falls(s_sq: np.ndarray, cc: np.ndarray, weight: np.ndarray, cutoff: float) -> float:
+    # least squares over grids of the three parameters, each finer than the one before and around its best
     low, high = s_sq.min(), s_sq.max()
     extent = max(high - low, 1e-9)
-    centre, width = (low - extent, high + 2 * extent), (0.02 * extent, 5 * extent)
+    lowest = 0.5 * (1.0 + cutoff)
+    centre, width, plateau = (low - extent, high + 2 * extent), (0.01 * extent, 2 * extent), (lowest, 1.0)
     for _ in range(6):
-        s0, r = np.meshgrid(np.linspace(*centre, 41), np.geomspace(*width, 41), indexing="ij")
-        curve = 0.5 * (1 - np.tanh((s_sq - s0[..., None]) / r[..., None]))
-        best = np.unravel_index(np.argmin(np.sum(weight * (curve - cc) ** 2, axis=-1)), s0.shape)
-        step = (centre[1] - centre[0]) / 20
-        factor = (width[1] / width[0]) ** (1 / 20)
-        centre = (s0[best] - step, s0[best] + step)
-        width = (r[best] / factor, r[best] * factor)
-    at = float(s0[best] + r[best] * np.arctanh(1 - 2 * cutoff))
-    if at >= high:
-        return None
-    return float(max(at, low) ** -0.5)
+        s0, r, p = np.meshgrid(np.linspace(*centre, 31), np.geomspace(*width, 25), np.linspace(*plateau, 9))
+        exponent = np.clip((s_sq - s0[..., None]) / r[..., None], -50.0, 50.0)
+        misfit = np.sum(weight * (1.0 / (1.0 / p[..., None] + np.exp(exponent)) - cc) ** 2, axis=-1)
+        best = np.unravel_index(np.argmin(misfit), misfit.shape)
+        step, factor = (centre[1] - centre[0]) / 12, (width[1] / width[0]) ** 0.1
+        centre, width = (s0[best] - step, s0[best] + step), (r[best] / factor, r[best] * factor)
+        step = (plateau[1] - plateau[0]) / 4
+        plateau = (max(p[best] - step, lowest), min(p[best] + step, 1.0))
+    return float(s0[best] + r[best] * np.log(1.0 / cutoff - 1.0 / p[best]))
 
 
 def with_total(per_shell: np.ndarray) -> np.ndarray:
@@ -410,7 +429,7 @@ def _sigma_tau(sums: np.ndarray) -> np.ndarray:
     n, y, yy, e = sums
     n = np.maximum(n, 1)
     variance, error = yy / n - (y / n) ** 2, e / n
-    return (variance - error) / (variance + error)
+    return _ratio(variance - error, variance + error)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -48,7 +48,7 @@ Beaton & Tukey (1974). Technometrics 16, 147: iteratively reweighted least squar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import erfcx
@@ -153,10 +153,27 @@ class Merged:
 
 @dataclass(frozen=True)
 class Indexed:
-    """Where the observations belong: unique reflection (int32, -1 for none) and Friedel mate (uint8), (n,) each."""
+    """Observations, where they belong, and the crystals that take part.
 
+    Parameters
+    ----------
+    d_star_sq
+        (n_unique,) float64 of the unique reflections, in 1/angstrom^2.
+    unique, minus
+        (n,) int32 and uint8: unique reflection of each observation, -1 for none, and which Friedel mate it is.
+    include
+        (n_crystals,) bool.
+    """
+
+    observations: Observations
+    d_star_sq: np.ndarray
     unique: np.ndarray
     minus: np.ndarray
+    include: np.ndarray
+
+    def only(self, include: np.ndarray) -> Indexed:
+        """The same with other crystals that take part."""
+        return replace(self, include=include)
 
 
 @dataclass(frozen=True)
@@ -236,26 +253,14 @@ def _grids(merged: Merged, noise: Noise, largest: Largest) -> tuple[np.ndarray, 
 
 
 def accumulate(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    noise: Noise,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-    bound: float,
-    largest: Largest | None = None,
+    data: Indexed, scales: Scales, noise: Noise, merged: Merged, bound: float, largest: Largest | None = None
 ) -> np.ndarray:
     """Sums that make merged intensities.
 
     Parameters
     ----------
-    include
-        (n_crystals,) bool, the crystals to take.
     merged
         Of the round before: they give the variances, and where they have counts they find the outliers.
-    d_star_sq
-        (n_unique,) in 1/angstrom^2.
     bound
         Normalised deviation beyond which an observation loses weight; 0 for never.
     largest
@@ -267,16 +272,16 @@ def accumulate(
         Numerator, weight and number of observations per unique reflection, apart for the reflection and its Friedel
         mate. Sums of several ranks add up, exactly.
     """
-    sums = np.zeros((3, 2 * len(d_star_sq)))
+    sums = np.zeros((3, 2 * len(data.d_star_sq)))
     _accumulate(
-        *crystals(observations, indexed, include, scales, d_star_sq),
-        indexed.minus,
-        observations.variance,
+        *crystals(data, scales),
+        data.minus,
+        data.observations.variance,
         merged.intensity,
         merged.numbers(),
         *noise.squares(),
         bound,
-        *_grids(merged, noise, largest or Largest.of(observations)),
+        *_grids(merged, noise, largest or Largest.of(data.observations)),
         *sums,
     )
     return sums.reshape(3, -1, 2)
@@ -342,14 +347,11 @@ class Restraints:
 
 
 def scale_equations(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     scales: Scales,
     noise: Noise,
     merged: Merged,
     expectation: Expectation,
-    d_star_sq: np.ndarray,
     bound: float,
     restraints: Restraints,
 ) -> Equations:
@@ -362,13 +364,13 @@ def scale_equations(
     expectation
         What the scales are fitted to.
     """
-    n, n_knots = observations.n_crystals, len(scales.trend.knots)
+    n, n_knots = data.observations.n_crystals, len(scales.trend.knots)
     own, own_gradient, cross = np.zeros((n, 3, 3)), np.zeros((n, 3)), np.zeros((n, 3, n_knots))
     common = np.zeros((n, n_knots, n_knots + 1))
     used = np.empty(n, dtype=np.int64)
     _scale_equations(
-        *crystals(observations, indexed, include, scales, d_star_sq),
-        observations.variance,
+        *crystals(data, scales),
+        data.observations.variance,
         merged.intensity,
         merged.numbers(),
         expectation.value,
@@ -376,7 +378,7 @@ def scale_equations(
         *noise.squares(),
         bound,
         n_knots,
-        *scales.trend.place(d_star_sq),
+        *scales.trend.place(data.d_star_sq),
         own,
         own_gradient,
         cross,
@@ -413,49 +415,45 @@ def stepped(scales: Scales, steps: np.ndarray, of_trend: np.ndarray) -> Scales:
     return Scales(log_k, b_factor, width, trend, scales.max_offset)
 
 
-def refined_offsets(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
+def refined_offsets(data: Indexed, scales: Scales) -> np.ndarray:
     """Squared offset of each observation over the refined variance of its reflection, (n,) float64."""
-    width = scales.width[observations.crystal()] + scales.trend.at(d_star_sq)[indexed.unique]
-    return observations.offset_sq * np.exp(-width)
+    width = scales.width[data.observations.crystal()] + scales.trend.at(data.d_star_sq)[data.unique]
+    return data.observations.offset_sq * np.exp(-width)
 
 
-def scale_factors(observations: Observations, indexed: Indexed, scales: Scales, d_star_sq: np.ndarray) -> np.ndarray:
+def scale_factors(data: Indexed, scales: Scales) -> np.ndarray:
     """g of each observation, (n,) float64; dividing the intensity by it puts it on the common scale."""
-    crystal, of_unique = observations.crystal(), indexed.unique
-    width = scales.width[crystal] + scales.trend.at(d_star_sq)[of_unique]
+    crystal, of_unique = data.observations.crystal(), data.unique
+    width = scales.width[crystal] + scales.trend.at(data.d_star_sq)[of_unique]
     return np.exp(
         scales.log_k[crystal]
-        - 0.5 * scales.b_factor[crystal] * d_star_sq[of_unique]
-        + 0.5 * (observations.offset_sq * (1.0 - np.exp(-width)) - width)
+        - 0.5 * scales.b_factor[crystal] * data.d_star_sq[of_unique]
+        + 0.5 * (data.observations.offset_sq * (1.0 - np.exp(-width)) - width)
     )
 
 
-def variances(
-    observations: Observations, indexed: Indexed, scales: Scales, noise: Noise, merged: Merged, d_star_sq: np.ndarray
-) -> np.ndarray:
+def variances(data: Indexed, scales: Scales, noise: Noise, merged: Merged) -> np.ndarray:
     """v of each observation by the error model, (n,) float64, before the scale factor is divided out."""
-    g = scale_factors(observations, indexed, scales, d_star_sq)
-    expected = g * np.maximum(merged.intensity[indexed.unique], 0.0)
-    relative = noise.b**2 + noise.c**2 * refined_offsets(observations, indexed, scales, d_star_sq)
-    return noise.a**2 * (observations.variance + relative * expected**2)
+    expected = scale_factors(data, scales) * np.maximum(merged.intensity[data.unique], 0.0)
+    relative = noise.b**2 + noise.c**2 * refined_offsets(data, scales)
+    return noise.a**2 * (data.observations.variance + relative * expected**2)
 
 
-def crystals(
-    observations: Observations, indexed: Indexed, include: np.ndarray, scales: Scales, d_star_sq: np.ndarray
-) -> tuple:
+def crystals(data: Indexed, scales: Scales) -> tuple:
     """The first arguments of every compiled loop over crystals, of the types :data:`CRYSTALS`."""
+    observations = data.observations
     return (
         observations.n_crystals,
         observations.start,
-        np.ascontiguousarray(include, dtype=np.uint8),
-        indexed.unique,
+        np.ascontiguousarray(data.include, dtype=np.uint8),
+        data.unique,
         observations.intensity,
         observations.offset_sq,
         scales.log_k,
         scales.b_factor,
         scales.width,
-        d_star_sq,
-        scales.trend.at(d_star_sq),
+        data.d_star_sq,
+        scales.trend.at(data.d_star_sq),
         scales.max_offset,
     )
 

@@ -7,10 +7,8 @@ import numpy as np
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.sums import exact_sum
 
-# a residual that grows by this factor means that the history misleads
-_GROWTH = 2.0
-# of the largest diagonal element: differences that say no more than the ones before are left out
-_CONDITION = 1e-9
+# penalty on the squares of the coefficients, over that of the step: the last tenth of it is not worth large ones
+_PENALTY = 1e-2
 
 
 class Acceleration:
@@ -18,11 +16,14 @@ class Acceleration:
 
     The last steps G(x) - x tell how the iteration goes on; the combination of the last states for which the steps
     cancel best is nearer to the end than the last state. Every rank has its part of the state; inner products, a few
-    numbers, are summed over the ranks.
+    numbers, are summed over the ranks. Where G has kinks and steps, as from weights of outliers and observations that
+    come and go, large coefficients lead far away: they are penalised, and the history is dropped when a step is longer
+    than one before.
 
     References
     ----------
     Anderson (1965). J. ACM 12, 547. Walker & Ni (2011). SIAM J. Numer. Anal. 49, 1715.
+    Scieur, d'Aspremont & Bach (2020). Math. Program. 179, 47: the penalty, in proportion to the squared step.
     """
 
     def __init__(self, comm: Communicator, depth: int = 6) -> None:
@@ -47,19 +48,18 @@ class Acceleration:
             zero on all but one.
         """
         size = float(exact_sum(self._comm, step[:, None] ** 2)[0])
-        if size > _GROWTH**2 * self._size:
+        if size > self._size:
             self.forget()
         self._size = min(size, self._size)
         self._states = [*self._states[-self._depth :], state]
         self._steps = [*self._steps[-self._depth :], step]
-        if len(self._steps) == 1:
+        if len(self._steps) == 1 or size == 0:
             return state
         differences = np.diff(np.array(self._steps), axis=0)
         products = differences[:, None] * np.concatenate([differences, step[None]])
         inner = exact_sum(self._comm, products.reshape(-1, len(step)).T).reshape(products.shape[:2])
         matrix, right = inner[:, :-1], inner[:, -1]
-        ridge = _CONDITION * np.max(np.diag(matrix)) * np.eye(len(matrix))
-        share = np.linalg.solve(matrix + ridge, right) if ridge.any() else np.zeros(len(right))
+        share = np.linalg.solve(matrix + _PENALTY * size * np.eye(len(matrix)), right)
         for part, difference in zip(share, np.diff(np.array(self._states), axis=0)):
             state = state - part * difference
         return state

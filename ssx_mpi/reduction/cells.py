@@ -9,28 +9,10 @@ import numpy as np
 from ssx_mpi.kernels import cell_clusters
 from ssx_mpi.kernels.cell_clusters import CellCluster
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction_parameters import CellFilter
 
 _SAMPLE = 1000
 _BISECTIONS = 52
-
-
-@dataclass(frozen=True)
-class CellFilter:
-    """Parameters of the filter; lengths in angstrom, angles in degrees.
-
-    Parameters
-    ----------
-    central
-        Cell to measure from; None for the median.
-    threshold
-        Distance in G6 (square angstrom) that links cells into clusters, of which the most populous is kept; None for
-        tolerances alone.
-    """
-
-    length_tolerance: float | None = 1.0
-    angle_tolerance: float | None = 1.0
-    central: tuple[float, ...] | None = None
-    threshold: float | None = None
 
 
 @dataclass(frozen=True)

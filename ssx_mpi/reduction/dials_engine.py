@@ -12,7 +12,7 @@ from ssx_mpi.reduction import output
 from ssx_mpi.reduction.crystals import Fate
 from ssx_mpi.reduction.errors import raise_together
 from ssx_mpi.reduction.job import Job, logger
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import dials_reduction
 
 COSYM_CRYSTALS = 500

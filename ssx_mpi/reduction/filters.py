@@ -8,21 +8,20 @@ import numpy as np
 
 from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import Shells
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction import scale
 from ssx_mpi.reduction.crystals import Fate
-from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.scale import Scaled
+from ssx_mpi.reduction_parameters import ReductionParameters
 
 logger = logging.getLogger(__name__)
 
 
 def filter_crystals(
     comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
+    data: Indexed,
     fate: np.ndarray,
     scaled: Scaled,
     unique: UniqueReflections,
@@ -42,12 +41,12 @@ def filter_crystals(
 
     def again() -> Scaled:
         return scale.scale(
-            comm, observations, indexed, fate == Fate.KEPT, unique, scaled.scales, scaled.merged.intensity,
-            parameters.scaling, scaled.noise,
+            comm, data.only(fate == Fate.KEPT), unique, scaled.scales, scaled.merged.intensity, parameters.scaling,
+            scaled.noise,
         )  # fmt: skip
 
     if how.i_over_sigma:
-        weak = mean_i_over_sigma(observations, indexed, scaled.scales, scaled.noise, scaled.merged, unique.d_star_sq)
+        weak = mean_i_over_sigma(data, scaled.scales, scaled.noise, scaled.merged)
         gone = (fate == Fate.KEPT) & (weak < how.min_i_over_sigma)
         fate[gone] = Fate.I_SIGMA
         number = comm.sum(np.array([np.count_nonzero(gone)]))[0]
@@ -58,7 +57,7 @@ def filter_crystals(
         n_start = comm.sum(np.array([np.count_nonzero(fate == Fate.KEPT)]))[0]
         removed = 0
         for cycle in range(how.max_cycles):
-            delta = _delta_cc_half(comm, observations, indexed, fate == Fate.KEPT, scaled, unique, shells)
+            delta = _delta_cc_half(comm, data.only(fate == Fate.KEPT), scaled, unique, shells)
             most = int(n_start * how.max_percent_removed / 100) - removed
             gone = _outliers(comm, delta, fate == Fate.KEPT, how.std_cutoff, most)
             number = int(comm.sum(np.array([np.count_nonzero(gone)]))[0])
@@ -71,31 +70,24 @@ def filter_crystals(
     return fate, scaled
 
 
-def mean_i_over_sigma(
-    observations: Observations, indexed: Indexed, scales: Scales, noise: Noise, merged: Merged, d_star_sq: np.ndarray
-) -> np.ndarray:
+def mean_i_over_sigma(data: Indexed, scales: Scales, noise: Noise, merged: Merged) -> np.ndarray:
     """Mean I/sigma of each crystal's observations, with the errors of the error model: (n_crystals,)."""
-    sigma = np.sqrt(scaling.variances(observations, indexed, scales, noise, merged, d_star_sq))
-    located = indexed.unique >= 0
+    observations = data.observations
+    sigma = np.sqrt(scaling.variances(data, scales, noise, merged))
+    located = data.unique >= 0
     crystal = observations.crystal()[located]
     total = np.bincount(crystal, (observations.intensity / sigma)[located], observations.n_crystals)
     return total / np.maximum(np.bincount(crystal, minlength=observations.n_crystals), 1)
 
 
 def _delta_cc_half(
-    comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scaled: Scaled,
-    unique: UniqueReflections,
-    shells: Shells,
+    comm: Communicator, data: Indexed, scaled: Scaled, unique: UniqueReflections, shells: Shells
 ) -> np.ndarray:
-    moment = comm.sum(merging.moments(observations, indexed, include, scaled.scales, unique.d_star_sq))
+    moment = comm.sum(merging.moments(data, scaled.scales))
     number = shells.sum((moment[:, 0] > 0).astype(float))
     mean = np.divide(moment[:, 1], moment[:, 0], out=np.zeros(len(unique)), where=moment[:, 0] > 0)
     unit = (shells.sum(mean) / np.maximum(number, 1))[shells.number] * unique.epsilon
-    return merging.delta_cc_half(observations, indexed, include, scaled.scales, moment, unit, unique.d_star_sq)
+    return merging.delta_cc_half(data, scaled.scales, moment, unit)
 
 
 def _outliers(comm: Communicator, delta: np.ndarray, include: np.ndarray, cutoff: float, most: int) -> np.ndarray:

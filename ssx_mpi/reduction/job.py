@@ -14,7 +14,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystals import FATE_TEXT, Crystals, Fate
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.loading import Loaded, Source
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages.reduction import Selection
 
 logger = logging.getLogger("ssx_mpi.reduction")

@@ -22,7 +22,7 @@ from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import loading, resolve, scale
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 
 _SHELLS = 10
@@ -128,11 +128,9 @@ class LiveMerge:
         if not include.any():
             return sums
         as_indexed = np.zeros(observations.n_crystals, dtype=np.int64)
-        indexed = resolve.index_in_settings(observations, unique, np.eye(3)[None], as_indexed)
-        scales, expected = scale.radial_means(
-            SerialCommunicator(), observations, indexed, include, unique, self._shells
-        )
-        crystal, row = observations.crystal(), indexed.unique
+        data = resolve.index_in_settings(observations, unique, np.eye(3)[None], as_indexed).only(include)
+        scales, expected = scale.radial_means(SerialCommunicator(), data, unique, self._shells)
+        crystal, row = observations.crystal(), data.unique
         use = (row >= 0) & include[crystal]
         crystal, row = crystal[use], row[use]
         g = np.exp(scales.log_k[crystal] - 0.5 * scales.b_factor[crystal] * unique.d_star_sq[row])

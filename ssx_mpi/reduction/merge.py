@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.sums import largest_of
+from ssx_mpi.reduction_parameters import MergingSettings
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,10 @@ class MergedData:
         (3, n_unique, 2) for each reflection and its Friedel mate, see :func:`ssx_mpi.kernels.scaling.accumulate`.
     half_sums
         Such sums of the two half-sets of the first repeat.
-    full, cut
-        Statistics of all data, and of those to the resolution limit.
+    cut
+        Statistics of the data to the resolution limit.
     d_min
-        The limit, in angstrom.
+        The limit, in angstrom, that of the data where they end before it.
     d_min_estimated
         Whether CC1/2 set it; otherwise it is the user's, or that of the data.
     n_crystals
@@ -36,7 +37,6 @@ class MergedData:
 
     sums: np.ndarray
     half_sums: tuple[np.ndarray, np.ndarray]
-    full: ShellStatistics
     cut: ShellStatistics
     d_min: float
     d_min_estimated: bool
@@ -47,33 +47,9 @@ class MergedData:
         return Merged.from_sums(self.sums)
 
 
-@dataclass(frozen=True)
-class MergingSettings:
-    """Parameters of merging.
-
-    Parameters
-    ----------
-    n_shells
-        Resolution shells of the tables.
-    repeats
-        Random splits into half-sets.
-    cc_half_cutoff
-        CC1/2 at which the resolution is cut; None keeps all.
-    robust_bound
-        Normalised deviation beyond which an observation loses weight.
-    """
-
-    n_shells: int = 20
-    repeats: int = 10
-    cc_half_cutoff: float | None = 0.3
-    robust_bound: float = 4.0
-
-
 def merge(
     comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     crystal_number: np.ndarray,
     scales: Scales,
     noise: Noise,
@@ -83,12 +59,10 @@ def merge(
     d_min: float | None = None,
     reference: Merged | None = None,
 ) -> MergedData:
-    """Merge the included crystals of all ranks. Collective.
+    """Merge the crystals of all ranks that take part, of those that were scaled together. Collective.
 
     Parameters
     ----------
-    include
-        (n_crystals,) bool; may be a part of the crystals that were scaled together.
     crystal_number
         (n_crystals,) int64 in the whole data set, which decides on half-sets.
     current
@@ -97,72 +71,49 @@ def merge(
     d_min
         Resolution limit given by the user; otherwise it is estimated.
     """
-    d_star_sq, bound, largest = unique.d_star_sq, settings.robust_bound, largest_of(comm, observations)
+    d_star_sq, bound, largest = unique.d_star_sq, settings.robust_bound, largest_of(comm, data.observations)
 
-    def accumulated(include: np.ndarray, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(
-            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound, largest)
-        )
+    def accumulated(data: Indexed, merged: Merged, bound: float) -> np.ndarray:
+        return comm.sum(scaling.accumulate(data, scales, noise, merged, bound, largest))
 
     blank = Merged(current.intensity, np.zeros(len(unique)))
-    own = Merged.from_sums(accumulated(include, blank, 0.0))
+    own = Merged.from_sums(accumulated(data, blank, 0.0))
     for _ in range(2):
-        sums = accumulated(include, own, bound)
+        sums = accumulated(data, own, bound)
         own = Merged.from_sums(sums)
 
     def halves(repeat: int) -> tuple[np.ndarray, np.ndarray]:
-        first = accumulated(include & merging.half_set(crystal_number, repeat), own, bound)
+        first = accumulated(data.only(data.include & merging.half_set(crystal_number, repeat)), own, bound)
         second = sums - first
         # what is left by subtraction of equal sums is rounding, not data
         second *= second[2] > 0.5
         return first, second
 
-    def statistics(shells: Shells) -> ShellStatistics:
+    def agreement(shells: Shells) -> HalfSets:
         # one split at a time: all of them together would be many times the merged data
         comparisons = [merging.compare_half_sets(*halves(repeat), shells) for repeat in range(settings.repeats)]
-        agreement = HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
-        return merging.statistics(sums, scatter, scatter_of_mates, agreement, unique, shells, reference)
+        return HalfSets(*(np.array(rows) for rows in zip(*comparisons)))
 
-    scatter = _scatter(comm, observations, indexed, include, scales, own, d_star_sq)
-    mates = Indexed(
-        np.where(indexed.unique < 0, -1, 2 * indexed.unique + indexed.minus).astype(np.int32), indexed.minus
-    )
+    scatter = _scatter(comm, data, scales, own)
+    of_mate = np.where(data.unique < 0, -1, 2 * data.unique + data.minus).astype(np.int32)
+    mates = replace(data, unique=of_mate, d_star_sq=np.repeat(d_star_sq, 2))
     weight = sums[1].ravel()
     intensity = np.divide(sums[0].ravel(), weight, out=np.zeros_like(weight), where=weight > 0)
-    scatter_of_mates = _scatter(
-        comm,
-        observations,
-        mates,
-        include,
-        scales,
-        Merged(intensity, weight),
-        np.repeat(d_star_sq, 2),
-    )
-    full_shells = merging.resolution_shells(d_star_sq, settings.n_shells)
-    full = statistics(full_shells)
+    scatter_of_mates = _scatter(comm, mates, scales, Merged(intensity, weight))
     estimated = None
     if d_min is None and settings.cc_half_cutoff is not None:
-        centres = 0.5 * (full_shells.edges[1:] + full_shells.edges[:-1])
+        populated = merging.resolution_shells(d_star_sq, settings.n_shells, seen=own.weight > 0)
         estimated = merging.resolution_estimate(
-            centres, full.cc_half[:-1], full.n_in_both_halves[:-1], settings.cc_half_cutoff
+            sums, agreement(populated), populated, d_star_sq, settings.cc_half_cutoff
         )
-    cut = full
-    if estimated is not None:
-        cut = statistics(merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated))
-    limit = d_min or estimated or float(full.d_min[-1])
-    number = int(comm.sum(np.array([np.count_nonzero(include)]))[0])
-    return MergedData(sums, halves(0), full, cut, limit, estimated is not None, number)
+    shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated)
+    cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
+    limit = estimated or max(d_min or 0.0, float(cut.d_min[-1]))
+    number = int(comm.sum(np.array([np.count_nonzero(data.include)]))[0])
+    return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
 
 
-def _scatter(
-    comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    scales: Scales,
-    merged: Merged,
-    d_star_sq: np.ndarray,
-) -> Scatter:
-    moments = comm.sum(merging.moments(observations, indexed, include, scales, d_star_sq))
-    absolute = comm.sum(merging.absolute_deviations(observations, indexed, include, scales, merged, d_star_sq))
+def _scatter(comm: Communicator, data: Indexed, scales: Scales, merged: Merged) -> Scatter:
+    moments = comm.sum(merging.moments(data, scales))
+    absolute = comm.sum(merging.absolute_deviations(data, scales, merged))
     return Scatter(moments[:, 0], moments[:, 1], absolute)

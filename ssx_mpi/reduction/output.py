@@ -12,12 +12,12 @@ import numpy as np
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
 from ssx_mpi.records.files import storing
+from ssx_mpi.reduction import crystfel
 from ssx_mpi.reduction.crystals import Crystals, Fate
+from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
 from ssx_mpi.reduction.loading import Source
-from ssx_mpi.report import crystfel
-from ssx_mpi.report.crystfel import CellType
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages.reduction import ScaledCrystal, Selection
 

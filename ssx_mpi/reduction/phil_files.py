@@ -12,7 +12,7 @@ from typing import Any
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import say
-from ssx_mpi.reduction.parameters import Exports, ReductionParameters
+from ssx_mpi.reduction_parameters import Exports, ReductionParameters
 from ssx_mpi.stages import dials_reduction
 
 # parameters of DIALS and the field of ours that is the same

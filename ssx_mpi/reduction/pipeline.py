@@ -26,16 +26,18 @@ from ssx_mpi.reduction import (
 )
 from ssx_mpi.reduction.crystals import FATE_TEXT, Fate
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.job import Frame, Job, require_some, say
+from ssx_mpi.reduction.job import Frame, Job, logger, require_some, say
 from ssx_mpi.reduction.loading import Loaded, Source
 from ssx_mpi.reduction.merge import MergedData, merge
-from ssx_mpi.reduction.parameters import ReductionParameters
 from ssx_mpi.reduction.results import Summary
 from ssx_mpi.reduction.scale import Scaled
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.report import merging as report
 from ssx_mpi.stages import reduction as stage
 
 _RADIAL_SHELLS = 20
+# CC1/2 of all reflections together; intensities that fall off with resolution alone give more
+_NO_SIGNAL = 0.3
 _FIRST_NOISE = Noise(a=1.0, b=0.1)
 
 
@@ -101,22 +103,19 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
             dials_engine.compare_with_cosym(job, setting, fate)
         if parameters.engine == "dials":
             dials_engine.scale_and_merge(job, setting, fate)
-            summary = _summary(job, fate, None, {}, how)
-            results.write_summary(job, summary)
-            return summary
+            return _summary(job, fate, None, {}, how)
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
         fate, scaled = _scale(job, indexed, fate, start)
     else:
         setting, margin = _one_setting(len(job.crystals))
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
-        scaled = scale.as_scaled(comm, job.observations, indexed, fate == Fate.KEPT, job.frame.unique, start.expected)
+        scaled = scale.as_scaled(comm, indexed.only(fate == Fate.KEPT), start.expected)
 
     merged = {}
     if "merge" in parameters.steps:
         merged = _merge(job, indexed, fate, scaled, reference, grouping)
     summary = _summary(job, fate, scaled, merged, how)
     results.write(job, summary, scaled, output.CrystalResults(scaled.scales, setting, margin, fate))
-    results.write_summary(job, summary)
     return summary
 
 
@@ -168,9 +167,8 @@ def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Sta
     n, frame = len(job.crystals), job.frame
     as_indexed = resolve.index_in_settings(job.observations, frame.unique, frame.settings, np.zeros(n, dtype=np.int64))
     scales, expected = scale.radial_means(
-        job.comm, job.observations, as_indexed, fate == Fate.KEPT, frame.unique, frame.shells,
-        job.parameters.scaling.widths,
-    )  # fmt: skip
+        job.comm, as_indexed.only(fate == Fate.KEPT), frame.unique, frame.shells, job.parameters.scaling.widths
+    )
     if previous is None:
         nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
         return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
@@ -250,30 +248,17 @@ def _say_settings(job: Job, resolved: resolve.Resolved, include: np.ndarray, und
 
 
 def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple[np.ndarray, Scaled]:
-    comm, unique, kept = job.comm, job.frame.unique, fate == Fate.KEPT
+    comm, unique, data = job.comm, job.frame.unique, indexed.only(fate == Fate.KEPT)
     require_some(comm, fate)
     scales, expected = start.scales, start.expected
     if start.current is not None:
         scales = scale.join_scales(
-            job.observations,
-            indexed,
-            kept,
-            scales,
-            start.earlier.scales,
-            start.known,
-            start.noise,
-            start.current,
-            expected,
-            unique,
+            data, scales, start.earlier.scales, start.known, start.noise, start.current, expected, unique
         )
-    scaled = scale.scale(
-        comm, job.observations, indexed, kept, unique, scales, expected, job.parameters.scaling, start.noise
-    )
-    fate = _with(fate, kept & ~scaled.include, Fate.NOT_SCALED)
+    scaled = scale.scale(comm, data, unique, scales, expected, job.parameters.scaling, start.noise)
+    fate = _with(fate, data.include & ~scaled.include, Fate.NOT_SCALED)
     require_some(comm, fate)
-    fate, scaled = filters.filter_crystals(
-        comm, job.observations, indexed, fate, scaled, unique, job.frame.shells, job.parameters
-    )
+    fate, scaled = filters.filter_crystals(comm, indexed, fate, scaled, unique, job.frame.shells, job.parameters)
     require_some(comm, fate)
     say(
         comm,
@@ -302,9 +287,7 @@ def _merge(
     def merge_set(name: str, title: str, include: np.ndarray) -> None:
         data = merge(
             job.comm,
-            job.observations,
-            indexed,
-            include,
+            indexed.only(include),
             job.crystals.number,
             scaled.scales,
             scaled.noise,
@@ -318,6 +301,9 @@ def _merge(
         how = " (where CC1/2 falls to the cutoff)" if data.d_min_estimated else ""
         say(job.comm, "\n%s: %d crystals merged to %.2f angstrom%s", title, data.n_crystals, data.d_min, how)
         say(job.comm, "%s", report.shell_table(data.cut))
+        cc_half, mean = data.cut.cc_half[-1], data.cut.mean_intensity[-1]
+        if job.comm.rank == 0 and (cc_half < _NO_SIGNAL or mean <= 0):
+            logger.warning("%s: hardly any signal: CC1/2 %.2f, mean intensity %.1f over all", name, cc_half, mean)
 
     merge_set("merged", "all crystals", kept)
     chosen = groups.Groups((), (), np.full(len(kept), -1))
@@ -343,8 +329,6 @@ def _summary(
         job.frame.cell,
         stage.space_group_symbol(job.frame.space_group),
         float(cells.median(job.comm, job.crystals.wavelength[:, None])[0]),
-        Noise() if scaled is None else scaled.noise,
-        float("nan") if scaled is None else scaled.deviations.overall,
         merged,
         how,
         None if scaled is None else _scaling_in_numbers(scaled),
@@ -352,12 +336,12 @@ def _summary(
 
 
 def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
-    trend = scaled.scales.trend
+    trend, deviation = scaled.scales.trend, scaled.deviations.overall
     return {
         "rounds": scaled.rounds,
         "converged": scaled.converged,
         "error_model": {"a": scaled.noise.a, "b": scaled.noise.b, "c": scaled.noise.c},
-        "normalised_deviation": scaled.deviations.overall,
+        "normalised_deviation": deviation if np.isfinite(deviation) else None,
         "width_trend": {"d_star": trend.knots.tolist(), "log_variance_ratio": trend.values.tolist()},
     }
 

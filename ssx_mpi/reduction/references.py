@@ -10,7 +10,7 @@ from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages import reference as reader
 from ssx_mpi.stages.reference import FreeFlags

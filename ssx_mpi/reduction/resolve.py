@@ -17,6 +17,7 @@ from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.reduction_parameters import AmbiguitySettings
 
 logger = logging.getLogger(__name__)
 
@@ -25,28 +26,6 @@ _MAX_ROUNDS = 60
 _HOTTEST = 30.0
 _COOLING = 0.8
 _FINAL_ROUNDS = 5
-
-
-@dataclass(frozen=True)
-class AmbiguitySettings:
-    """Parameters of the search.
-
-    Parameters
-    ----------
-    starts
-        Random starts.
-    sample
-        Crystals that take part in the starts.
-    min_margin
-        Log-likelihood by which the best setting must be above the second best; crystals below are left out.
-    seed
-        Of the random starts.
-    """
-
-    starts: int = 5
-    sample: int = 2000
-    min_margin: float = 3.0
-    seed: int = 42
 
 
 @dataclass(frozen=True)
@@ -85,13 +64,13 @@ def locate_settings(observations: Observations, unique: UniqueReflections, setti
 def index_in_settings(
     observations: Observations, unique: UniqueReflections, settings: np.ndarray, setting: np.ndarray
 ) -> Indexed:
-    """Where observations belong once each crystal is put into its setting."""
+    """Where observations belong once each crystal is put into its setting; all crystals take part."""
     of_observation = np.repeat(setting, np.diff(observations.start))
-    indexed = Indexed(np.full(len(of_observation), -1, dtype=np.int32), np.zeros(len(of_observation), dtype=np.uint8))
+    at, minus = np.full(len(of_observation), -1, dtype=np.int32), np.zeros(len(of_observation), dtype=np.uint8)
     for number in np.unique(setting):
         rows = of_observation == number
-        indexed.unique[rows], indexed.minus[rows] = unique.locate(observations.hkl[rows], settings[number])
-    return indexed
+        at[rows], minus[rows] = unique.locate(observations.hkl[rows], settings[number])
+    return Indexed(observations, unique.d_star_sq, at, minus, np.ones(len(setting), dtype=bool))
 
 
 def normalised(
@@ -106,10 +85,10 @@ def normalised(
     setting_unique = locate_settings(observations, unique, settings)
     anywhere = setting_unique.max(axis=0)
     # all settings of an index have the same resolution
-    indexed = Indexed(anywhere, np.zeros(len(anywhere), dtype=np.uint8))
-    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
+    data = Indexed(observations, unique.d_star_sq, anywhere, np.zeros(len(anywhere), dtype=np.uint8), include)
+    g = scaling.scale_factors(data, scales)
     x, w = ambiguity.normalise(observations.intensity, observations.variance, g * expected[anywhere])
-    far = scaling.refined_offsets(observations, indexed, scales, unique.d_star_sq) > scales.max_offset
+    far = scaling.refined_offsets(data, scales) > scales.max_offset
     w[(anywhere < 0) | far | ~include[observations.crystal()]] = 0.0
     return Normalised(observations.start, setting_unique, x, w)
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi import __version__
-from ssx_mpi.kernels.scaling import Noise
 from ssx_mpi.reduction import output, references
+from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.job import Job, logger
 from ssx_mpi.reduction.merge import MergedData
 from ssx_mpi.reduction.scale import Scaled
 from ssx_mpi.report import merging as report
-from ssx_mpi.report.crystfel import CellType
 from ssx_mpi.stages import dials_reduction
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages.reference import FreeFlags
@@ -31,25 +29,39 @@ class Summary:
         Number of crystals by what became of them.
     cell, space_group, wavelength
         Of the merged data; angstrom and degrees.
-    noise
-        Error model.
-    deviations_rms
-        Root mean square normalised deviation, 1 where the error model holds.
     merged
         By name: the statistics of each merged set; none when DIALS merged.
     ambiguity, scaling
-        How these went, in numbers, for the summary on disk; None where they had no part.
+        How these went, in numbers; None where they had no part.
     """
 
     fates: dict[str, int]
     cell: tuple[float, ...]
     space_group: str
     wavelength: float
-    noise: Noise
-    deviations_rms: float
     merged: dict[str, MergedData]
     ambiguity: dict[str, Any] | None = None
     scaling: dict[str, Any] | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it as plain data, for programs."""
+        return {
+            "crystals": self.fates,
+            "cell": [round(x, 4) for x in self.cell],
+            "space_group": self.space_group,
+            "wavelength": self.wavelength,
+            "ambiguity": self.ambiguity,
+            "scaling": self.scaling,
+            "merged": {
+                name: {
+                    "n_crystals": data.n_crystals,
+                    "d_min": round(data.d_min, 4),
+                    "d_min_estimated": data.d_min_estimated,
+                    **report.overall(data.cut),
+                }
+                for name, data in self.merged.items()
+            },
+        }
 
 
 def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalResults) -> None:
@@ -62,37 +74,6 @@ def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalRe
             logger.info("free flags %s of the reference are carried over", free.label)
         for name, data in summary.merged.items():
             _write_merged(job, name, data, summary, free)
-    job.comm.barrier()
-
-
-def write_summary(job: Job, summary: Summary) -> None:
-    """Write what came out, as JSON for programs. Collective."""
-    if job.comm.rank == 0:
-        merged = {
-            name: {
-                "crystals": data.n_crystals,
-                "d_min": data.d_min,
-                "d_min_from_cc_half": data.d_min_estimated,
-                "overall": report.overall(data.cut),
-            }
-            for name, data in summary.merged.items()
-        }
-        content = {
-            "program": f"ssx_mpi.reduce {__version__}",
-            "parameters": asdict(job.parameters),
-            "inputs": [[source.experiments, source.reflections] for source in job.sources],
-            "crystals": {"total": job.loaded.n_total, **summary.fates},
-            "unit_cell": summary.cell,
-            "space_group": summary.space_group,
-            "wavelength": summary.wavelength,
-            "ambiguity": summary.ambiguity,
-            "scaling": summary.scaling,
-            "merged": merged,
-        }
-        output.write_atomically(
-            job.folder / "LogFiles" / "ssx_mpi.reduce.json",
-            lambda path: path.write_text(json.dumps(content, indent=1, default=str)),
-        )
     job.comm.barrier()
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from ssx_mpi.kernels import error_model, merging, scaling
 from ssx_mpi.kernels.error_model import Deviations
 from ssx_mpi.kernels.merging import Shells
-from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.acceleration import Acceleration
 from ssx_mpi.reduction.sums import exact_sum, largest_of
+from ssx_mpi.reduction_parameters import ScalingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -31,34 +32,6 @@ _MAX_OFFSET = 4.0
 _FARTHEST = np.array([5.0, 50.0, 1.0])
 # rounds between estimates of the error model while it is far from right
 _SETTLING = 3
-
-
-@dataclass(frozen=True)
-class ScalingSettings:
-    """How far to iterate.
-
-    Parameters
-    ----------
-    robust_bound
-        Normalised deviation beyond which an observation loses weight.
-    tolerance
-        Root mean square relative change of the scales in a round, at which they are converged.
-    max_rounds
-        Rounds at most.
-    error_cycles
-        Estimates of the error model before the scales are brought to convergence.
-    min_observations
-        Crystals with fewer usable observations are left out.
-    widths
-        Whether to refine the widths of the reflections, which correct the partialities.
-    """
-
-    robust_bound: float = 4.0
-    tolerance: float = 1e-3
-    max_rounds: int = 100
-    error_cycles: int = 4
-    min_observations: int = 10
-    widths: bool = True
 
 
 @dataclass(frozen=True)
@@ -91,13 +64,7 @@ class Scaled:
 
 
 def radial_means(
-    comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    unique: UniqueReflections,
-    shells: Shells,
-    widths: bool = True,
+    comm: Communicator, data: Indexed, unique: UniqueReflections, shells: Shells, widths: bool = True
 ) -> tuple[Scales, np.ndarray]:
     """Scale, B and width of each crystal against the mean intensity in resolution shells alone.
 
@@ -110,32 +77,28 @@ def radial_means(
     expected : (n_unique,) float64
         Mean intensity of the reflection's shell, times epsilon; positive everywhere.
     """
-    scales = replace(Scales.unit(observations.n_crystals, Trend.zero(unique.d_star_sq)), max_offset=_MAX_OFFSET)
+    scales = replace(Scales.unit(data.observations.n_crystals, Trend.zero(unique.d_star_sq)), max_offset=_MAX_OFFSET)
     noise, merged = Noise(), Merged(np.zeros(len(unique)), np.zeros(len(unique)))
-    expected, largest = np.ones(len(unique)), largest_of(comm, observations)
+    expected, largest = np.ones(len(unique)), largest_of(comm, data.observations)
     for round_number in range(_RADIAL_ROUNDS + 1):
-        sums = scaling.accumulate(observations, indexed, include, scales, noise, merged, unique.d_star_sq, 0.0, largest)
+        sums = scaling.accumulate(data, scales, noise, merged, 0.0, largest)
         expected = _smooth_means(comm.sum(sums), unique, shells)
         if round_number == _RADIAL_ROUNDS:
             break
         merged, noise = Merged(expected, np.zeros(len(unique))), _WILSON
-        restraints = _restraints(comm, observations, widths and round_number > 1)
+        restraints = _restraints(comm, data, widths and round_number > 1)
         if round_number == 0:
             restraints = replace(restraints, b_factor=None)
         for _ in range(3):
-            scales, _ = _improved(
-                comm, observations, indexed, include, scales, noise, merged, Expectation(expected, expected**2),
-                unique.d_star_sq, 0.0, restraints,
-            )  # fmt: skip
-        scales, expected = _centred(comm, scales, include, expected, unique.d_star_sq)
+            expectation = Expectation(expected, expected**2)
+            scales, _ = _improved(comm, data, scales, noise, merged, expectation, 0.0, restraints)
+        scales, expected = _centred(comm, data, scales, expected)
     return scales, expected
 
 
 def scale(
     comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     unique: UniqueReflections,
     start: Scales,
     expected: np.ndarray,
@@ -149,27 +112,21 @@ def scale(
 
     Parameters
     ----------
-    include
-        (n_crystals,) bool, the crystals of this rank to scale.
     start, expected
         From :func:`radial_means`, or the scales and merged intensities of an earlier run to continue from.
     noise
         Error model to start from.
     """
-    d_star_sq, bound = unique.d_star_sq, settings.robust_bound
-    shells = merging.resolution_shells(d_star_sq, _PRIOR_SHELLS)
-    restraints = _restraints(comm, observations, settings.widths)
-    measure = _Measure.of(comm, observations, indexed, include, d_star_sq)
-    scales, largest = start, largest_of(comm, observations)
+    bound, shells = settings.robust_bound, merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
+    restraints, measure = _restraints(comm, data, settings.widths), _Measure.of(comm, data)
+    scales, largest = start, largest_of(comm, data.observations)
 
     def merge(scales: Scales, noise: Noise, merged: Merged, bound: float) -> np.ndarray:
-        return comm.sum(
-            scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, bound, largest)
-        )
+        return comm.sum(scaling.accumulate(data, scales, noise, merged, bound, largest))
 
     def estimate_noise(noise: Noise, merged: Merged) -> tuple[Noise, np.ndarray]:
         for _ in range(3):
-            left = error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq)
+            left = error_model.deviation_sums(data, scales, noise, merged)
             noise = error_model.refine_noise(comm.sum(left), noise)
             sums = merge(scales, noise, merged, bound)
             merged = Merged.from_sums(sums)
@@ -184,13 +141,11 @@ def scale(
     while rounds < settings.max_rounds:
         rounds += 1
         expectation, mean = _posterior(merged, mean, unique, shells)
-        improved, used = _improved(
-            comm, observations, indexed, include, scales, noise, merged, expectation, d_star_sq, bound, restraints
-        )
-        include = include & (used >= settings.min_observations)
-        improved, mean = _centred(comm, improved, include, mean, d_star_sq)
-        moved = measure(scales, improved, include)
-        n_included = comm.sum(np.array([np.count_nonzero(include)]))[0]
+        improved, used = _improved(comm, data, scales, noise, merged, expectation, bound, restraints)
+        data = data.only(data.include & (used >= settings.min_observations))
+        improved, mean = _centred(comm, data, improved, mean)
+        moved = measure(scales, improved, data.include)
+        n_included = comm.sum(np.array([np.count_nonzero(data.include)]))[0]
         change = float(np.sqrt(exact_sum(comm, moved[:, None] ** 2)[0] / max(n_included, 1)))
         settled = cycle >= settings.error_cycles
         scales = _unflat(acceleration.next(_flat(improved), moved), improved) if settled else improved
@@ -209,32 +164,22 @@ def scale(
             if change < settings.tolerance and (still or cycle > 2 * settings.error_cycles):
                 break
     converged = change < settings.tolerance
-    left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq))
-    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), rounds, change, converged)
+    left = comm.sum(error_model.deviation_sums(data, scales, noise, merged))
+    return Scaled(data.include, scales, noise, merged, sums, error_model.deviations(left), rounds, change, converged)
 
 
-def as_scaled(
-    comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
-    unique: UniqueReflections,
-    expected: np.ndarray,
-) -> Scaled:
+def as_scaled(comm: Communicator, data: Indexed, expected: np.ndarray) -> Scaled:
     """Observations that were scaled before, as a result of scaling: unit scales, and errors as they are. Collective."""
-    scales, noise = Scales.unit(observations.n_crystals), Noise()
-    merged = Merged(expected, np.zeros(len(unique)))
-    d_star_sq, largest = unique.d_star_sq, largest_of(comm, observations)
-    sums = comm.sum(scaling.accumulate(observations, indexed, include, scales, noise, merged, d_star_sq, 0.0, largest))
+    scales, noise, largest = Scales.unit(data.observations.n_crystals), Noise(), largest_of(comm, data.observations)
+    blank = Merged(expected, np.zeros(len(expected)))
+    sums = comm.sum(scaling.accumulate(data, scales, noise, blank, 0.0, largest))
     merged = Merged.from_sums(sums)
-    left = comm.sum(error_model.deviation_sums(observations, indexed, include, scales, noise, merged, d_star_sq))
-    return Scaled(include, scales, noise, merged, sums, error_model.deviations(left), 0, 0.0, True)
+    left = comm.sum(error_model.deviation_sums(data, scales, noise, merged))
+    return Scaled(data.include, scales, noise, merged, sums, error_model.deviations(left), 0, 0.0, True)
 
 
 def join_scales(
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     radial: Scales,
     earlier: Scales,
     known: np.ndarray,
@@ -254,7 +199,7 @@ def join_scales(
     merged, expected
         Of the earlier reduction, and mean intensities by resolution.
     """
-    new = include & ~known
+    new = data.only(data.include & ~known)
     scales = Scales(
         np.where(known, earlier.log_k, radial.log_k),
         np.where(known, earlier.b_factor, radial.b_factor),
@@ -265,9 +210,7 @@ def join_scales(
     shells = merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
     expectation, _ = _posterior(merged, expected, unique, shells)
     for _ in range(5):
-        equations = scaling.scale_equations(
-            observations, indexed, new, scales, noise, merged, expectation, unique.d_star_sq, 0.0, Restraints()
-        )
+        equations = scaling.scale_equations(new, scales, noise, merged, expectation, 0.0, Restraints())
         still = np.zeros(len(scales.trend.knots))
         scales = scaling.stepped(scales, equations.steps(still), still)
     return scales
@@ -290,21 +233,14 @@ class _Measure:
     of_trend: float
 
     @classmethod
-    def of(
-        cls,
-        comm: Communicator,
-        observations: Observations,
-        indexed: Indexed,
-        include: np.ndarray,
-        d_star_sq: np.ndarray,
-    ) -> _Measure:
-        rows = (indexed.unique >= 0) & np.repeat(include, np.diff(observations.start))
-        q, half = 0.5 * d_star_sq[indexed.unique[rows]], 0.5 * observations.offset_sq[rows].astype(np.float64)
+    def of(cls, comm: Communicator, data: Indexed) -> _Measure:
+        rows = (data.unique >= 0) & np.repeat(data.include, np.diff(data.observations.start))
+        q, half = 0.5 * data.d_star_sq[data.unique[rows]], 0.5 * data.observations.offset_sq[rows].astype(np.float64)
         number = comm.sum(np.array([len(q)]))[0]
         sums = exact_sum(comm, np.column_stack([q, half, q**2, half**2]))
         mean_q, mean_half, square_q, square_half = sums / max(number, 1)
         spread_q, spread_half = np.sqrt(np.maximum([square_q - mean_q**2, square_half - mean_half**2], 0.0))
-        n_crystals = comm.sum(np.array([np.count_nonzero(include)]))[0]
+        n_crystals = comm.sum(np.array([np.count_nonzero(data.include)]))[0]
         # each value is felt by its share of the observations
         of_trend = np.sqrt(square_half * n_crystals / scaling.N_KNOTS) if comm.rank == 0 else 0.0
         return cls((mean_q, spread_q), (mean_half, spread_half), float(of_trend))
@@ -321,9 +257,9 @@ class _Measure:
         return np.concatenate([np.where(include, of_crystals, 0.0).ravel(), of_trend])
 
 
-def _restraints(comm: Communicator, observations: Observations, widths: bool) -> Restraints:
+def _restraints(comm: Communicator, data: Indexed, widths: bool) -> Restraints:
     # widths show in partial reflections alone
-    partial = comm.max(np.array([observations.offset_sq.max(initial=0.0)]))[0] > 0.1
+    partial = comm.max(np.array([data.observations.offset_sq.max(initial=0.0)]))[0] > 0.1
     return Restraints() if widths and partial else Restraints(width=None, trend=None)
 
 
@@ -339,21 +275,16 @@ def _unflat(values: np.ndarray, like: Scales) -> Scales:
 
 def _improved(
     comm: Communicator,
-    observations: Observations,
-    indexed: Indexed,
-    include: np.ndarray,
+    data: Indexed,
     scales: Scales,
     noise: Noise,
     merged: Merged,
     expectation: Expectation,
-    d_star_sq: np.ndarray,
     bound: float,
     restraints: Restraints,
 ) -> tuple[Scales, np.ndarray]:
     # one step of all scales and of the trend, and how many observations of each crystal took part
-    equations = scaling.scale_equations(
-        observations, indexed, include, scales, noise, merged, expectation, d_star_sq, bound, restraints
-    )
+    equations = scaling.scale_equations(data, scales, noise, merged, expectation, bound, restraints)
     of_trend = np.zeros(len(scales.trend.knots))
     of_crystals = equations.reduced()
     reduced = exact_sum(comm, of_crystals.reshape(len(of_crystals), -1)).reshape(of_crystals.shape[1:])
@@ -366,17 +297,15 @@ def _improved(
     return scaling.stepped(scales, equations.steps(of_trend), of_trend), equations.used
 
 
-def _centred(
-    comm: Communicator, scales: Scales, include: np.ndarray, mean: np.ndarray, d_star_sq: np.ndarray
-) -> tuple[Scales, np.ndarray]:
+def _centred(comm: Communicator, data: Indexed, scales: Scales, mean: np.ndarray) -> tuple[Scales, np.ndarray]:
     # The merged intensities can absorb a common scale and B, and the trend a common width: the mean crystal keeps 1, 0
     # and 0. A crystal far out (one that does not fit at all) must not drag the others along, hence the clipping. The
     # mean intensities go along: crystals pulled to those of another scale and B would never come to rest.
-    kept = np.stack([scales.log_k[include], scales.b_factor[include], scales.width[include]])
+    kept = np.stack([scales.log_k, scales.b_factor, scales.width])[:, data.include]
     within = np.clip(kept, -_FARTHEST[:, None], _FARTHEST[:, None])
     number = comm.sum(np.array([kept.shape[1]]))[0]
     log_k, b_factor, width = exact_sum(comm, within.T) / max(number, 1)
-    return scales.shifted(log_k, b_factor, width), mean * np.exp(log_k - 0.5 * b_factor * d_star_sq)
+    return scales.shifted(log_k, b_factor, width), mean * np.exp(log_k - 0.5 * b_factor * data.d_star_sq)
 
 
 def _posterior(merged: Merged, mean: np.ndarray, unique: UniqueReflections, shells: Shells):

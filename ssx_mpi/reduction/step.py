@@ -1,28 +1,26 @@
-"""Reduction as the last step of a run: of its own integrated crystals, once, into its own folder."""
+"""A reduction and the summary that it leaves: of any files, or as the last step of a run, of its own crystals, once."""
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssx_mpi import __version__
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
-from ssx_mpi.records.files import write_json
+from ssx_mpi.records.files import storing, write_json
 from ssx_mpi.reduction import groups, loading, output, pipeline, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
 from ssx_mpi.reduction.loading import Source
-from ssx_mpi.reduction.parameters import ReductionParameters
-from ssx_mpi.reduction.results import Summary
-from ssx_mpi.report import merging as report
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.user_input import InputError, identity
 
 # its presence says that the reduction is done
-_OUTCOME = "data_reduction/reduction.json"
+_SUMMARY = "LogFiles/ssx_mpi.reduce.json"
 # to tell whether a reference fits, low resolution will do; angstrom
 _D_MIN_OF_CHECK = 4.0
 # what a reduction writes for each of the sets that it merges, or for each input file
@@ -30,22 +28,6 @@ _PRODUCTS = (
     *("DataFiles/*.mtz", "DataFiles/scaled*", "DataFiles/*.stream", "LogFiles/dials.merge*.json"),
     *("data_reduction/scales*", "data_reduction/merged.npz"),
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a reduction came to.
-
-    Attributes
-    ----------
-    merged
-        Whether there are merged intensities, or at least scaled ones where no others were asked for.
-    numbers
-        For ``ssx_mpi.json``.
-    """
-
-    merged: bool
-    numbers: dict[str, Any]
 
 
 def check(parameters: ReductionParameters, cell: tuple[float, ...] | None, space_group: str | None) -> None:
@@ -67,7 +49,7 @@ def check(parameters: ReductionParameters, cell: tuple[float, ...] | None, space
 
 def reduce_run(
     comm: Communicator, directory: Path, parameters: ReductionParameters, run_identity: dict[str, Any]
-) -> Outcome:
+) -> dict[str, Any]:
     """Reduce the integrated crystals of the run in `directory`, unless that was done before. Collective.
 
     Parameters
@@ -75,42 +57,88 @@ def reduce_run(
     run_identity
         What the crystals depend on.
 
+    Returns
+    -------
+    numbers
+        As of :func:`reduce_files`.
+
     Raises
     ------
     InputError
         On all ranks, when there are none or they cannot be reduced with these parameters.
     """
-    began = time.monotonic()
 
-    def look() -> tuple[list[Source], dict[str, Any], dict[str, Any] | None]:
+    def look() -> tuple[list[Source], dict[str, Any] | None]:
         if _nothing_integrated(directory):
-            return [], {}, {"state": "nothing_left", "reason": "no crystal was integrated"}
+            return [], {"state": "nothing_left", "reason": "no crystal was integrated"}
         sources = loading.find_sources((), [directory], scaled="scale" not in parameters.steps)
-        files = [str(source.reflections.relative_to(directory)) for source in sources]
-        asked = {**run_identity, "parameters": identity(parameters), "files": files}
-        return sources, asked, _finished(directory, asked, parameters)
+        return sources, _finished(directory, _asked(sources, parameters, directory, run_identity), parameters)
 
-    sources, asked, before = on_root(comm, look, InputError)
-    if before is not None:
-        if sources:
-            say(comm, "The crystals were reduced before, with the same parameters")
-        return Outcome(before["state"] == "done", before)
-    older = on_root(comm, lambda: _begin(directory), InputError)
+    sources, before = on_root(comm, look, InputError)
+    if before is None:
+        older = on_root(comm, lambda: _products(directory), InputError)
+        numbers = reduce_files(comm, sources, parameters, directory, run_identity)
+        if comm.rank == 0 and "scale" in parameters.steps:
+            _remove_stale(older)
+        comm.barrier()
+        return numbers
+    if sources:
+        say(comm, "The crystals were reduced before, with the same parameters")
+    return before
+
+
+def reduce_files(
+    comm: Communicator,
+    sources: list[Source],
+    parameters: ReductionParameters,
+    folder: Path,
+    run_identity: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Reduce integrated crystals into `folder`, and say there what came of it. Collective.
+
+    Returns
+    -------
+    numbers
+        What the summary holds besides what was asked for: `state`, which is "done", or "nothing_left" with the reason,
+        and then the numbers of :meth:`ssx_mpi.reduction.results.Summary.numbers`.
+
+    Raises
+    ------
+    InputError
+        On all ranks, when the files cannot be reduced with these parameters.
+    """
+    began = time.monotonic()
+    if comm.rank == 0:
+        with storing(folder / _SUMMARY):
+            (folder / _SUMMARY).parent.mkdir(parents=True, exist_ok=True)
+            # what was done before counts as done no more
+            (folder / _SUMMARY).unlink(missing_ok=True)
     try:
-        summary = pipeline.reduce(comm, sources, parameters, directory)
+        summary = pipeline.reduce(comm, sources, parameters, folder)
     except NothingLeftError as error:
         numbers: dict[str, Any] = {"state": "nothing_left", "reason": str(error)}
     else:
-        numbers = {"state": "done", **_numbers(summary)}
-        if parameters.engine == "dials":
-            numbers["merged"] = _merged_by_dials(directory)
+        numbers = {"state": "done", **summary.numbers()}
+        if summary.scaling is None:
+            numbers["merged"] = _merged_by_dials(folder)
     numbers["seconds"] = round(time.monotonic() - began, 3)
     if comm.rank == 0:
-        if "scale" in parameters.steps:
-            _remove_stale(older)
-        write_json(directory / _OUTCOME, {"identity": asked, "outcome": numbers})
+        asked = _asked(sources, parameters, folder, run_identity)
+        write_json(folder / _SUMMARY, {"program": f"ssx_mpi {__version__}", **asked, **numbers})
     comm.barrier()
-    return Outcome(numbers["state"] == "done", numbers)
+    return numbers
+
+
+def _asked(
+    sources: list[Source], parameters: ReductionParameters, folder: Path, run_identity: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What is reduced and how: as long as this is the same, so is the outcome."""
+
+    def name(path: Path) -> str:
+        return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+    files = [[name(Path(source.experiments)), name(Path(source.reflections))] for source in sources]
+    return {"run": run_identity, "parameters": identity(parameters), "inputs": files}
 
 
 def _nothing_integrated(directory: Path) -> bool:
@@ -122,21 +150,20 @@ def _nothing_integrated(directory: Path) -> bool:
 
 
 def _finished(directory: Path, asked: dict[str, Any], parameters: ReductionParameters) -> dict[str, Any] | None:
-    """The outcome of an earlier reduction of the same crystals in the same way, None where there is none."""
+    """The numbers of an earlier reduction of the same crystals in the same way, None where there is none."""
     try:
-        content = json.loads((directory / _OUTCOME).read_text())
+        content = json.loads((directory / _SUMMARY).read_text())
     except (OSError, ValueError):
         return None
-    if content["identity"] != asked:
+    if any(content.pop(name, None) != value for name, value in asked.items()):
         return None
-    outcome = content["outcome"]
-    lost = outcome["state"] == "done" and "merge" in parameters.steps
-    return None if lost and not (directory / "DataFiles" / "merged.mtz").is_file() else outcome
+    content.pop("program")
+    lost = content["state"] == "done" and "merge" in parameters.steps
+    return None if lost and not (directory / "DataFiles" / "merged.mtz").is_file() else content
 
 
-def _begin(directory: Path) -> dict[Path, tuple[int, int]]:
-    """Products of earlier reductions as they stand; what was done before counts as done no more."""
-    (directory / _OUTCOME).unlink(missing_ok=True)
+def _products(directory: Path) -> dict[Path, tuple[int, int]]:
+    """Products of earlier reductions as they stand."""
     return {path: _state(path) for pattern in _PRODUCTS for path in directory.glob(pattern)}
 
 
@@ -150,27 +177,6 @@ def _remove_stale(older: dict[Path, tuple[int, int]]) -> None:
 def _state(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_ino, found.st_mtime_ns
-
-
-def _numbers(summary: Summary) -> dict[str, Any]:
-    merged = {
-        name: {
-            "n_crystals": data.n_crystals,
-            "d_min": round(data.d_min, 4),
-            "d_min_estimated": data.d_min_estimated,
-            **report.overall(data.cut),
-        }
-        for name, data in summary.merged.items()
-    }
-    return {
-        "crystals": summary.fates,
-        "cell": [round(x, 4) for x in summary.cell],
-        "space_group": summary.space_group,
-        "wavelength": summary.wavelength,
-        # where DIALS merged, the error model is its own
-        **({"error_model": {"a": summary.noise.a, "b": summary.noise.b}} if merged else {}),
-        "merged": merged,
-    }
 
 
 def _merged_by_dials(directory: Path) -> dict[str, Any]:

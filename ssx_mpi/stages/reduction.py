@@ -216,12 +216,11 @@ def write_scaled_reflections(
     intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
     variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
     observations = Observations(start, hkl[present], intensity, variance, _offset_sq(table))
-    indexed = Indexed(row, np.zeros(len(row), dtype=np.uint8))
-    g = scaling.scale_factors(observations, indexed, scales, unique.d_star_sq)
+    everything = np.ones(len(crystals), dtype=bool)
+    data = Indexed(observations, unique.d_star_sq, row, np.zeros(len(row), dtype=np.uint8), everything)
+    g = scaling.scale_factors(data, scales)
     table["intensity.scale.value"] = flumpy.from_numpy(intensity)
-    table["intensity.scale.variance"] = flumpy.from_numpy(
-        scaling.variances(observations, indexed, scales, noise, merged, unique.d_star_sq)
-    )
+    table["intensity.scale.variance"] = flumpy.from_numpy(scaling.variances(data, scales, noise, merged))
     table["inverse_scale_factor"] = flumpy.from_numpy(g)
     # not propagated: the error model, estimated with the scales as they are, contains it
     table["inverse_scale_factor_variance"] = flex.double(len(table), 0.0)
@@ -489,7 +488,7 @@ def wilson_b(
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return float(data_statistics.wilson_scaling(miller_array=array, n_residues=200).iso_b_wilson)
-    except (IndexError, RuntimeError, AssertionError, Sorry, ZeroDivisionError) as error:
+    except (AttributeError, IndexError, RuntimeError, AssertionError, Sorry, ZeroDivisionError) as error:
         logger.debug("no Wilson B: %s", error)
         return None
 

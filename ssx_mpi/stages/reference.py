@@ -105,7 +105,7 @@ def _from_data(path: str):
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             arrays = reflection_file_reader.any_reflection_file(path).as_miller_arrays()
-    except (Sorry, RuntimeError, AssertionError, OSError) as error:
+    except (Sorry, RuntimeError, AssertionError, OSError, ValueError) as error:
         raise ReferenceError(f"reference {path} cannot be read: {error}") from None
     for array in arrays or []:
         if array.is_xray_intensity_array():
@@ -125,7 +125,7 @@ def _from_model(path: str, d_min: float, k_sol: float, b_sol: float):
 
     try:
         structure = iotbx.pdb.input(path).xray_structure_simple()
-    except (Sorry, RuntimeError, AssertionError, OSError) as error:
+    except (Sorry, RuntimeError, AssertionError, OSError, ValueError) as error:
         raise ReferenceError(f"reference {path} cannot be read as a model: {error}") from None
     if structure.unit_cell() is None:
         raise ReferenceError(f"reference {path} does not say its cell and space group")

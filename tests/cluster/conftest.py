@@ -1,4 +1,4 @@
-"""A Slurm for the tests of this folder, and small data for its jobs."""
+"""A Slurm for the tests of this folder."""
 
 import os
 import shutil
@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 import slurm
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "parallel"))
-
-from stills import Stills, reflections
 
 
 @pytest.fixture(scope="session")
@@ -36,17 +32,3 @@ def cluster():
 def programs() -> dict[str, str]:
     """The PATH of jobs, with the programs on it."""
     return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-
-
-@pytest.fixture(scope="session")
-def stills(tmp_path_factory) -> Stills:
-    """24 stills of 0.2 Mpx, half of them hits with one lattice."""
-    return Stills.simulated(tmp_path_factory.mktemp("simulated") / "x.nxs")
-
-
-@pytest.fixture(scope="session")
-def undisturbed(stills, tmp_path_factory) -> dict[str, tuple]:
-    """The reflection files of a run that nobody interrupted."""
-    directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    assert stills.run(directory, nproc=1) == 0
-    return reflections(directory)

@@ -8,16 +8,7 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from stills import CELL
-
-from ssx_mpi.parallel.communicator import SerialCommunicator
-from ssx_mpi.simulation.data_set import simulate
-from ssx_mpi.simulation.parameters import (
-    CrystalParameters,
-    DetectorParameters,
-    OutputParameters,
-    SimulationParameters,
-)
+from small_chips import SYMMETRY, small_chip
 
 N_IMAGES = 2000
 _N_SIMULATED, _EVERY_HIT, _EVERY_DAMAGED = 30, 40, 20
@@ -34,16 +25,7 @@ class ManyStills:
     def made(cls, folder: Path) -> ManyStills:
         """One image in 40 a hit, one in 20 damaged, the rest blanks; files of the same content are one file."""
         folder.mkdir()
-        simulated = SimulationParameters(
-            n_images=_N_SIMULATED,
-            hit_rate=0.3,
-            seed=9,
-            lattices=(1.0,),
-            crystal=CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
-            detector=DetectorParameters("pilatus200k", 100.0),
-            output=OutputParameters(file=folder.parent / "x.cbf", format="cbf"),
-        )
-        simulate(simulated, SerialCommunicator())
+        small_chip(folder.parent / "x.cbf", 100.0, n_images=_N_SIMULATED, hit_rate=0.3, seed=9)
         files = sorted(folder.parent.glob("x_*.cbf"))
         hits, blanks = _divide(folder.parent / "truth.json", files)
         damage = _Damage(blanks[0].read_bytes())
@@ -61,8 +43,7 @@ class ManyStills:
     def arguments(self, directory: Path, *more: str) -> list[str]:
         return [
             f"template={self.folder}/y_#####.cbf",
-            "space_group=P43212",
-            CELL,
+            *SYMMETRY,
             f"reference_geometry={self.folder.parent}/truth.expt",
             "batch_size=250",
             "steps=find_spots+index+integrate",

@@ -21,23 +21,17 @@ def test_noise_is_recovered(a, b):
         np.array([0, n]), np.zeros((n, 3), np.int32), truth[unique] + sigma * rng.normal(size=n), variance,
         np.zeros(n, np.float32),
     )  # fmt: skip
-    indexed = Indexed(unique, np.zeros(n, np.uint8))
-    everything, scales, d_star_sq = np.ones(1, bool), Scales.unit(1), np.full(n_unique, 0.01)
-    noise = Noise(1.0, 0.1)
+    data = Indexed(observations, np.full(n_unique, 0.01), unique, np.zeros(n, np.uint8), np.ones(1, bool))
+    scales, noise = Scales.unit(1), Noise(1.0, 0.1)
     merged = Merged(np.full(n_unique, 300.0), np.zeros(n_unique))
     for _ in range(8):
         for _ in range(2):
-            merged = Merged.from_sums(
-                accumulate(observations, indexed, everything, scales, noise, merged, d_star_sq, 0.0)
-            )
-        sums = error_model.deviation_sums(observations, indexed, everything, scales, noise, merged, d_star_sq)
-        noise = error_model.refine_noise(sums, noise)
+            merged = Merged.from_sums(accumulate(data, scales, noise, merged, 0.0))
+        noise = error_model.refine_noise(error_model.deviation_sums(data, scales, noise, merged), noise)
     assert noise.a == pytest.approx(a, rel=0.02)
     assert noise.b == pytest.approx(b, abs=0.01)
-    merged = Merged.from_sums(accumulate(observations, indexed, everything, scales, noise, merged, d_star_sq, 0.0))
-    left = error_model.deviations(
-        error_model.deviation_sums(observations, indexed, everything, scales, noise, merged, d_star_sq)
-    )
+    merged = Merged.from_sums(accumulate(data, scales, noise, merged, 0.0))
+    left = error_model.deviations(error_model.deviation_sums(data, scales, noise, merged))
     assert left.overall == pytest.approx(1.0, abs=0.02)
     populated = left.number > 500
     assert populated.sum() >= 5

@@ -23,21 +23,20 @@ def data():
         rng.uniform(0, 2.7, n).astype(np.float32),
     )
     unique = rng.integers(-1, n_unique, n).astype(np.int32)
-    indexed = Indexed(unique, rng.integers(0, 2, n).astype(np.uint8))
-    d_star_sq = rng.uniform(0.01, 0.2, n_unique)
+    minus, d_star_sq = rng.integers(0, 2, n).astype(np.uint8), rng.uniform(0.01, 0.2, n_unique)
     trend = Trend(Trend.zero(d_star_sq).knots, rng.normal(0, 0.2, N_KNOTS))
     scales = Scales(rng.normal(0, 0.3, n_crystals), rng.normal(0, 5, n_crystals), rng.normal(0, 0.2, n_crystals), trend)
     count = np.bincount(unique[unique >= 0], minlength=n_unique).astype(float)
     merged = Merged(rng.normal(100, 30, n_unique), rng.uniform(0.01, 0.1, n_unique), count)
-    return observations, indexed, scales, merged, d_star_sq
+    return Indexed(observations, d_star_sq, unique, minus, np.ones(n_crystals, dtype=bool)), scales, merged
 
 
 def test_merged_intensity_is_the_weighted_mean(data):
-    observations, indexed, scales, merged, d_star_sq = data
-    include = np.array([True, True, True, False])
+    indexed, scales, merged = data
+    observations, d_star_sq, include = indexed.observations, indexed.d_star_sq, np.array([True, True, True, False])
     noise = Noise(1.2, 0.1)
     blank = Merged(merged.intensity, np.zeros(30))
-    sums = scaling.accumulate(observations, indexed, include, scales, noise, blank, d_star_sq, 3.0)
+    sums = scaling.accumulate(indexed.only(include), scales, noise, blank, 3.0)
     crystal = observations.crystal()
     width = scales.width[crystal] + scales.trend.at(d_star_sq)[indexed.unique]
     partiality = 0.5 * (observations.offset_sq * (1 - np.exp(-width)) - width)
@@ -58,15 +57,11 @@ def test_merged_intensity_is_the_weighted_mean(data):
 
 
 def test_an_outlier_loses_weight(data):
-    observations, indexed, scales, merged, d_star_sq = data
-    observations.intensity[7] = 1e5
+    indexed, scales, merged = data
+    indexed.observations.intensity[7] = 1e5
     indexed.unique[7] = 3
     merged.count[3] += 1
-    everything = np.ones(4, dtype=bool)
-    kept, lowered = (
-        scaling.accumulate(observations, indexed, everything, scales, Noise(), merged, d_star_sq, bound)
-        for bound in (0.0, 4.0)
-    )
+    kept, lowered = (scaling.accumulate(indexed, scales, Noise(), merged, bound) for bound in (0.0, 4.0))
     others = Merged.from_sums(lowered).intensity[3]
     assert abs(others) < 0.1 * Merged.from_sums(kept).intensity[3]
 
@@ -84,30 +79,21 @@ def test_merged_intensities_come_to_rest_with_outliers():
         np.array([0, n_unique * n]), np.zeros((n_unique * n, 3), np.int32), intensity, variance,
         np.zeros(n_unique * n, np.float32),
     )  # fmt: skip
-    indexed = Indexed(unique, np.zeros(n_unique * n, np.uint8))
+    d_star_sq, minus = np.full(n_unique, 0.01), np.zeros(n_unique * n, np.uint8)
+    indexed = Indexed(observations, d_star_sq, unique, minus, np.ones(1, bool))
     merged, last = Merged(truth.mean() + np.zeros(n_unique), np.zeros(n_unique)), np.zeros(n_unique)
     for _ in range(40):
         last = merged.intensity
-        sums = scaling.accumulate(
-            observations,
-            indexed,
-            np.ones(1, bool),
-            Scales.unit(1),
-            Noise(1.0, 0.1),
-            merged,
-            np.full(n_unique, 0.01),
-            4.0,
-        )
-        merged = Merged.from_sums(sums)
+        merged = Merged.from_sums(scaling.accumulate(indexed, Scales.unit(1), Noise(1.0, 0.1), merged, 4.0))
     moved = np.abs(merged.intensity - last) * np.sqrt(merged.weight)
     assert np.mean(moved > 0.1) < 0.01
     assert np.median(np.abs(merged.intensity / truth - 1)) < 0.1
 
 
-def expected_target(observations, indexed, scales, expectation, d_star_sq, restraints):
+def expected_target(indexed, scales, expectation, restraints):
     """What the normal equations are of, where the variance does not depend on the scales."""
-    use = indexed.unique >= 0
-    g = scaling.scale_factors(observations, indexed, scales, d_star_sq)[use]
+    observations, use = indexed.observations, indexed.unique >= 0
+    g = scaling.scale_factors(indexed, scales)[use]
     u = indexed.unique[use]
     misfit = -2 * observations.intensity[use] * g * expectation.value[u] + g**2 * expectation.square[u]
     return 0.5 * (
@@ -126,13 +112,11 @@ def moved(scales, flat):
 
 
 def test_gradient_is_that_of_the_expected_misfit(data):
-    observations, indexed, scales, merged, d_star_sq = data
-    everything, restraints = np.ones(4, dtype=bool), Restraints(10.0, 0.5, 1.0)
+    indexed, scales, merged = data
+    restraints = Restraints(10.0, 0.5, 1.0)
     blank = Merged(merged.intensity, np.zeros(30))
     expectation = Expectation.posterior(merged, np.full(30, 90.0))
-    equations = scaling.scale_equations(
-        observations, indexed, everything, scales, Noise(), blank, expectation, d_star_sq, 0.0, restraints
-    )
+    equations = scaling.scale_equations(indexed, scales, Noise(), blank, expectation, 0.0, restraints)
     assert equations.used.tolist() == [
         np.sum(indexed.unique[a:b] >= 0) for a, b in ((0, 60), (0, 0), (60, 150), (150, 200))
     ]
@@ -143,7 +127,7 @@ def test_gradient_is_that_of_the_expected_misfit(data):
         for h in (1e-5, -1e-5):
             flat = np.zeros(len(analytic))
             flat[k] = h
-            ends.append(expected_target(observations, indexed, moved(scales, flat), expectation, d_star_sq, restraints))
+            ends.append(expected_target(indexed, moved(scales, flat), expectation, restraints))
         numeric[k] = -(ends[0] - ends[1]) / 2e-5
     # the crystal without observations is left alone, restraints or not
     numeric[[5, 9]] = analytic[[5, 9]]
@@ -151,12 +135,9 @@ def test_gradient_is_that_of_the_expected_misfit(data):
 
 
 def test_steps_with_the_crystals_eliminated_solve_all_equations(data):
-    observations, indexed, scales, merged, d_star_sq = data
-    everything = np.ones(4, dtype=bool)
+    indexed, scales, merged = data
     expectation = Expectation.posterior(merged, np.full(30, 90.0))
-    equations = scaling.scale_equations(
-        observations, indexed, everything, scales, Noise(1.0, 0.1), merged, expectation, d_star_sq, 4.0, Restraints()
-    )
+    equations = scaling.scale_equations(indexed, scales, Noise(1.0, 0.1), merged, expectation, 4.0, Restraints())
     common = equations.common.sum(axis=0)
     k = len(common)
     whole, right = np.zeros((12 + k, 12 + k)), np.zeros(12 + k)
@@ -185,25 +166,23 @@ def test_posterior_is_the_one_of_wilson(intensity, sigma):
     assert found.square[0] == pytest.approx(np.average(j**2, weights=weight), rel=3e-3)
 
 
-def fitted(observations, indexed, scales, exact, d_star_sq, restraints):
-    everything = np.ones(4, dtype=bool)
+def fitted(indexed, scales, exact, restraints):
     expectation = Expectation(exact, exact**2)
     blank = Merged(exact, np.zeros(30))
     still = np.zeros(len(scales.trend.knots))
     for _ in range(80):
-        equations = scaling.scale_equations(
-            observations, indexed, everything, scales, Noise(), blank, expectation, d_star_sq, 0.0, restraints
-        )
+        equations = scaling.scale_equations(indexed, scales, Noise(), blank, expectation, 0.0, restraints)
         scales = scaling.stepped(scales, equations.steps(still), still)
     return scales
 
 
 def test_scales_follow_the_units_of_the_crystal(data):
     # doubling all intensities of a crystal doubles its scale and leaves B and width alone
-    observations, indexed, scales, merged, d_star_sq = data
+    indexed, scales, merged = data
+    observations = indexed.observations
     doubled = replace(observations, intensity=2 * observations.intensity, variance=4 * observations.variance)
     results = [
-        fitted(table, indexed, scales, merged.intensity, d_star_sq, Restraints(1e5, 1e3, None))
+        fitted(replace(indexed, observations=table), scales, merged.intensity, Restraints(1e5, 1e3, None))
         for table in (observations, doubled)
     ]
     with_data = [0, 2, 3]
@@ -213,16 +192,16 @@ def test_scales_follow_the_units_of_the_crystal(data):
 
 
 def test_held_parameters_stay(data):
-    observations, indexed, scales, merged, d_star_sq = data
-    found = fitted(observations, indexed, scales, merged.intensity, d_star_sq, Restraints(None, None, None))
+    indexed, scales, merged = data
+    found = fitted(indexed, scales, merged.intensity, Restraints(None, None, None))
     assert np.array_equal(found.b_factor, scales.b_factor) and np.array_equal(found.width, scales.width)
     assert not np.array_equal(found.log_k, scales.log_k)
 
 
 def test_a_common_width_belongs_to_the_trend(data):
-    observations, indexed, scales, _, d_star_sq = data
-    before = scaling.scale_factors(observations, indexed, scales, d_star_sq)
-    after = scaling.scale_factors(observations, indexed, scales.shifted(0.0, 0.0, 0.3), d_star_sq)
+    indexed, scales, _ = data
+    before = scaling.scale_factors(indexed, scales)
+    after = scaling.scale_factors(indexed, scales.shifted(0.0, 0.0, 0.3))
     np.testing.assert_allclose(after, before)
 
 

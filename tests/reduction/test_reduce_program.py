@@ -239,6 +239,8 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("no append", 2, "no earlier reduction"),
         ("misspelt", 2, "unknown parameter 'partiality_treshold=0.3'; did you mean partiality_threshold=?"),
         ("not a number", 2, "d_min"),
+        ("cut reference", 2, "cannot be read"),
+        ("cutoff of nothing", 2, "cc_half_cutoff"),
     ],
 )
 def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_path, capfd):
@@ -277,12 +279,51 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
         args.append("partiality_treshold=0.3")
     elif change == "not a number":
         args.append("d_min=high")
+    elif change == "cut reference":
+        (tmp_path / "cut.mtz").write_bytes(b"MTZ " + bytes(range(256)))
+        args.append(f"reference={tmp_path / 'cut.mtz'}")
+    elif change == "cutoff of nothing":
+        args.append("cc_half_cutoff=0")
     capfd.readouterr()
     assert run(tmp_path / "out", *args) == code
     said = capfd.readouterr().err.strip()
     assert message in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out" / "DataFiles").exists()
+
+
+@pytest.mark.parametrize("folder", ["taken", "taken/within"])
+def test_a_folder_that_cannot_be_made_is_one_line(folder, lysozyme, tmp_path, capfd):
+    (tmp_path / "taken").write_text("a file of somebody")
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path / folder, *lysozyme.paths)
+    said = capfd.readouterr().err.strip()
+    assert left.value.code == 1 and "cannot be written" in said and len(said.splitlines()) == 1
+    assert (tmp_path / "taken").read_text() == "a file of somebody"
+
+
+@pytest.mark.parametrize("wrong", ["negative", "noise", "one crystal", "alike"])
+def test_crystals_of_little_use_are_merged_as_they_are(wrong, tmp_path, capfd):
+    lattice = synthetic.Lattice(synthetic.LYSOZYME.cell, synthetic.LYSOZYME.space_group, 3.5)
+    observations, _ = synthetic.simulate(lattice, 1 if wrong == "one crystal" else 12, per_crystal=200)
+    if wrong == "negative":
+        observations = replace(observations, intensity=-observations.intensity)
+    elif wrong == "noise":
+        scatter = np.sqrt(observations.variance)
+        observations = replace(observations, intensity=np.random.default_rng(1).normal(0.0, scatter))
+    elif wrong == "alike":
+        first = np.tile(np.arange(200), 12)
+        rows = (getattr(observations, name)[first] for name in ("hkl", "intensity", "variance", "offset_sq"))
+        observations = type(observations)(observations.start, *rows)
+    paths = synthetic.write_files(tmp_path / "in", observations, lattice)
+    assert run(tmp_path / "out", *paths, "filtering.method=deltacchalf", "export.scaled=False") == 0
+    assert not capfd.readouterr().err
+    table = columns(tmp_path / "out" / "DataFiles" / "merged.mtz")
+    assert table["N"].sum() == len(observations.intensity)
+    log = (tmp_path / "out" / "ssx_mpi.reduce.log").read_text()
+    assert ("hardly any signal" in log) == (wrong in ("negative", "noise"))
+    summary = (tmp_path / "out" / "LogFiles" / "ssx_mpi.reduce.json").read_text()
+    assert "NaN" not in summary and json.loads(summary)["state"] == "done"
 
 
 def test_engine_dials_on_the_same_crystals(ambiguous, tmp_path):

@@ -9,7 +9,7 @@ from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import references
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.parameters import ReductionParameters
+from ssx_mpi.reduction_parameters import ReductionParameters
 from ssx_mpi.stages import reduction as stage
 from ssx_mpi.stages.reference import read_reference
 

@@ -9,8 +9,8 @@ from ssx_mpi.kernels.ambiguity import relative_agreement
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.reduction import references, resolve, scale
-from ssx_mpi.reduction.resolve import AmbiguitySettings
-from ssx_mpi.reduction.scale import ScalingSettings
+from ssx_mpi.reduction.merge import merge
+from ssx_mpi.reduction_parameters import AmbiguitySettings, MergingSettings, ScalingSettings
 from ssx_mpi.stages import reduction as stage
 
 COMM = SerialCommunicator()
@@ -18,11 +18,10 @@ COMM = SerialCommunicator()
 
 def prepared(observations, truth, setting):
     unique = truth.unique
-    everything = np.ones(observations.n_crystals, dtype=bool)
     shells = merging.resolution_shells(unique.d_star_sq, 20)
     indexed = resolve.index_in_settings(observations, unique, truth.settings, setting)
-    start, expected = scale.radial_means(COMM, observations, indexed, everything, unique, shells)
-    return everything, shells, indexed, start, expected
+    start, expected = scale.radial_means(COMM, indexed, unique, shells)
+    return indexed.include, shells, indexed, start, expected
 
 
 def test_scaling_recovers_truth():
@@ -31,8 +30,8 @@ def test_scaling_recovers_truth():
     rng = np.random.default_rng(1)
     wrong = rng.random(len(observations.intensity)) < 0.01
     observations.intensity[wrong] *= rng.uniform(5, 20, wrong.sum())
-    everything, _, indexed, start, expected = prepared(observations, truth, np.zeros(150, dtype=np.int64))
-    scaled = scale.scale(COMM, observations, indexed, everything, truth.unique, start, expected, ScalingSettings())
+    _, _, indexed, start, expected = prepared(observations, truth, np.zeros(150, dtype=np.int64))
+    scaled = scale.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
     assert scaled.include.all()
     assert np.std(scaled.scales.log_k - truth.scales.log_k) < 0.05
     assert np.std(scaled.scales.b_factor - truth.scales.b_factor) < 0.8
@@ -58,12 +57,12 @@ def test_widths_that_integration_had_wrong_are_found():
         synthetic.LYSOZYME, 150, per_crystal=300, b=0.05, background=10.0, broadening=2.0
     )
     unique = truth.unique
-    everything, _, indexed, start, expected = prepared(observations, truth, np.zeros(150, dtype=np.int64))
+    _, _, indexed, start, expected = prepared(observations, truth, np.zeros(150, dtype=np.int64))
     found, without = (
-        scale.scale(COMM, observations, indexed, everything, unique, begin, mean, ScalingSettings(widths=widths))
+        scale.scale(COMM, indexed, unique, begin, mean, ScalingSettings(widths=widths))
         for widths, begin, mean in (
             (True, start, expected),
-            (False, *scale.radial_means(COMM, observations, indexed, everything, unique, _20_shells(unique), False)),
+            (False, *scale.radial_means(COMM, indexed, unique, _20_shells(unique), False)),
         )
     )
     trend = found.scales.trend
@@ -87,8 +86,8 @@ def test_a_crystal_of_noise_gets_no_say():
     observations, truth = synthetic.simulate(synthetic.LYSOZYME, 60, per_crystal=300)
     rng = np.random.default_rng(1)
     observations.intensity[:300] = rng.permutation(observations.intensity[:300])
-    everything, _, indexed, start, expected = prepared(observations, truth, np.zeros(60, dtype=np.int64))
-    scaled = scale.scale(COMM, observations, indexed, everything, truth.unique, start, expected, ScalingSettings())
+    _, _, indexed, start, expected = prepared(observations, truth, np.zeros(60, dtype=np.int64))
+    scaled = scale.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
     rest = slice(1, None)
     assert np.std((scaled.scales.log_k - truth.scales.log_k)[rest]) < 0.06
 
@@ -147,3 +146,21 @@ def test_tolerance_of_the_lattice_is_respected():
     cell = (60.0, 60.9, 80.0, 90.0, 90.0, 90.0)
     assert len(stage.reindexing_settings(cell, "P 21 21 21", max_delta=0.5)) == 1
     assert len(stage.reindexing_settings(cell, "P 21 21 21", max_delta=2.0)) == 2
+
+
+def test_merged_data_of_few_crystals_are_cut_where_they_turn_to_noise():
+    lattice = synthetic.Lattice(synthetic.LYSOZYME.cell, synthetic.LYSOZYME.space_group, 1.5)
+    observations, truth = synthetic.simulate(
+        lattice, 9, per_crystal=300, background=4000.0, scale_spread=0.0, b_spread=0.0
+    )
+    _, _, indexed, start, expected = prepared(observations, truth, np.zeros(9, dtype=np.int64))
+    scaled = scale.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
+    data = merge(
+        COMM, indexed, np.arange(9), scaled.scales, scaled.noise, scaled.merged, truth.unique, MergingSettings()
+    )
+    assert data.n_crystals == 9 and data.sums[2].sum() < 1.15 * np.count_nonzero(data.merged.weight)
+    # the variance of an observation: over the background, divided by partialities from 0.25 to 1
+    variance = 1.3**2 * 4 * 4000.0
+    d_min = (np.log(1000.0**2 / (variance * 0.3 / 0.7)) / 20.0) ** -0.5
+    assert data.d_min_estimated
+    assert data.d_min == pytest.approx(d_min, abs=0.15)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_chips import small_chip
 
 from ssx_mpi.command_line.process import _parse
 from ssx_mpi.dials_parameters import dials_parameters
@@ -22,23 +22,8 @@ from ssx_mpi.stages.stills import Engine, StillProcessor
 @pytest.fixture(scope="module")
 def made(tmp_path_factory) -> Path:
     """Folder of five CBF images; the first and the last two have a crystal."""
-    from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
-    from ssx_mpi.simulation.data_set import simulate
-
     folder = tmp_path_factory.mktemp("cbf")
-    wanted = p.SimulationParameters(
-        n_images=5,
-        seed=1,
-        hit_rate=0.5,
-        lattices=(1.0,),
-        crystal=p.CrystalParameters(d_min=2.2, brightness=3000.0, brightness_spread=0.3),
-        detector=p.DetectorParameters("pilatus200k", 75.0),
-        output=p.OutputParameters(folder / "x_#.cbf", "cbf"),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        simulate(wanted, SerialCommunicator())
+    small_chip(folder / "x_#.cbf", n_images=5, seed=1, hit_rate=0.5)
     return folder
 
 

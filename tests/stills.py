@@ -7,25 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgpack
+from small_chips import SYMMETRY, small_chip
 
-from ssx_mpi.parallel.communicator import SerialCommunicator
-from ssx_mpi.simulation.data_set import simulate
-from ssx_mpi.simulation.parameters import (
-    CrystalParameters,
-    DetectorParameters,
-    OutputParameters,
-    SimulationParameters,
-)
-
-CELL = "unit_cell=79.1,79.1,38.2,90,90,90"
 #: environment of a run that is to be disturbed at its work
-SLOWLY = {"PYTHONPATH": str(Path(__file__).with_name("slowly"))}
+SLOWLY = {"PYTHONPATH": str(Path(__file__).with_name("parallel") / "slowly")}
 
 
 @dataclass(frozen=True)
@@ -37,28 +27,13 @@ class Stills:
     @classmethod
     def simulated(cls, image: Path, n_images: int = 24) -> Stills:
         """Stills of 0.2 Mpx, half of them hits with one lattice."""
-        with warnings.catch_warnings():
-            # dxtbx loads pint for NeXus, which warns at import
-            warnings.simplefilter("ignore")
-            import dxtbx.nexus  # noqa: F401
-
-        parameters = SimulationParameters(
-            n_images=n_images,
-            hit_rate=0.5,
-            seed=5,
-            lattices=(1.0,),
-            crystal=CrystalParameters(d_min=2.2),
-            detector=DetectorParameters("pilatus200k", 100.0),
-            output=OutputParameters(file=image, compression="gzip", images_per_file=8),
-        )
-        simulate(parameters, SerialCommunicator())
+        small_chip(image, 100.0, strong=False, n_images=n_images, hit_rate=0.5, seed=5)
         return cls(image)
 
     def arguments(self, directory: Path, *more: str) -> list[str]:
         given = [
             f"image={self.image}",
-            "space_group=P43212",
-            CELL,
+            *SYMMETRY,
             f"reference_geometry={self.image.parent}/truth.expt",
         ]
         return [*given, "batch_size=6", f"output.directory={directory}", *more]

@@ -1,14 +1,11 @@
-"""Parameters of reduction: the PHIL scope with the names that xia2.ssx_reduce has, and what it becomes."""
+"""Parameters of reduction, of both programs: the PHIL scope with the names that xia2.ssx_reduce has, and what it
+becomes once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssx_mpi.reduction.cells import CellFilter
-from ssx_mpi.reduction.merge import MergingSettings
-from ssx_mpi.reduction.resolve import AmbiguitySettings
-from ssx_mpi.reduction.scale import ScalingSettings
 from ssx_mpi.user_input import PathReader
 
 REDUCTION_PHIL = """
@@ -123,7 +120,7 @@ merging {
     .type = int(value_min=1)
     .help = "Random splits into half-sets, over which CC1/2 and Rsplit are averaged."
   cc_half_cutoff = 0.3
-    .type = float(value_min=0, value_max=1)
+    .type = float(value_min=0.01, value_max=0.99)
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path
@@ -153,6 +150,97 @@ export {
     .help = "scaled_N.expt and scaled_N.refl for each input file."
 }
 """
+
+
+@dataclass(frozen=True)
+class CellFilter:
+    """Parameters of the filter by unit cells; lengths in angstrom, angles in degrees.
+
+    Parameters
+    ----------
+    central
+        Cell to measure from; None for the median.
+    threshold
+        Distance in G6 (square angstrom) that links cells into clusters, of which the most populous is kept; None for
+        tolerances alone.
+    """
+
+    length_tolerance: float | None = 1.0
+    angle_tolerance: float | None = 1.0
+    central: tuple[float, ...] | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True)
+class AmbiguitySettings:
+    """Parameters of the search for the setting of each crystal.
+
+    Parameters
+    ----------
+    starts
+        Random starts.
+    sample
+        Crystals that take part in the starts.
+    min_margin
+        Log-likelihood by which the best setting must be above the second best; crystals below are left out.
+    seed
+        Of the random starts.
+    """
+
+    starts: int = 5
+    sample: int = 2000
+    min_margin: float = 3.0
+    seed: int = 42
+
+
+@dataclass(frozen=True)
+class ScalingSettings:
+    """Parameters of scaling: how far to iterate, and on what.
+
+    Parameters
+    ----------
+    robust_bound
+        Normalised deviation beyond which an observation loses weight.
+    tolerance
+        Root mean square relative change of the scales in a round, at which they are converged.
+    max_rounds
+        Rounds at most.
+    error_cycles
+        Estimates of the error model before the scales are brought to convergence.
+    min_observations
+        Crystals with fewer usable observations are left out.
+    widths
+        Whether to refine the widths of the reflections, which correct the partialities.
+    """
+
+    robust_bound: float = 4.0
+    tolerance: float = 1e-3
+    max_rounds: int = 100
+    error_cycles: int = 4
+    min_observations: int = 10
+    widths: bool = True
+
+
+@dataclass(frozen=True)
+class MergingSettings:
+    """Parameters of merging.
+
+    Parameters
+    ----------
+    n_shells
+        Resolution shells of the tables.
+    repeats
+        Random splits into half-sets.
+    cc_half_cutoff
+        CC1/2 at which the resolution is cut; None keeps all.
+    robust_bound
+        Normalised deviation beyond which an observation loses weight.
+    """
+
+    n_shells: int = 20
+    repeats: int = 10
+    cc_half_cutoff: float | None = 0.3
+    robust_bound: float = 4.0
 
 
 @dataclass(frozen=True)
