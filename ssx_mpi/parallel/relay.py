@@ -91,7 +91,11 @@ def main(command: list[str]) -> int:
     """Run `command` and pass requests to stop on to the ranks that it starts; returns its exit code."""
     # what comes from here on waits until there is someone to hear it
     signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
-    launcher = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS))
+    try:
+        launcher = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS))
+    except OSError as error:
+        print(f"ssx_mpi: {command[0]} cannot be started: {error.strerror}", file=sys.stderr)
+        return 2
     Relay(launcher.pid, elsewhere=command[0].rpartition("/")[2] == "srun")
     # the terminal sends it to the launcher too, which ends the ranks
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -183,3 +183,9 @@ def test_one_process_that_fails_has_a_traceback_and_status_one(environment, caps
         launch.guarded(main)
     assert left.value.code == 1
     assert "ZeroDivisionError: fault" in capsys.readouterr().err
+
+
+def test_a_launcher_that_is_not_there_is_named():
+    program = run([sys.executable, "-m", "ssx_mpi.parallel.relay", "no-such-mpirun", "-n", "2"], timeout=30)
+    assert program.status == 2
+    assert program.err.strip() == "ssx_mpi: no-such-mpirun cannot be started: No such file or directory"
