@@ -17,7 +17,7 @@ def primitive_lattice(unit_cell: tuple[float, ...], space_group: str) -> KnownLa
     """The primitive reduced lattice of a cell (angstrom, degrees) in a space group."""
     from cctbx import sgtbx, uctbx
 
-    from ssx_mpi.stages.fast_indexing import Target
+    from ssx_mpi.stages.target import Target
 
     return Target.from_cell(uctbx.unit_cell(unit_cell), sgtbx.space_group_info(space_group).group()).known
 

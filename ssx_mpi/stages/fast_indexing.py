@@ -11,26 +11,24 @@ finds the known cell in fewer spots.
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-from cctbx import sgtbx, uctbx
-from cctbx.crystal import symmetry
+from cctbx import sgtbx
 from dials.algorithms.indexing import DialsIndexError
 from dials.algorithms.indexing.max_cell import find_max_cell
 from dials.algorithms.indexing.symmetry import SymmetryHandler
 from dials.array_family import flex
-from dxtbx import flumpy
-from dxtbx.imageset import ImageSequence, ImageSet
 from dxtbx.model import Crystal, Experiment, ExperimentList, MosaicCrystalSauter2014
 from libtbx import Auto
 
 from ssx_mpi.kernels import fourier_search, lattice_refinement, lattice_search, lattices, mosaicity
 from ssx_mpi.kernels.lattice_refinement import CellModel, Lattice, Spots
+from ssx_mpi.stages.indexed_tables import indexed_table, lattice_identifier, spot_arrays, still_imageset, strong_spots
+from ssx_mpi.stages.target import FoundLattice, Target
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +41,6 @@ _MAX_REFINED = 2
 _WORTH_REFINING = 0.7
 # what DIALS takes for basis_vector_combinations.max_refine=Auto of stills
 _MAX_REFINED_BY_DIALS = 5
-_SMALLEST_VARIANCE = 1e-6  # mm^2
 # a lattice is accepted when fewer than 10 to this power as good are expected by chance: noise gives 0 to 12, the
 # weakest true lattices of nitrite reductase -28
 _MAX_CHANCE = -6.0
@@ -91,74 +88,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class FoundLattice:
-    """A refined lattice of a still.
-
-    Attributes
-    ----------
-    lattice : Lattice
-    spots : (n,) int64
-        Numbers of its spots.
-    h : (n, 3) int64
-        Their Miller indices in the setting of the cell model.
-    mosaic : Mosaicity
-    rmsd_px : float
-    """
-
-    lattice: Lattice
-    spots: np.ndarray
-    h: np.ndarray
-    mosaic: mosaicity.Mosaicity
-    rmsd_px: float
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A lattice that may be taken: `indexing` gave its spots their indices, `fit` was refined with them."""
 
     indexing: Lattice
     fit: FoundLattice
-
-
-@dataclass(frozen=True)
-class Target:
-    """The cell that is looked for, prepared for search and refinement.
-
-    Attributes
-    ----------
-    model : CellModel
-    known : lattices.KnownLattice
-    to_reduced : (3, 3) float64
-        ``h_reduced = to_reduced @ h``: the search works in the reduced basis.
-    variants : list of (3, 3) float64
-        Changes of the reduced basis that the search cannot tell from the identity (see :func:`_setting_variants`).
-    operations : (n, 3, 3) float64
-        Changes of the reduced basis by the rotations that all lattices of the symmetry have.
-    """
-
-    model: CellModel
-    known: lattices.KnownLattice
-    to_reduced: np.ndarray
-    variants: list[np.ndarray]
-    operations: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Of the axes of the primitive cell, (3,), in angstrom."""
-        return np.linalg.norm(self.model.primitive @ self.model.basis, axis=1)
-
-    def triclinic(self, direct: np.ndarray) -> Target:
-        """The same target with all strains free, for the basis `direct` (rows, angstrom)."""
-        strains = lattice_refinement.invariant_strains(np.eye(3)[None])
-        return replace(self, model=CellModel(direct, strains, self.model.primitive))
-
-    @classmethod
-    def from_cell(cls, unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Target:
-        """The target of a cell and its space group."""
-        model = cell_model(unit_cell, space_group)
-        known = lattices.known_lattice(model.primitive @ model.basis)
-        to_reduced = known.basis @ np.linalg.inv(model.basis)
-        return cls(model, known, to_reduced, _setting_variants(known, model), _operations(known, model))
 
 
 class _NoFit(Exception):
@@ -198,6 +132,9 @@ class FastIndexer:
         unsupported = {
             "known_symmetry.A_matrix": getattr(indexing.known_symmetry, "A_matrix", None) is not None,
             f"method={params.method}": not set(params.method) & set(_METHODS),
+            "basis_vector_combinations.max_combinations": indexing.basis_vector_combinations.max_combinations
+            is not None,
+            "optimise_initial_basis_vectors": bool(getattr(indexing, "optimise_initial_basis_vectors", False)),
             "index_assignment.method=local": indexing.index_assignment.method == "local",
             "stills.indexer=sequences": indexing.stills.indexer == "sequences",
             "stills.isoforms": any(isoform.name is not None for isoform in indexing.stills.isoforms),
@@ -237,7 +174,7 @@ class FastIndexer:
         """
         if len(strong) < self.settings.min_spots:
             return ExperimentList(), flex.reflection_table()
-        table = _strong_spots(experiment, strong)
+        table = strong_spots(experiment, strong)
         if len(table) < self.settings.min_spots:
             return ExperimentList(), flex.reflection_table()
         pixel_size = experiment.detector[0].get_pixel_size()[0]
@@ -571,7 +508,7 @@ class FastIndexer:
         experiments = ExperimentList()
         if not found:
             return experiments, flex.reflection_table()
-        imageset = _still_imageset(experiment)
+        imageset = still_imageset(experiment)
         for k, lattice in enumerate(found):
             experiments.append(
                 Experiment(  # type: ignore[call-arg]  # the stubs of dxtbx know no defaults
@@ -579,10 +516,10 @@ class FastIndexer:
                     detector=experiment.detector,
                     crystal=self._crystal(lattice),
                     imageset=imageset,
-                    identifier=_identifier(experiment, imageset, k),
+                    identifier=lattice_identifier(experiment, imageset, k),
                 )
             )
-        return experiments, _indexed_table(experiment, experiments, table, found)
+        return experiments, indexed_table(experiment, experiments, table, found)
 
     def _crystal(self, found: FoundLattice) -> MosaicCrystalSauter2014:
         settings = self.settings
@@ -672,157 +609,3 @@ def _rmsd_limit(indexing: Any) -> float:
         return newer
     older = getattr(indexing.stills, "rmsd_min_px", None)
     return 2.0 if older is None or older is Auto else older
-
-
-def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> CellModel:
-    """The cell of a space group (which it is made to obey exactly) with its strains and its primitive basis.
-
-    Raises
-    ------
-    ValueError
-        When the cell is not one of the space group.
-    """
-    crystal = symmetry(unit_cell=unit_cell, space_group=space_group, assert_is_compatible_unit_cell=False)
-    if not crystal.unit_cell().is_similar_to(unit_cell, relative_length_tolerance=0.02, absolute_angle_tolerance=2):
-        raise ValueError(f"the unit cell {unit_cell} is not one of space group {space_group.info()}")
-    basis = lattices.metric_basis(crystal.unit_cell().parameters())
-    operations = space_group.build_derived_laue_group().all_ops()
-    rotations = np.array([op.r().as_double() for op in operations]).reshape(-1, 3, 3)
-    rotations = basis.T @ rotations[np.linalg.det(rotations) > 0] @ np.linalg.inv(basis.T)
-    to_primitive = np.array(crystal.change_of_basis_op_to_primitive_setting().c().r().as_double()).reshape(3, 3)
-    # fractional coordinates transform by C, indices by its inverse, transposed
-    primitive = np.linalg.inv(to_primitive).T
-    return CellModel(basis, lattice_refinement.invariant_strains(rotations), primitive)
-
-
-def _setting_variants(known: lattices.KnownLattice, model: CellModel) -> list[np.ndarray]:
-    """Changes of the reduced basis that the search cannot tell from the identity, but the symmetry of the cell can.
-
-    The search takes bases for equal that a rotation relates which keeps the metric within a tolerance, such as the
-    exchange of a and b in an orthorhombic cell with nearly equal axes; all of these are refined.
-    """
-    inverse = np.linalg.inv(known.basis)
-    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ inverse)
-    exact: list[np.ndarray] = []
-    variants: list[np.ndarray] = []
-    for change in changes:
-        moved = change @ known.basis @ known.basis.T @ change.T
-        if np.allclose(moved, known.basis @ known.basis.T, rtol=1e-6, atol=1e-6 * np.trace(moved)):
-            exact.append(change)
-    for change in changes:
-        if not any((np.rint(e @ change) == v).all() for e in exact for v in variants):
-            variants.append(change)
-    return variants
-
-
-def _operations(known: lattices.KnownLattice, model: CellModel) -> np.ndarray:
-    # the symmetry of a cell that the space group allows and that has no other by chance
-    strain = np.eye(3) + np.einsum("p,pij->ij", 0.01 * np.sqrt(np.arange(2, 2 + len(model.strains))), model.strains)
-    changed = known.basis @ strain.T
-    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ np.linalg.inv(known.basis))
-    metric = changed @ changed.T
-    moved = changes @ metric @ changes.transpose(0, 2, 1)
-    return changes[np.isclose(moved, metric, rtol=1e-6, atol=1e-6 * np.trace(metric)).all(axis=(1, 2))]
-
-
-def _strong_spots(experiment: Experiment, strong: Any) -> Any:
-    """A copy of the spots flagged strong (all, when none is) with positions in mm and in reciprocal space."""
-    flagged = strong.get_flags(strong.flags.strong)
-    # select() copies
-    table = strong.select(flagged if flagged.count(True) else flex.bool(len(strong), True))
-    if not flagged.count(True):
-        table.set_flags(flex.bool(len(table), True), table.flags.strong)
-    for k in list(table.experiment_identifiers().keys()):
-        del table.experiment_identifiers()[k]
-    table["id"] = flex.int(len(table), 0)
-    table["imageset_id"] = flex.int(len(table), 0)
-    # a scan or a goniometer in the header of a still would turn the spots
-    still = Experiment(beam=experiment.beam, detector=experiment.detector)  # type: ignore[call-arg, misc]
-    one = ExperimentList([still])
-    table.centroid_px_to_mm(one)
-    table.map_centroids_to_reciprocal_space(one)
-    return table
-
-
-def spot_arrays(experiment: Experiment, table: Any) -> Spots:
-    """Spots of a table that has been mapped to reciprocal space, with their panels' geometry."""
-    matrices = np.array([panel.get_d_matrix() for panel in experiment.detector]).reshape(-1, 3, 3)
-    panel = flumpy.to_numpy(table["panel"]).astype(np.int64)
-    variance = flumpy.to_numpy(table["xyzobs.mm.variance"])[:, :2]
-    return Spots(
-        q=np.array(flumpy.to_numpy(table["rlp"])),
-        xy=np.array(flumpy.to_numpy(table["xyzobs.mm.value"])[:, :2]),
-        # a centroid of no variance is one of a single pixel
-        weight=1 / np.maximum(variance, _SMALLEST_VARIANCE),
-        d_inverse=np.linalg.inv(matrices)[panel],
-        s0=np.array(experiment.beam.get_s0()),
-    )
-
-
-def _still_imageset(experiment: Experiment) -> Any:
-    """The one image of the experiment, without scan and goniometer, as the stills indexer of DIALS hands it on."""
-    imageset = experiment.imageset
-    if not isinstance(imageset, ImageSequence):
-        return imageset
-    number = 0
-    if experiment.scan is not None:
-        number = experiment.scan.get_array_range()[0] - imageset.get_array_range()[0]
-    still = ImageSet(imageset.data(), flex.size_t([imageset.indices()[number]]))  # type: ignore[call-arg, misc]
-    still.set_scan(None)
-    still.set_goniometer(None)
-    return still
-
-
-def _identifier(experiment: Experiment, imageset: Any, number: int) -> str:
-    """Identifier of a lattice that depends on the image and on nothing else."""
-    source = experiment.identifier
-    if imageset is not None:
-        source += f"|{imageset.get_path(0)}|{imageset.indices()[0]}"
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{source}|{number}"))
-
-
-def _indexed_table(experiment: Experiment, experiments: ExperimentList, table: Any, found: list[FoundLattice]) -> Any:
-    """The indexed spots in the order of the strong ones, with the columns that ``dials.ssx_index`` writes."""
-    spots = np.concatenate([f.spots for f in found])
-    number = np.concatenate([np.full(len(f.spots), k) for k, f in enumerate(found)])
-    h = np.concatenate([f.h for f in found])
-    arrays = spot_arrays(experiment, table)
-    predictions = [lattice_refinement.predict(f.h, f.lattice, arrays.d_inverse[f.spots], arrays.s0) for f in found]
-    xy = np.concatenate([p.xy for p in predictions])
-    s1 = np.concatenate([p.s1 for p in predictions])
-    delta_psi = np.concatenate([p.delta_psi for p in predictions])
-    order = np.argsort(spots, kind="stable")
-    spots, number, h, xy, s1, delta_psi = (x[order] for x in (spots, number, h, xy, s1, delta_psi))
-
-    indexed = table.select(flex.size_t(spots.tolist()))
-    zero = np.zeros((len(spots), 1))
-    indexed["id"] = flumpy.from_numpy(number.astype(np.int32))
-    indexed["miller_index"] = flex.miller_index([tuple(map(int, x)) for x in h])
-    indexed["s1"] = flumpy.vec_from_numpy(np.ascontiguousarray(s1))
-    indexed["delpsical.rad"] = flumpy.from_numpy(np.ascontiguousarray(delta_psi))
-    indexed["xyzcal.mm"] = flumpy.vec_from_numpy(np.concatenate([xy, zero], axis=1))
-    indexed["xyzcal.px"] = _in_pixels(experiment, indexed)
-    indexed["entering"] = flex.bool(len(indexed), False)
-    residual = xy - arrays.xy[spots]
-    for axis, name in enumerate("xy"):
-        indexed[f"{name}_resid"] = flumpy.from_numpy(np.ascontiguousarray(residual[:, axis]))
-        indexed[f"{name}_resid2"] = flumpy.from_numpy(residual[:, axis] ** 2)
-    indexed["delpsical2"] = flumpy.from_numpy(delta_psi**2)
-    flags = indexed.flags
-    every = flex.bool(len(indexed), True)
-    for flag in (flags.predicted, flags.indexed, flags.used_in_refinement):
-        indexed.set_flags(every, flag)
-    for k, found_experiment in enumerate(experiments):
-        indexed.experiment_identifiers()[k] = found_experiment.identifier
-    return indexed
-
-
-def _in_pixels(experiment: Experiment, table: Any) -> Any:
-    x, y, z = table["xyzcal.mm"].parts()
-    millimetres = flex.vec2_double(x, y)
-    pixels = flex.vec3_double(len(table))
-    for number in sorted(set(table["panel"])):
-        on_panel = table["panel"] == number
-        px, py = experiment.detector[number].millimeter_to_pixel(millimetres.select(on_panel)).parts()
-        pixels.set_selected(on_panel, flex.vec3_double(px, py, z.select(on_panel)))
-    return pixels

@@ -302,6 +302,8 @@ def test_dials_takes_the_result_as_its_own(tmp_path):
     "line, reason",
     [
         ("method=fft1d", None),
+        ("indexing.basis_vector_combinations.max_combinations=50", "max_combinations"),
+        ("indexing.optimise_initial_basis_vectors=True", "optimise_initial_basis_vectors"),
         ("indexing.index_assignment.method=local", "index_assignment"),
         ("refinement.parameterisation.detector.fix=None", "detector"),
         ("indexing.refinement_protocol.mode=repredict_only", "repredict_only"),
@@ -401,7 +403,7 @@ def test_candidate_is_refined_as_by_dials(real_data):
     from dxtbx.model import Crystal, ExperimentList
 
     from ssx_mpi.kernels.lattice_refinement import Lattice
-    from ssx_mpi.stages.fast_indexing import _strong_spots, spot_arrays
+    from ssx_mpi.stages.indexed_tables import spot_arrays, strong_spots
 
     folder = real_data / "cunir_serial_processed"
     imported = ExperimentListFactory.from_json_file(str(folder / "imported_with_ref_5.expt"), check_format=False)
@@ -437,7 +439,7 @@ def test_candidate_is_refined_as_by_dials(real_data):
 
     indexer = FastIndexer(known_cell("P213"))
     target = indexer._target.triclinic(direct)
-    arrays = spot_arrays(still, _strong_spots(still, strong))
+    arrays = spot_arrays(still, strong_spots(still, strong))
     pixel_size = still.detector[0].get_pixel_size()[0]
     fit = indexer._refine_alone(arrays, Lattice(np.eye(3), direct), pixel_size, target)
     common = np.intersect1d(fit.spots, np.array(indexed["row"]))
