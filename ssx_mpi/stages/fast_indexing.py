@@ -11,6 +11,7 @@ finds the known cell in fewer spots.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -47,6 +48,8 @@ _MAX_CHANCE = -6.0
 # standard deviations by which a candidate must explain more spots than chance to be refined: the best candidates in
 # spots without order reach 3 to 5, the weakest true lattices of nitrite reductase 7 to 9
 _BEYOND_CHANCE = 4.0
+# settings of a lattice whose qualities differ by less are equally good
+_AS_GOOD = 0.999
 # of unknown cells the smallest that explains this share of the most spots
 _NEARLY_AS_MANY = 0.8
 # angstrom: the distance of neighbouring spots tells the longest axis, but on a still of 70 spots it told 52 for 96
@@ -262,14 +265,11 @@ class FastIndexer:
         weight = lattice_refinement.balanced_weight(own, found.h, found.lattice, 3 + len(strains))
         try:
             fit = lattice_refinement.refine_lattice(own, found.h, found.lattice, strains, weight).lattice
-            prediction = lattice_refinement.predict(found.h, fit, own.d_inverse, own.s0)
-            spacing = 1 / np.linalg.norm(found.h @ fit.setting.T, axis=1)
-            mosaic = mosaicity.fit_mosaicity(spacing, prediction.delta_psi, abs(np.linalg.det(fit.basis)))
+            mosaic = _mosaicity(own, found.h, fit)
         except (ValueError, np.linalg.LinAlgError) as error:
             logger.debug("lattice left as it was: %s", error)
             return found
-        rmsd = np.sqrt(np.mean(((prediction.xy - own.xy) ** 2).sum(axis=1))) / pixel_size
-        return replace(found, lattice=fit, mosaic=mosaic, rmsd_px=float(rmsd))
+        return replace(found, lattice=fit, mosaic=mosaic, rmsd_px=_rmsd(own, found.h, fit) / pixel_size)
 
     def _worth_another(self, found: list[FoundLattice], owner: np.ndarray, spacing: np.ndarray) -> bool:
         finest = spacing[np.concatenate([f.spots for f in found])].min()
@@ -279,16 +279,14 @@ class FastIndexer:
     def _best_candidate(
         self, spots: Spots, pixel_size: float, found: list[FoundLattice], target: Target
     ) -> Candidate | None:
-        settings = self.settings
         if len(spots) < _MIN_SPOTS:
             return None
-        for name in (*settings.methods, None):
-            # of the bases that DIALS would refine the one of the smallest rmsd; the others are of different lattices
-            search, worth = (
-                (partial(self._bases_of_dials, name), _smallest_rmsd)
-                if name is not None
-                else (self._bases_by_known_vectors, _quality)
-            )
+        # of the bases that DIALS would refine the one of the smallest rmsd; the others are of different lattices
+        searches: list[tuple[Callable, Callable]] = [
+            *((partial(self._bases_of_dials, method), _smallest_rmsd) for method in self.settings.methods),
+            (self._bases_by_known_vectors, _quality),
+        ]
+        for search, worth in searches:
             fits = []
             for basis in search(spots, target, found):
                 try:
@@ -380,7 +378,13 @@ class FastIndexer:
             candidates.append(Candidate(indexing, symmetric))
         if not candidates:
             raise _NoFit("no setting of the symmetry fits")
-        return max(candidates, key=lambda c: _quality(c.fit))
+        # settings that the cell is free to go between fit alike, and rounding must not choose: the given cell does
+        enough = _AS_GOOD * max(_quality(c.fit) for c in candidates)
+        known = np.linalg.norm(target.model.basis, axis=1)
+        return min(
+            (c for c in candidates if _quality(c.fit) >= enough),
+            key=lambda c: np.abs(np.linalg.norm(c.fit.lattice.basis, axis=1) / known - 1).sum(),
+        )
 
     def _chance(self, spots: Spots, fit: FoundLattice, n_searched: int, target: Target) -> float:
         return lattice_refinement.chance(
@@ -436,9 +440,8 @@ class FastIndexer:
         for k, (fit, mosaic) in enumerate(zip(fits, mosaics)):
             own = kept[owner[kept] == k]
             self._check_volume(fit, lattices[k])
-            prediction = lattice_refinement.predict(h[own], fit, spots.d_inverse[own], spots.s0)
-            rmsd = np.sqrt(np.mean(((prediction.xy - spots.xy[own]) ** 2).sum(axis=1))) / pixel_size
-            found.append(FoundLattice(fit, own, h[own], mosaic, float(rmsd)))
+            rmsd_px = _rmsd(spots.select(own), h[own], fit) / pixel_size
+            found.append(FoundLattice(fit, own, h[own], mosaic, rmsd_px))
         return found
 
     def _fit(
@@ -483,10 +486,8 @@ class FastIndexer:
         for k, lattice in enumerate(lattices):
             mine = owner[kept] == k
             own = kept[mine]
-            prediction = lattice_refinement.predict(h[own], lattice, spots.d_inverse[own], spots.s0)
-            spacing = 1 / np.linalg.norm(h[own] @ lattice.setting.T, axis=1)
             try:
-                mosaic = mosaicity.fit_mosaicity(spacing, prediction.delta_psi, abs(np.linalg.det(lattice.basis)))
+                mosaic = _mosaicity(spots.select(own), h[own], lattice)
             except ValueError as error:
                 raise _NoFit(str(error)) from error
             volume = mosaicity.ewald_proximal_volume(
@@ -531,6 +532,18 @@ class FastIndexer:
             found.mosaic.expanded_domain_size if settings.domain_size is None else settings.domain_size
         )
         return crystal
+
+
+def _rmsd(own: Spots, h: np.ndarray, lattice: Lattice) -> float:
+    """Of positions and predictions of the spots of a lattice, in mm."""
+    prediction = lattice_refinement.predict(h, lattice, own.d_inverse, own.s0)
+    return float(np.sqrt(np.mean(((prediction.xy - own.xy) ** 2).sum(axis=1))))
+
+
+def _mosaicity(own: Spots, h: np.ndarray, lattice: Lattice) -> mosaicity.Mosaicity:
+    prediction = lattice_refinement.predict(h, lattice, own.d_inverse, own.s0)
+    spacing = 1 / np.linalg.norm(h @ lattice.setting.T, axis=1)
+    return mosaicity.fit_mosaicity(spacing, prediction.delta_psi, abs(np.linalg.det(lattice.basis)))
 
 
 def _smallest_rmsd(found: FoundLattice) -> float:

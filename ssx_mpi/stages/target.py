@@ -73,7 +73,8 @@ class Target:
         model = cell_model(unit_cell, space_group)
         known = lattices.known_lattice(model.primitive @ model.basis)
         to_reduced = known.basis @ np.linalg.inv(model.basis)
-        return cls(model, known, to_reduced, _setting_variants(known, model), _operations(known, model))
+        changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ np.linalg.inv(known.basis))
+        return cls(model, known, to_reduced, _setting_variants(known, changes), _operations(known, model, changes))
 
 
 def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> CellModel:
@@ -97,14 +98,12 @@ def cell_model(unit_cell: uctbx.unit_cell, space_group: sgtbx.space_group) -> Ce
     return CellModel(basis, lattice_refinement.invariant_strains(rotations), primitive)
 
 
-def _setting_variants(known: lattices.KnownLattice, model: CellModel) -> list[np.ndarray]:
+def _setting_variants(known: lattices.KnownLattice, changes: np.ndarray) -> list[np.ndarray]:
     """Changes of the reduced basis that the search cannot tell from the identity, but the symmetry of the cell can.
 
     The search takes bases for equal that a rotation relates which keeps the metric within a tolerance, such as the
     exchange of a and b in an orthorhombic cell with nearly equal axes; all of these are refined.
     """
-    inverse = np.linalg.inv(known.basis)
-    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ inverse)
     exact: list[np.ndarray] = []
     variants: list[np.ndarray] = []
     for change in changes:
@@ -117,11 +116,10 @@ def _setting_variants(known: lattices.KnownLattice, model: CellModel) -> list[np
     return variants
 
 
-def _operations(known: lattices.KnownLattice, model: CellModel) -> np.ndarray:
+def _operations(known: lattices.KnownLattice, model: CellModel, changes: np.ndarray) -> np.ndarray:
     # the symmetry of a cell that the space group allows and that has no other by chance
     strain = np.eye(3) + np.einsum("p,pij->ij", 0.01 * np.sqrt(np.arange(2, 2 + len(model.strains))), model.strains)
     changed = known.basis @ strain.T
-    changes = np.rint(known.basis @ known.rotations.transpose(0, 2, 1) @ np.linalg.inv(known.basis))
     metric = changed @ changed.T
     moved = changes @ metric @ changes.transpose(0, 2, 1)
     return changes[np.isclose(moved, metric, rtol=1e-6, atol=1e-6 * np.trace(metric)).all(axis=(1, 2))]

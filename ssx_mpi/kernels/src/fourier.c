@@ -1,11 +1,5 @@
 #include "common.h"
 
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
-
 /* A minimum or maximum is kept in this many parts: one alone would wait for itself at every spot. */
 #define LANES 16
 

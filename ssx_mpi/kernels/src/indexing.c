@@ -8,14 +8,6 @@
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t choice __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* Where the linker can choose at load time, the wider instructions serve the machines that have them; without fused
- * multiplications the results are the same. */
-#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE
-#endif
-
 /* Nearest integer of |x| < 2^22: the sum is too large for a fraction. */
 #define NEAREST(x) (((x) + 12582912.0f) - 12582912.0f)
 

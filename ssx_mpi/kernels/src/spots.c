@@ -1,12 +1,6 @@
 /* Strong pixels by the dispersion of counts; the mathematics is described in ssx_mpi/kernels/spots.py. */
 #include "common.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define WIDE_VECTORS __attribute__((target_clones("avx2", "default")))
-#else
-#define WIDE_VECTORS
-#endif
-
 /* DIALS leaves pixels from 2^24 on out of every sum */
 #define TOO_BIG (1 << 24)
 /* DIALS widens the window by so many pixels on each side for the final threshold */
@@ -145,7 +139,7 @@ int64_t ssx_groups_of_size(int32_t *list, int64_t n, int64_t nx, int64_t smalles
 
 TRUSTED(ssx_trusted_float64, double)
 
-WIDE_VECTORS
+WIDE
 void ssx_trusted_int32(const int32_t *raw, const uint8_t *valid, int64_t n, int32_t lowest, int32_t highest,
                        uint8_t *mask)
 {

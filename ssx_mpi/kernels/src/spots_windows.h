@@ -48,7 +48,7 @@ static inline __attribute__((always_inline)) void NAME(window_sums)(const PIXEL 
 }
 
 /* Keep of the `n` listed pixels (in raster order) those that pass `test`; returns how many. */
-WIDE_VECTORS
+WIDE
 static int64_t NAME(keep)(int test, const PIXEL *image, const uint8_t *mask, uint8_t *state,
                           const struct geometry *g, const struct criteria *c, const struct sums *sums,
                           int32_t *list, int64_t n)
@@ -132,7 +132,7 @@ static inline __attribute__((always_inline)) void NAME(suspect_row)(int64_t nx, 
 
 /* List the valid pixels that may pass the dispersion test; returns how many. `rows` has 3 * (nx + 2 kx) elements and
  * `suspect` nx + 8. */
-WIDE_VECTORS
+WIDE
 static int64_t NAME(suspects)(const PIXEL *image, const uint8_t *mask, const struct geometry *g,
                               const struct criteria *c, PIXEL *rows, uint8_t *suspect, int32_t *list)
 {
