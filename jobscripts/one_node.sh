@@ -69,9 +69,9 @@ on_all_ranks() {
             status=$?
         done
         case $status in 0 | 2 | 3 | 4 | 75) return ;; esac
+        echo "Attempt $attempt ended with exit code $status"
         # asked to stop before they could listen
         [ -z "$stopping" ] || { status=75; return; }
-        echo "Attempt $attempt ended with exit code $status"
         export SSX_MPI_GO_ON=yes
     done
 }
