@@ -53,27 +53,35 @@ def storing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes the place of `path` when the block ends without an error.
+def placing(path: Path) -> Iterator[Path]:
+    """A name to write to, which takes the place of `path` when the block ends without an error.
 
     Raises
     ------
     StorageError
         When the system refuses.
     """
-    beside = path.with_name(f".{path.name}.partial")
+    # the suffix stays last: writers look at it. One rank writes a file, so a name left by a kill is used again
+    beside = path.with_name(f".partial.{path.name}")
     try:
         with storing(path):
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield beside
             beside.replace(path)
     except BaseException:
         # a file system that refused the writing may refuse this too
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write; otherwise as :func:`placing`, and safe on the disk before it takes its place."""
+    with placing(path) as beside, beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
@@ -87,9 +95,6 @@ def link(path: Path, target: Path) -> None:
     relative = os.path.relpath(target, path.parent)
     if path.is_symlink() and str(path.readlink()) == relative:
         return
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.partial")
+    with placing(path) as beside:
         beside.unlink(missing_ok=True)
         beside.symlink_to(relative)
-        beside.replace(path)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity
+from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import output
 from ssx_mpi.reduction.crystals import Fate
 from ssx_mpi.reduction.errors import raise_together
@@ -89,19 +89,15 @@ def _run(stems: list[Path], parameters: ReductionParameters, folder: Path) -> No
     data_files = folder / "DataFiles"
     threshold, anomalous = parameters.partiality_threshold, parameters.anomalous
     scaled = dials_reduction.scale(dials_reduction.read(stems), threshold, anomalous, parameters.scaling_phil)
-    output.write_atomically(data_files / "scaled.refl", lambda path: scaled.reflections.as_file(str(path)))
-    output.write_atomically(data_files / "scaled.expt", lambda path: scaled.experiments.as_file(str(path)))
-    content: dict = {}
-
-    def merge(path: Path) -> None:
-        content.update(
-            dials_reduction.merge(scaled, str(path), threshold, anomalous, parameters.d_min, parameters.merging_phil)
+    with placing(data_files / "scaled.refl") as path:
+        scaled.reflections.as_file(str(path))
+    with placing(data_files / "scaled.expt") as path:
+        scaled.experiments.as_file(str(path))
+    with placing(data_files / "merged.mtz") as path:
+        content = dials_reduction.merge(
+            scaled, str(path), threshold, anomalous, parameters.d_min, parameters.merging_phil
         )
-
-    output.write_atomically(data_files / "merged.mtz", merge)
-    output.write_atomically(
-        folder / "LogFiles" / "dials.merge.json", lambda path: path.write_text(json.dumps(content, indent=2))
-    )
+    write_json(folder / "LogFiles" / "dials.merge.json", content)
 
 
 def _stem(job: Job, name: str, number: int) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
-from ssx_mpi.records.files import storing
+from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import crystfel
 from ssx_mpi.reduction.crystals import Crystals, Fate
 from ssx_mpi.reduction.crystfel import CellType
@@ -83,25 +82,6 @@ class Previous:
     weight: np.ndarray
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a name beside `path` and rename what it wrote.
-
-    Raises
-    ------
-    StorageError
-        When the system refuses.
-    """
-    # the suffix stays last: writers look at it. One rank writes a file, so a name left by a kill is used again
-    beside = path.with_name(f".partial.{path.name}")
-    with storing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(beside)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-
-
 def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]:
     """Bring the results of each input file together on the rank that has its first crystal. Collective.
 
@@ -155,7 +135,7 @@ def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path)
     """Write the experiments of some crystals of a file, in the common setting."""
     content = json.loads(source.experiments.read_bytes())
     selected = select_experiments(content, [c.position for c in crystals], [c.setting for c in crystals])
-    write_atomically(path, lambda beside: beside.write_text(json.dumps(selected, indent=1)))
+    write_json(path, selected)
 
 
 def write_scaled(
@@ -169,21 +149,17 @@ def write_scaled(
     trend: Trend,
 ) -> None:
     """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file and their scaled intensities."""
-    write_atomically(
-        stem.with_suffix(".refl"),
-        lambda path: stage.write_scaled_reflections(
+    with placing(stem.with_suffix(".refl")) as path:
+        stage.write_scaled_reflections(
             str(source.reflections), str(path), crystals, selection, unique, merged, noise, trend
-        ),
-    )
+        )
     write_experiments(source, crystals, stem.with_suffix(".expt"))
 
 
 def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, selection: Selection) -> None:
     """Write ``stem.expt`` and ``stem.refl`` with some crystals as integrated, in the common setting."""
-    write_atomically(
-        stem.with_suffix(".refl"),
-        lambda path: stage.write_selected_reflections(str(source.reflections), str(path), crystals, selection),
-    )
+    with placing(stem.with_suffix(".refl")) as path:
+        stage.write_selected_reflections(str(source.reflections), str(path), crystals, selection)
     write_experiments(source, crystals, stem.with_suffix(".expt"))
 
 
@@ -192,12 +168,9 @@ def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell
     content = json.loads(source.experiments.read_bytes())
     chosen = [int(c.position) for c in crystals]
     selected = select_experiments(content, chosen, [c.setting for c in crystals])
-    write_atomically(
-        path,
-        lambda beside: beside.write_text(
-            crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
-        ),
-    )
+    stream = crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
+    with placing(path) as beside:
+        beside.write_text(stream)
 
 
 def select_experiments(content: dict, positions: list[int], settings: list[np.ndarray]) -> dict:
@@ -232,7 +205,7 @@ def select_experiments(content: dict, positions: list[int], settings: list[np.nd
 def write_scales(folder: Path, number: int, results: FileResults) -> None:
     """The scales of the crystals of an input file, for a later reduction to continue from."""
 
-    def write(path: Path) -> None:
+    with placing(folder / f"scales_{number + 1}.npz") as path:
         np.savez(
             path,
             identifier=np.array(results.identifier),
@@ -243,8 +216,6 @@ def write_scales(folder: Path, number: int, results: FileResults) -> None:
             margin=results.margin,
             fate=results.fate,
         )
-
-    write_atomically(folder / f"scales_{number + 1}.npz", write)
 
 
 def write_index(
@@ -263,11 +234,9 @@ def write_index(
         "trend": [trend.knots.tolist(), trend.values.tolist()],
         "settings": settings.tolist(),
     }
-    write_atomically(
-        folder / "merged.npz",
-        lambda path: np.savez(path, hkl=unique.hkl, intensity=merged.intensity, weight=merged.weight),
-    )
-    write_atomically(folder / INDEX_NAME, lambda path: path.write_text(json.dumps(index, indent=1)))
+    with placing(folder / "merged.npz") as path:
+        np.savez(path, hkl=unique.hkl, intensity=merged.intensity, weight=merged.weight)
+    write_json(folder / INDEX_NAME, index)
 
 
 def read_previous(output: Path) -> Previous:

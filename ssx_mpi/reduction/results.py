@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import output, references
 from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.job import Job, logger
@@ -110,15 +110,11 @@ def _export_unmerged(job: Job, stems: list[Path]) -> None:
     data, threshold = dials_reduction.read(stems), job.parameters.partiality_threshold
     try:
         if export.unmerged_mtz:
-            output.write_atomically(
-                data_files / "scaled_unmerged.mtz",
-                lambda path: dials_reduction.export_unmerged(data, threshold, path, None),
-            )
+            with placing(data_files / "scaled_unmerged.mtz") as path:
+                dials_reduction.export_unmerged(data, threshold, path, None)
         if export.unmerged_mmcif:
-            output.write_atomically(
-                data_files / "scaled_unmerged.cif",
-                lambda path: dials_reduction.export_unmerged(data, threshold, None, path),
-            )
+            with placing(data_files / "scaled_unmerged.cif") as path:
+                dials_reduction.export_unmerged(data, threshold, None, path)
     except dials_reduction.DialsReductionError as error:
         logger.warning("%s", error)
 
@@ -127,35 +123,32 @@ def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free:
     frame, data_files = job.frame, job.folder / "DataFiles"
 
     def write_mtz(path: Path, d_min: float | None) -> None:
-        stage.write_merged_mtz(
-            str(path),
-            frame.cell,
-            frame.space_group,
-            summary.wavelength,
-            frame.unique,
-            data.sums,
-            data.half_sums,
-            d_min,
-            job.parameters.anomalous,
-            free,
-        )
+        with placing(path) as beside:
+            stage.write_merged_mtz(
+                str(beside),
+                frame.cell,
+                frame.space_group,
+                summary.wavelength,
+                frame.unique,
+                data.sums,
+                data.half_sums,
+                d_min,
+                job.parameters.anomalous,
+                free,
+            )
 
     everything = data.d_min_estimated is False
-    output.write_atomically(
-        data_files / f"{name}.mtz", lambda path: write_mtz(path, None if everything else data.d_min)
-    )
+    write_mtz(data_files / f"{name}.mtz", None if everything else data.d_min)
     if job.parameters.d_min is None:
         # without a cut the two are the same, and French-Wilson is what takes time
         full = data_files / f"{name}_full.mtz"
         if everything:
-            output.write_atomically(full, lambda path: shutil.copyfile(data_files / f"{name}.mtz", path))
+            with placing(full) as path:
+                shutil.copyfile(data_files / f"{name}.mtz", path)
         else:
-            output.write_atomically(full, lambda path: write_mtz(path, None))
+            write_mtz(full, None)
     wilson_b = stage.wilson_b(frame.cell, frame.space_group, frame.unique, data.merged, data.d_min)
     logger.info("%s: Wilson B %s", name, "unknown" if wilson_b is None else f"{wilson_b:.1f} square angstrom")
     content = report.merge_json(data.cut, summary.wavelength, wilson_b)
     suffix = "" if name == "merged" else f".{name}"
-    output.write_atomically(
-        job.folder / "LogFiles" / f"dials.merge{suffix}.json",
-        lambda path: path.write_text(json.dumps(content, indent=2)),
-    )
+    write_json(job.folder / "LogFiles" / f"dials.merge{suffix}.json", content)

@@ -23,11 +23,13 @@ from ssx_mpi.user_input import InputError, identity
 _SUMMARY = "LogFiles/ssx_mpi.reduce.json"
 # to tell whether a reference fits, low resolution will do; angstrom
 _D_MIN_OF_CHECK = 4.0
-# what a reduction writes for each of the sets that it merges, or for each input file
+# what a reduction writes for each input file or for all; what it writes for each set that it merges has the set's name
 _PRODUCTS = (
-    *("DataFiles/*.mtz", "DataFiles/scaled*", "DataFiles/*.stream", "LogFiles/dials.merge*.json"),
+    *("DataFiles/scaled*", "DataFiles/crystals_*.stream", "LogFiles/dials.merge.json"),
     *("data_reduction/scales*", "data_reduction/merged.npz"),
 )
+_REPORT_OF_SET = "LogFiles/dials.merge.{}.json"
+_PRODUCTS_OF_SET = ("DataFiles/{}.mtz", "DataFiles/{}_full.mtz", _REPORT_OF_SET)
 
 
 def check(parameters: ReductionParameters, cell: tuple[float, ...] | None, space_group: str | None) -> None:
@@ -76,12 +78,7 @@ def reduce_run(
 
     sources, before = on_root(comm, look, InputError)
     if before is None:
-        older = on_root(comm, lambda: _products(directory), InputError)
-        numbers = reduce_files(comm, sources, parameters, directory, run_identity)
-        if comm.rank == 0 and "scale" in parameters.steps:
-            _remove_stale(older)
-        comm.barrier()
-        return numbers
+        return reduce_files(comm, sources, parameters, directory, run_identity)
     if sources:
         say(comm, "The crystals were reduced before, with the same parameters")
     return before
@@ -113,6 +110,7 @@ def reduce_files(
             (folder / _SUMMARY).parent.mkdir(parents=True, exist_ok=True)
             # what was done before counts as done no more
             (folder / _SUMMARY).unlink(missing_ok=True)
+    older = on_root(comm, lambda: _products(folder), InputError)
     try:
         summary = pipeline.reduce(comm, sources, parameters, folder)
     except NothingLeftError as error:
@@ -123,6 +121,8 @@ def reduce_files(
             numbers["merged"] = _merged_by_dials(folder)
     numbers["seconds"] = round(time.monotonic() - began, 3)
     if comm.rank == 0:
+        if "scale" in parameters.steps:
+            _remove_stale(older)
         asked = _asked(sources, parameters, folder, run_identity)
         write_json(folder / _SUMMARY, {"program": f"ssx_mpi {__version__}", **asked, **numbers})
     comm.barrier()
@@ -163,8 +163,13 @@ def _finished(directory: Path, asked: dict[str, Any], parameters: ReductionParam
 
 
 def _products(directory: Path) -> dict[Path, tuple[int, int]]:
-    """Products of earlier reductions as they stand."""
-    return {path: _state(path) for pattern in _PRODUCTS for path in directory.glob(pattern)}
+    """Products of earlier reductions as they stand; other files may be somebody's."""
+    before, after = Path(_REPORT_OF_SET).name.split("{}")
+    reports = directory.glob(_REPORT_OF_SET.format("*"))
+    names = ["merged", *(report.name[len(before) : -len(after)] for report in reports)]
+    of_sets = (directory / product.format(name) for name in names for product in _PRODUCTS_OF_SET)
+    found = [*of_sets, *(path for pattern in _PRODUCTS for path in directory.glob(pattern))]
+    return {path: _state(path) for path in found if path.is_file()}
 
 
 def _remove_stale(older: dict[Path, tuple[int, int]]) -> None:

@@ -179,6 +179,11 @@ def test_dose_series_by_image_number(lysozyme, tmp_path):
     assert parts == [40 * 400, 39 * 400]
     assert sum(parts) == total
     assert (tmp_path / "LogFiles" / "dials.merge.dose_2.json").is_file()
+    # a second reduction into the folder leaves nothing of the first, and everything that it did not write
+    (tmp_path / "DataFiles" / "mine.mtz").write_text("")
+    assert run(tmp_path, *lysozyme.paths, "d_min=4", "export.scaled=False") == 0
+    assert sorted(p.name for p in (tmp_path / "DataFiles").iterdir()) == ["merged.mtz", "mine.mtz"]
+    assert sorted(p.name for p in (tmp_path / "LogFiles").iterdir()) == ["dials.merge.json", "ssx_mpi.reduce.json"]
 
 
 def test_groups_by_metadata_in_hdf5(lysozyme, tmp_path):
