@@ -38,6 +38,7 @@ from scipy.fft import rfft
 from ssx_mpi.kernels._library import array, c_int, c_int64, declare
 from ssx_mpi.kernels.lattice_search import cosine_sums
 from ssx_mpi.kernels.lattices import CellCriterion, KnownLattice, packed_metric, reduce_bases
+from ssx_mpi.kernels.rotations import rotation_matrices
 
 # radians: the coarsest grid, and the finest that covers the whole hemisphere
 _COARSEST_GRID = 0.029
@@ -253,16 +254,10 @@ def _neighbours(directions: np.ndarray, step: float) -> np.ndarray:
     one /= np.linalg.norm(one, axis=1, keepdims=True)
     other = np.cross(one, beside)
     other /= np.linalg.norm(other, axis=1, keepdims=True)
-    angles = -step * np.arange(-2, 3)
-    turned = _turned(directions[:, None], one[:, None], angles[:, None])
-    return _turned(turned[:, :, None], other[:, None, None], angles[:, None]).reshape(len(directions), 25, 3)
-
-
-def _turned(vectors: np.ndarray, axis: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    # formula of Rodrigues
-    cosine, sine = np.cos(angle), np.sin(angle)
-    along = (axis * vectors).sum(axis=-1, keepdims=True)
-    return vectors * cosine + np.cross(axis, vectors) * sine + axis * (along * (1 - cosine))
+    angles = -step * np.arange(-2, 3)[:, None]
+    by_one, by_other = (rotation_matrices(angles * axis[:, None]) for axis in (one, other))
+    turned = by_one @ directions[:, None, :, None]
+    return (by_other[:, None] @ turned[:, :, None])[..., 0].reshape(len(directions), 25, 3)
 
 
 def vectors_of_known_lengths(q: np.ndarray, lengths: np.ndarray, spacing: float, n: int) -> np.ndarray:
