@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# what a launcher that handles it passes on, looked for in this order: Open MPI handles SIGUSR1 too, and keeps it to
+# itself; Hydra (MPICH) handles SIGUSR1 alone
+_PASSED_ON = (signal.SIGUSR2, signal.SIGUSR1)
 # seconds after which ranks are taken to be on other nodes alone, when there are none on this one; those of srun are not
 # its own processes anywhere
 _ELSEWHERE = 5
@@ -76,9 +79,9 @@ class Relay:
         ranks = [process for process in descendants(self._launcher) if is_rank(process)]
         listening = [process for process in ranks if listens(process, self._number)]
         number = self._number
-        if not ranks and self._tries > self._most_tries and listens(self._launcher, signal.SIGUSR2):
-            # the one that all launchers pass on
-            listening, number = [self._launcher], signal.SIGUSR2
+        passed_on = [number for number in _PASSED_ON if listens(self._launcher, number)]
+        if not ranks and self._tries > self._most_tries and passed_on:
+            listening, number = [self._launcher], passed_on[0]
         for process in listening:
             try:
                 os.kill(process, number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 import time
 
@@ -132,6 +134,8 @@ def test_no_launcher_is_started_from_within_one(environment, monkeypatch):
 
 
 FAILING = """
+import signal
+import subprocess
 import sys
 from ssx_mpi.parallel import launch
 
@@ -189,3 +193,17 @@ def test_a_launcher_that_is_not_there_is_named():
     program = run([sys.executable, "-m", "ssx_mpi.parallel.relay", "no-such-mpirun", "-n", "2"], timeout=30)
     assert program.status == 2
     assert program.err.strip() == "ssx_mpi: no-such-mpirun cannot be started: No such file or directory"
+
+
+def test_a_launcher_without_ranks_here_is_asked_by_a_signal_that_it_knows(tmp_path):
+    # such as Hydra, whose ranks are on other nodes
+    script = tmp_path / "launcher.py"
+    script.write_text(
+        "import signal, sys, time\nsignal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "ssx_mpi.parallel.relay", sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as relay:
+        relay.stdout.readline()
+        relay.send_signal(signal.SIGTERM)
+        assert relay.wait(timeout=50) == 75
