@@ -252,6 +252,17 @@ def refinement_engine() -> str:
     return "SparseLevMar" if has_sparse_engine() else "LevMar"
 
 
+def argument_parser(**options):
+    """The parser of DIALS programs, with `options`: raises RuntimeError where newer versions would end the program."""
+    from dials.util.options import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message):
+            raise RuntimeError(message)
+
+    return Parser(**options)
+
+
 def parameter(scope, path: str, default=None):
     """What an extracted PHIL `scope` has at `path`, or `default` where this version has no such parameter."""
     for name in path.split("."):

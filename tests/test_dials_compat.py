@@ -177,6 +177,24 @@ print(pandas.Series([1, 2]).sum())
     assert _in_new_python(program).split() == ["0.003", "False", "3"]
 
 
+def test_wrong_parameters_are_refused_alike_where_dials_would_end_the_program(monkeypatch):
+    from dials.util.options import ArgumentParser
+
+    from ssx_mpi.command_line import process, reduce
+    from ssx_mpi.user_input import InputError
+
+    def as_newer_versions_do(self, *args, **kwargs):
+        self.error(message="Invalid phil parameter: no integer")
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", as_newer_versions_do)
+    for parse in (
+        lambda: process._parse(["nproc=two"]),
+        lambda: reduce._parse(["nproc=two"], "nproc = 1\n .type = int"),
+    ):
+        with pytest.raises(InputError, match="no integer"):
+            parse()
+
+
 def a_scope():
     import libtbx.phil
 
