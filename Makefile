@@ -4,9 +4,13 @@ SHELL := /bin/bash
 PREFIX ?= /opt/ssx_mpi
 DEMO ?= demo
 
-# the Python that DIALS belongs to: the one beside dials.version of a conda environment or module, else Debian's
-DIALS_PYTHON := $(shell dials.python -c 'import sys; print(sys.executable)' 2>/dev/null || echo /usr/bin/python3)
+# the Python that DIALS belongs to: that of its installer, of a module or of a conda environment (which has no
+# dials.python) on the PATH, else Debian's
+DIALS_PYTHON := $(shell for p in dials.python python3 python; do \
+  $$p -c 'import dials, sys; print(sys._base_executable)' 2>/dev/null && exit; done; echo /usr/bin/python3)
+DEBIAN_PYTHON := $(filter /usr/bin/%,$(DIALS_PYTHON))
 DEBIAN_PACKAGES := dials python3-mpi4py openmpi-bin python3-venv gcc libc6-dev
+COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
@@ -39,8 +43,9 @@ setup: $(VENV)/installed
 
 $(VENV)/installed: $(SOURCES)
 	@echo "== setup: DIALS, MPI and a virtual environment in $(VENV) =="
-	@if ! $(DIALS_PYTHON) -c 'import dials, mpi4py, venv, ensurepip' 2>/dev/null || ! command -v mpiexec >/dev/null \
-	  || ! command -v cc >/dev/null; then \
+	@if ! $(DIALS_PYTHON) -c 'import dials, venv, ensurepip$(if $(DEBIAN_PYTHON),$(COMMA) mpi4py)' 2>/dev/null \
+	  || ! command -v mpiexec >/dev/null || ! command -v $(CC) >/dev/null; then \
+	  [ -n "$(DEBIAN_PYTHON)" ] || { echo "beside $(DIALS_PYTHON) there is no mpiexec, $(CC) or venv: install them"; exit 1; }; \
 	  echo "-- installing with apt: $(DEBIAN_PACKAGES) (about 470 MB, a few minutes)"; \
 	  as_root=$$([ $$(id -u) = 0 ] || echo sudo); \
 	  $$as_root apt-get update -q && \

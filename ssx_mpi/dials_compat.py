@@ -21,8 +21,11 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 OLDEST_DIALS = (3, 12)
+_UNRELEASED = (4,)
 # scipy and NumPy start these on their own; one rank is one core
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+# with these DIALS writes, and expects, reflections in other forms than the MessagePack that is read and joined here
+_OTHER_FORMS = ("DIALS_USE_PICKLE", "DIALS_USE_H5", "DIALS_USE_GZIP_REFL")
 # what modules of DIALS and dxtbx that are always loaded import at their top, for functions that are seldom called: with
 # what they import themselves, more than half of all files that a process opens at its start
 _SELDOM_USED = ("sklearn", "sklearn.cluster", "pandas", "pkg_resources", "jinja2", "dxtbx.format.Registry")
@@ -45,6 +48,8 @@ def prepare() -> None:
     for name in _THREAD_VARIABLES:
         os.environ.setdefault(name, "1")
     os.environ.setdefault("DIALS_NOBANNER", "1")
+    for name in _OTHER_FORMS:
+        os.environ.pop(name, None)
     _point_libtbx_to_base_prefix()
     _defer(_SELDOM_USED)
     if importlib.util.find_spec("dials") is None:
@@ -175,14 +180,12 @@ def _provide_mono_sim() -> None:
 
 @cache
 def dials_version() -> tuple[int, ...]:
-    """Version of the installed DIALS as numbers, such as ``(3, 12, 1)``."""
+    """Version of the installed DIALS as numbers, such as ``(3, 12, 1)``; a newer one for a checkout that has none."""
     # a developer's DIALS would start git, and no rank may start a process
     os.environ.setdefault("DIALS_SKIP_GIT_VERSIONING", "1")
     version = importlib.import_module("dials.util.version").dials_version()
     numbers = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if not numbers:
-        raise DialsError(f"cannot read the version of DIALS from {version!r}")
-    return tuple(int(n) for n in numbers.groups() if n is not None)
+    return tuple(int(n) for n in numbers.groups() if n is not None) if numbers else _UNRELEASED
 
 
 @cache
@@ -247,3 +250,76 @@ def has_sparse_engine() -> bool:
 def refinement_engine() -> str:
     """The refinement engine to use: the sparse one where this build has it, otherwise Levenberg-Marquardt."""
     return "SparseLevMar" if has_sparse_engine() else "LevMar"
+
+
+def argument_parser(**options):
+    """The parser of DIALS programs, with `options`: raises RuntimeError where newer versions would end the program."""
+    from dials.util.options import ArgumentParser
+
+    class Parser(ArgumentParser):
+        def error(self, message):
+            raise RuntimeError(message)
+
+    return Parser(**options)
+
+
+def parameter(scope, path: str, default=None):
+    """What an extracted PHIL `scope` has at `path`, or `default` where this version has no such parameter."""
+    for name in path.split("."):
+        if not hasattr(scope, name):
+            return default
+        scope = getattr(scope, name)
+    return scope
+
+
+def set_if_known(scope, path: str, value) -> None:
+    """Set the parameter at `path` of an extracted PHIL `scope`, where this version has it."""
+    parent, _, name = path.rpartition(".")
+    place = parameter(scope, parent) if parent else scope
+    if hasattr(place, name):
+        setattr(place, name, value)
+
+
+def uncovered(scope, covered: dict[str, tuple]) -> list[str]:
+    """Parameters of an extracted PHIL `scope` whose values are not `covered`, as ``path=value``.
+
+    Parameters
+    ----------
+    scope
+        Extracted scope of a program.
+    covered
+        By path the values that are; a parameter that this version lacks has the first of them.
+    """
+    found = {path: parameter(scope, path, values[0]) for path, values in covered.items()}
+    return [f"{path}={value}" for path, value in found.items() if value not in covered[path]]
+
+
+def write_mtz(content, path: str) -> None:
+    """Write what dials.merge made: an MTZ object of cctbx, or of gemmi in newer versions."""
+    (content.write_to_file if hasattr(content, "write_to_file") else content.write)(path)
+
+
+# where cctbx keeps the parameters for structure factors from a model, the newest place first
+_STRUCTURE_FACTOR_SCOPES = (
+    ("mmtbx.programs.fmodel", "master_phil"),
+    ("mmtbx.programs.fmodel", "fmodel_from_xray_structure_master_params"),
+    ("mmtbx.command_line.fmodel", "fmodel_from_xray_structure_master_params"),
+)
+
+
+def structure_factor_parameters():
+    """The extracted parameters of mmtbx for structure factors from a model.
+
+    Raises
+    ------
+    DialsError
+        When this build of cctbx has none.
+    """
+    for module, name in _STRUCTURE_FACTOR_SCOPES:
+        try:
+            scope = getattr(importlib.import_module(module), name, None)
+        except ImportError:
+            continue
+        if scope is not None:
+            return scope.extract()
+    raise DialsError("this build of cctbx has no parameters for structure factors from a model")

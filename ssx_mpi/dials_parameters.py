@@ -189,21 +189,30 @@ refinement.parameterisation.crystal.unit_cell.restraints.tie_to_target {{
 """
 
 
+# one process, no files: DIALS computes, and we write; what a version does not have needs no quieting
+_QUIET: dict[str, dict[str, Any]] = {
+    "spotfinding": {"spotfinder.mp.nproc": 1, "spotfinder.mp.njobs": 1},
+    "indexing": {
+        "nproc": 1,
+        "indexing.nproc": 1,
+        "refinement.mp.nproc": 1,
+        "refinement.reflections.outlier.nproc": 1,
+        "retain_unindexed_experiments": False,
+    },
+    # dials.refine would look for outliers on all cores
+    "geometry_refinement": {"refinement.mp.nproc": 1, "refinement.reflections.outlier.nproc": 1},
+    "integration": {"nproc": 1, "integration.mp.nproc": 1},
+}
+
+
 def _quiet(scopes: dict[str, Any]) -> None:
-    """One process, no files: DIALS computes, and we write."""
-    _set(scopes["spotfinding"], "spotfinder.mp.nproc", 1)
-    _set(scopes["spotfinding"], "spotfinder.mp.njobs", 1)
-    for path in ("nproc", "indexing.nproc"):
-        _set(scopes["indexing"], path, 1)
-    _set(scopes["integration"], "nproc", 1)
-    _set(scopes["integration"], "integration.mp.nproc", 1)
+    for stage, values in _QUIET.items():
+        for path, value in values.items():
+            dials_compat.set_if_known(scopes[stage], path, value)
     for stage in ("indexing", "integration"):
-        _set(scopes[stage], "individual_log_verbosity", 0)
-        _set(scopes[stage], "output.nuggets", None)
-        _set(scopes[stage], "output.html", None)
-        _set(scopes[stage], "output.json", None)
-    if hasattr(scopes["indexing"], "retain_unindexed_experiments"):
-        scopes["indexing"].retain_unindexed_experiments = False
+        dials_compat.set_if_known(scopes[stage], "individual_log_verbosity", 0)
+        for name in ("nuggets", "html", "json"):
+            dials_compat.set_if_known(scopes[stage], f"output.{name}", None)
 
 
 def _set(scope, path: str, value: Any) -> None:

@@ -93,11 +93,26 @@ def test_a_cell_is_restrained_on_request_only():
 
 def test_no_program_starts_processes_or_writes_of_its_own():
     made = scopes(spotfinding="spotfinder.mp.nproc = 8", indexing="nproc = 8", integration="nproc = 8")
+    # dials.refine looks for outliers on all cores by default
+    for scope in (made.geometry_refinement, made.indexing):
+        assert scope.refinement.reflections.outlier.nproc == scope.refinement.mp.nproc == 1
     assert made.spotfinding.spotfinder.mp.nproc == 1
     assert made.indexing.nproc == 1
     assert made.integration.nproc == 1
     for scope in (made.indexing, made.integration):
         assert scope.output.nuggets is None
+
+
+def test_what_a_version_cannot_do_need_not_be_kept_from_it(monkeypatch):
+    import libtbx.phil
+
+    sizes = "min_spot_size = 3\n .type = int\n max_spot_size = 9\n .type = int\n"
+    lacking = libtbx.phil.parse("spotfinder { mp.nproc = 8\n .type = int\n filter {" + sizes + "} }")
+    program_phil = dials_compat.program_phil
+    monkeypatch.setattr(dials_compat, "program_phil", lambda n: lacking if n == "find_spots" else program_phil(n))
+    made = scopes()
+    assert not hasattr(made.spotfinding.spotfinder.mp, "njobs")
+    assert made.spotfinding.spotfinder.mp.nproc == 1
 
 
 @pytest.mark.parametrize(

@@ -137,12 +137,11 @@ def _parse(arguments: list[str]):
     InputError
         For an unknown parameter, or one with an impossible value.
     """
-    from dials.util.options import ArgumentParser
     from libtbx.utils import Sorry
 
     from ssx_mpi import params
 
-    parser = ArgumentParser(usage=USAGE, phil=params.scope(), check_format=False)
+    parser = dials_compat.argument_parser(usage=USAGE, phil=params.scope(), check_format=False)
     if not arguments:
         parser.print_help()
         raise InputError("no images given: use image=, template= or directory=")

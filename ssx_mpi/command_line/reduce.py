@@ -112,13 +112,12 @@ def run(args: list[str] | None = None) -> None:
 
 
 def _parse(args: list[str], phil: str):
-    from dials.util.options import ArgumentParser
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
     from ssx_mpi.user_input import InputError, unknown_parameter
 
-    parser = ArgumentParser(
+    parser = dials_compat.argument_parser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
         phil=parse(phil),
         epilog=__doc__,

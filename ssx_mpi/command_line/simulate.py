@@ -218,7 +218,6 @@ def closest_name(message: str, scope) -> str:
 
 def main(args: list[str], comm) -> int:
     """Parse, simulate on every rank of `comm`, report on rank 0; returns the exit status."""
-    from dials.util.options import ArgumentParser
     from libtbx.phil import parse
     from libtbx.utils import Sorry
 
@@ -231,7 +230,8 @@ def main(args: list[str], comm) -> int:
             print(f"ssx_mpi {__version__}")
         return 0
     scope = parse(PHIL)
-    parser = ArgumentParser(usage="ssx_mpi.simulate [options] [name=value ...]", phil=scope, epilog=__doc__)
+    usage = "ssx_mpi.simulate [options] [name=value ...]"
+    parser = dials_compat.argument_parser(usage=usage, phil=scope, epilog=__doc__)
     parameters, refusal = None, None
     try:
         params, _ = parser.parse_args(args=args, show_diff_phil=False)

@@ -70,7 +70,8 @@ class DialsIndexer:
             spots.map_centroids_to_reciprocal_space(experiments)
             # the search prints through rstbx
             with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                found, indexed = index_one(experiment, spots, scope, methods, 0)[:2]
+                # newer versions return the spots that are left as well; without a method there is nothing at all
+                found, indexed = (index_one(experiment, spots, scope, methods, 0) or (None, None))[:2]
         except library_errors() as error:
             raise StageError(short_reason(error)) from error
         if not found or not len(found):

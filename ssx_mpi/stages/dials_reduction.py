@@ -16,6 +16,8 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 from iotbx import phil
 
+from ssx_mpi import dials_compat
+
 logger = logging.getLogger(__name__)
 
 
@@ -138,14 +140,13 @@ def merge(
     params.anomalous = anomalous
     params.assess_space_group = False
     params.d_min = d_min
-    # the DIALS name here; a release that knows only one implementation has no such scope
-    if hasattr(params, "french_wilson"):
-        params.french_wilson.implementation = "cctbx"
+    # a release that knows only one implementation has no such scope
+    dials_compat.set_if_known(params, "french_wilson.implementation", "cctbx")
     try:
         mtz, json_data = program.merge_data_to_mtz_with_report_collection(params, data.experiments, [data.reflections])
     except (ValueError, RuntimeError) as error:
         raise DialsReductionError(f"dials.merge: {error}") from error
-    mtz.write(path)
+    dials_compat.write_mtz(mtz, path)
     return json_data
 
 
@@ -198,12 +199,9 @@ def export_unmerged(data: DialsData, partiality_threshold: float, mtz: Path | No
         params = phil_scope.extract()
         params.intensity = ["scale"]
         params.format = form
-        params.mtz.partiality_threshold = partiality_threshold
         params.mtz.hklout = params.mmcif.hklout = str(path)
-        if hasattr(params.mmcif, "partiality_threshold"):
-            params.mmcif.partiality_threshold = partiality_threshold
-        if hasattr(params, "partiality_threshold"):
-            params.partiality_threshold = partiality_threshold
+        for scope in ("", "mtz.", "mmcif."):
+            dials_compat.set_if_known(params, f"{scope}partiality_threshold", partiality_threshold)
         # the export edits its table in place
         table = data.reflections.select(flex.bool(len(data.reflections), True))
         # DIALS 3.12 takes into mmCIF only what has profile-fitted intensities, too; scaled ones are all it reads here

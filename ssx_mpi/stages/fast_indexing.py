@@ -26,6 +26,7 @@ from dials.array_family import flex
 from dxtbx.model import Crystal, Experiment, ExperimentList, MosaicCrystalSauter2014
 from libtbx import Auto
 
+from ssx_mpi import dials_compat
 from ssx_mpi.kernels import fourier_search, lattice_refinement, lattice_search, lattices, mosaicity
 from ssx_mpi.kernels.lattice_refinement import CellModel, Lattice, Spots
 from ssx_mpi.stages.indexed_tables import indexed_table, lattice_identifier, spot_arrays, still_imageset, strong_spots
@@ -35,6 +36,19 @@ logger = logging.getLogger(__name__)
 
 # searches of DIALS for lattice vectors that are done here
 _METHODS = ("fft1d", "real_space_grid_search")
+# values of parameters that are covered
+_COVERED: dict[str, tuple] = {
+    "indexing.known_symmetry.A_matrix": (None,),
+    "indexing.basis_vector_combinations.max_combinations": (None,),
+    "indexing.optimise_initial_basis_vectors": (False,),
+    "indexing.index_assignment.method": ("simple",),
+    "indexing.stills.refine_all_candidates": (True,),
+    "indexing.refinement_protocol.mode": ("refine_shells",),
+    "indexing.check_misindexing.grid_search_scope": (0,),
+    "refinement.parameterisation.crystal.fix": (None,),
+    "refinement.parameterisation.spherical_relp_model": (False,),
+    "refinement.reflections.weighting_strategy.override": ("stills", None, Auto),
+}
 # without real_space_grid_search.max_vectors; directions 5 degrees apart are fewer
 _EVERY_VECTOR = 10_000
 # candidates of the search for the known cell that are refined; it has ranked them by what they explain
@@ -130,33 +144,19 @@ class FastIndexer:
     @staticmethod
     def supports(params: Any) -> tuple[bool, str]:
         """Whether these parameters of ``dials.ssx_index`` are covered, and what is not."""
-        indexing, refinement = params.indexing, params.refinement
-        parameterisation = refinement.parameterisation
-        unsupported = {
-            "known_symmetry.A_matrix": getattr(indexing.known_symmetry, "A_matrix", None) is not None,
+        parameterisation = params.refinement.parameterisation
+        cells = parameterisation.crystal.unit_cell.restraints.tie_to_target
+        isoforms = dials_compat.parameter(params, "indexing.stills.isoforms", [])
+        special = {
             f"method={params.method}": not set(params.method) & set(_METHODS),
-            "basis_vector_combinations.max_combinations": indexing.basis_vector_combinations.max_combinations
-            is not None,
-            "optimise_initial_basis_vectors": bool(getattr(indexing, "optimise_initial_basis_vectors", False)),
-            "index_assignment.method=local": indexing.index_assignment.method == "local",
-            "stills.indexer=sequences": indexing.stills.indexer == "sequences",
-            "stills.isoforms": any(isoform.name is not None for isoform in indexing.stills.isoforms),
-            "stills.refine_all_candidates=False": not indexing.stills.refine_all_candidates,
-            f"refinement_protocol.mode={indexing.refinement_protocol.mode}": indexing.refinement_protocol.mode
-            != "refine_shells",
-            "refinement of the beam": parameterisation.beam.fix is None or "all" not in parameterisation.beam.fix,
-            "refinement of the detector": parameterisation.detector.fix is None
-            or "all" not in parameterisation.detector.fix,
-            "a fixed crystal": parameterisation.crystal.fix is not None,
-            "restraints of the cell": bool(
-                [r for r in parameterisation.crystal.unit_cell.restraints.tie_to_target if r.values is not None]
-            ),
-            "spherical_relp_model": bool(parameterisation.spherical_relp_model),
-            "weighting_strategy": refinement.reflections.weighting_strategy.override not in ("stills", None, Auto),
-            "check_misindexing": indexing.check_misindexing.grid_search_scope != 0,
+            "stills.indexer=sequences": params.indexing.stills.indexer == "sequences",
+            "stills.isoforms": any(isoform.name is not None for isoform in isoforms),
+            "refinement of the beam": "all" not in (parameterisation.beam.fix or ()),
+            "refinement of the detector": "all" not in (parameterisation.detector.fix or ()),
+            "restraints of the cell": any(restraint.values is not None for restraint in cells),
         }
-        found = [name for name, present in unsupported.items() if present]
-        return not found, ", ".join(found)
+        left = dials_compat.uncovered(params, _COVERED) + [name for name, present in special.items() if present]
+        return not left, ", ".join(left)
 
     def index(self, experiment: Experiment, strong: flex.reflection_table) -> tuple[ExperimentList, Any]:
         """Lattices of one still and their spots.
@@ -617,8 +617,8 @@ def read_settings(params: Any) -> Settings:
 
 def _rmsd_limit(indexing: Any) -> float:
     # renamed in DIALS 3.27; Auto means 2 px for stills there
-    newer = getattr(indexing.basis_vector_combinations, "xy_rmsd_threshold", Auto)
-    if newer is not Auto and newer is not None:
-        return newer
-    older = getattr(indexing.stills, "rmsd_min_px", None)
-    return 2.0 if older is None or older is Auto else older
+    for path in ("basis_vector_combinations.xy_rmsd_threshold", "stills.rmsd_min_px"):
+        limit = dials_compat.parameter(indexing, path)
+        if limit is not None and limit is not Auto:
+            return limit
+    return 2.0

@@ -24,6 +24,7 @@ from dials.array_family import flex
 from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
 
+from ssx_mpi import dials_compat
 from ssx_mpi.kernels import shoeboxes
 from ssx_mpi.kernels.ellipsoid import (
     MODELS,
@@ -131,8 +132,7 @@ class IntegrationSettings:
             "d_min": params.prediction.d_min,
         }
         found |= _backgrounds_from(params.integration.background)
-        if hasattr(ellipsoid, "prediction"):
-            found["probability"] = ellipsoid.prediction.probability
+        found["probability"] = dials_compat.parameter(ellipsoid, "prediction.probability", cls.probability)
         return cls(**(found | chosen))
 
 
@@ -150,6 +150,19 @@ _REFINEMENT_NAMES = (
 
 # On a single image the two-dimensional and the three-dimensional model are the same
 _CONSTANT = ("constant2d", "constant3d")
+
+
+# Values of parameters that are covered
+_COVERED: dict[str, tuple] = {
+    "algorithm": ("ellipsoid",),
+    "profile.ellipsoid.wavelength_spread.model": ("delta",),
+    "integration.background.algorithm": (None, "Auto", "glm", "simple"),
+    "integration.background.glm.model.algorithm": _CONSTANT,
+    "integration.background.simple.model.algorithm": _CONSTANT,
+    "integration.background.simple.outlier.algorithm": (None, "null"),
+    "debug.output.shoeboxes": (False,),
+    "ellipsoid.integration.use_crude_shoebox_mask": (False,),
+}
 
 
 def _backgrounds_from(scope: Any) -> dict[str, shoeboxes.Background]:
@@ -203,25 +216,8 @@ class FastEllipsoidIntegrator:
     @staticmethod
     def supports(params: Any) -> tuple[bool, str]:
         """Whether these parameters of ``dials.ssx_integrate`` are covered here, and if not, which one is not."""
-        background, ellipsoid = params.integration.background, params.profile.ellipsoid
-        covered: dict[str, tuple[Any, tuple]] = {
-            "algorithm": (params.algorithm, ("ellipsoid",)),
-            "profile.ellipsoid.wavelength_spread.model": (ellipsoid.wavelength_spread.model, ("delta",)),
-            "integration.background.algorithm": (background.algorithm, (None, "Auto", "glm", "simple")),
-            "integration.background.glm.model.algorithm": (background.glm.model.algorithm, _CONSTANT),
-            "integration.background.simple.model.algorithm": (background.simple.model.algorithm, _CONSTANT),
-            "integration.background.simple.outlier.algorithm": (background.simple.outlier.algorithm, (None, "null")),
-        }
-        # absent from some versions of DIALS
-        if hasattr(params, "debug"):
-            covered["debug.output.shoeboxes"] = params.debug.output.shoeboxes, (False,)
-        if hasattr(params, "ellipsoid"):
-            crude = params.ellipsoid.integration.use_crude_shoebox_mask
-            covered["ellipsoid.integration.use_crude_shoebox_mask"] = crude, (False,)
-        for name, (value, known) in covered.items():
-            if value not in known:
-                return False, f"{name}={value} is left to DIALS"
-        return True, ""
+        left = dials_compat.uncovered(params, _COVERED)
+        return not left, f"{left[0]} is left to DIALS" if left else ""
 
     def integrate(
         self,
@@ -631,8 +627,9 @@ def _mark_references(still: _Still, reflections: Any, fitted: _Fitted, spots: _S
     px, _ = rays_to_pixels(still.panels, spots.panel[rows], still.s0 + fitted.indices @ fitted.lattice.A.T)
     predicted = np.column_stack([np.array(reflections["miller_index"]), flumpy.to_numpy(reflections["panel"])])
     strong = np.column_stack([fitted.indices, spots.panel[rows]])
-    # rows of both in one numbering of what is in either
+    # rows of both in one numbering of what is in either; NumPy 2.0 returns it as a column
     _, number = np.unique(np.vstack([predicted, strong]).astype(np.int64), axis=0, return_inverse=True)
+    number = number.ravel()
     row_of = np.full(number.max() + 1, -1)
     row_of[number[: len(predicted)]] = np.arange(len(predicted))
     at = row_of[number[len(predicted) :]]

@@ -25,6 +25,20 @@ _NO_EROSION_BESIDE_MASKED = (3, 24)
 # DIALS's smallest spot, by kind of detector
 _MIN_SPOT_SIZE_PIXEL_ARRAY = 3
 _MIN_SPOT_SIZE_OTHER = 6
+# values of parameters that are covered; lists may be given several times, and hold None when they are not
+_NONE_GIVEN: tuple = (None, [], [None])
+_COVERED: dict[str, tuple] = {
+    "spotfinder.threshold.algorithm": ("dispersion_extended", "dispersion"),
+    "spotfinder.filter.background_gradient.filter": (False,),
+    "spotfinder.filter.spot_density.filter": (False,),
+    "spotfinder.compute_mean_background": (False,),
+    "spotfinder.write_hot_mask": (False,),
+    "spotfinder.scan_range": _NONE_GIVEN,
+    "spotfinder.exclude_images": _NONE_GIVEN,
+    "spotfinder.exclude_images_multiple": _NONE_GIVEN,
+    "maximum_trusted_value": (None,),
+    "output.shoeboxes": (True,),
+}
 _SIGNAL = MaskCode.Foreground | MaskCode.Valid
 
 
@@ -41,23 +55,11 @@ def supports(params) -> tuple[bool, str]:
     supported, reason
         The reason is empty when supported.
     """
-    finder = params.spotfinder
-    refused = {
-        f"threshold.algorithm={finder.threshold.algorithm}": finder.threshold.algorithm
-        not in ("dispersion", "dispersion_extended"),
-        # estimated from the first image that comes along, which depends on the order
-        "threshold.dispersion.global_threshold=Auto": finder.threshold.dispersion.global_threshold is libtbx.Auto,
-        "filter.background_gradient.filter=True": finder.filter.background_gradient.filter,
-        "filter.spot_density.filter=True": finder.filter.spot_density.filter,
-        "compute_mean_background=True": finder.compute_mean_background,
-        "write_hot_mask=True": finder.write_hot_mask,
-        "scan_range": bool(finder.scan_range) and finder.scan_range[0] is not None,
-        "maximum_trusted_value": params.maximum_trusted_value is not None,
-        "output.shoeboxes=False": not params.output.shoeboxes,
-        "exclude_images": _is_set(finder, "exclude_images") or _is_set(finder, "exclude_images_multiple"),
-    }
-    reasons = [f"the fast spot finder does not do {name}" for name, is_refused in refused.items() if is_refused]
-    return not reasons, "; ".join(reasons)
+    left = [path.removeprefix("spotfinder.") for path in dials_compat.uncovered(params, _COVERED)]
+    # estimated from the first image that comes along, which depends on the order
+    if params.spotfinder.threshold.dispersion.global_threshold is libtbx.Auto:
+        left.append("threshold.dispersion.global_threshold=Auto")
+    return not left, "; ".join(f"the fast spot finder does not do {name}" for name in left)
 
 
 class FastSpotFinder:
@@ -237,9 +239,3 @@ def _read_mask(path: str | None) -> tuple[np.ndarray, ...] | None:
         return None
     masks = pickle.loads(Path(path).read_bytes(), encoding="bytes")
     return tuple(flumpy.to_numpy(mask) for mask in (masks if isinstance(masks, tuple) else (masks,)))
-
-
-def _is_set(scope, name: str) -> bool:
-    """Whether a parameter that only newer versions have is there and not at its empty default."""
-    value = getattr(scope, name, None)
-    return any(value) if isinstance(value, list) else bool(value)

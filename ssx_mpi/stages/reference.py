@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 from dataclasses import dataclass
 
 import numpy as np
 from dials.array_family import flex  # noqa: F401  (registers the converters that cctbx arrays need)
 from libtbx.utils import Sorry
+
+from ssx_mpi import dials_compat
 
 
 class ReferenceError(ValueError):
@@ -129,27 +130,12 @@ def _from_model(path: str, d_min: float, k_sol: float, b_sol: float):
         raise ReferenceError(f"reference {path} cannot be read as a model: {error}") from None
     if structure.unit_cell() is None:
         raise ReferenceError(f"reference {path} does not say its cell and space group")
-    params = _fmodel_parameters()
+    try:
+        params = dials_compat.structure_factor_parameters()
+    except dials_compat.DialsError as error:
+        raise ReferenceError(f"reference {path}: {error}") from None
     params.high_resolution = d_min
     params.fmodel.k_sol = k_sol
     params.fmodel.b_sol = b_sol
     with contextlib.redirect_stdout(io.StringIO()):
         return fmodel_from_xray_structure(structure, params=params).f_model.as_intensity_array()
-
-
-def _fmodel_parameters():
-    # the scope moved between releases of cctbx
-    for module in ("mmtbx.command_line.fmodel", "mmtbx.programs.fmodel"):
-        try:
-            found = importlib.import_module(module)
-        except ImportError:
-            continue
-        for name in ("fmodel_from_xray_structure_master_params", "fmodel_from_xray_structure_master_params_str"):
-            if hasattr(found, name):
-                scope = getattr(found, name)
-                if isinstance(scope, str):
-                    import iotbx.phil
-
-                    scope = iotbx.phil.parse(scope, process_includes=True)
-                return scope.extract()
-    raise ReferenceError("this build of cctbx has no parameters for structure factors from a model")

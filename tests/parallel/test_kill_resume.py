@@ -6,6 +6,7 @@ import random
 import resource
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from stills import journalled, kill_all, ranks_of, reflections, terminal, wait_for
@@ -60,7 +61,13 @@ def test_a_request_to_stop_ends_in_order_with_75(stills, tmp_path, undisturbed, 
 def test_a_request_to_the_launcher_waits_until_there_are_ranks(stills, tmp_path):
     directory = tmp_path / "run"
     process = stills.start(directory)
-    wait_for(lambda: relay.listens(process.pid, signal.SIGUSR1), process)
+
+    def has_relay():
+        # before there is one, signals are blocked for the moments in which Python starts another process
+        words = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        return b"relay" in words and relay.listens(process.pid, signal.SIGUSR1)
+
+    wait_for(has_relay, process)
     os.kill(process.pid, signal.SIGUSR1)
     assert process.wait(timeout=60) == 75
     assert "Stopped on request (SIGUSR1)" in terminal(directory)

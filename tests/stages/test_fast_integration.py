@@ -143,6 +143,18 @@ def test_lattices_of_an_image_are_integrated_or_fail_one_by_one(indexed, params,
     assert list(one["intensity.sum.value"]) == list(result.reflections["intensity.sum.value"])
 
 
+def test_strong_spots_are_marked_alike_where_numpy_numbers_rows_in_a_column(indexed, params, result, monkeypatch):
+    unique = np.unique
+
+    def as_in_numpy_2_0(array, **options):
+        found = unique(array, **options)
+        return (found[0], found[1][:, None]) if options.get("return_inverse") else found
+
+    monkeypatch.setattr(np, "unique", as_in_numpy_2_0)
+    found = FastEllipsoidIntegrator(params).integrate(*indexed)
+    assert list(found.reflections["flags"]) == list(result.reflections["flags"])
+
+
 @pytest.mark.parametrize("change", ["shoebox", "counts", "index"])
 def test_a_hopeless_lattice_fails_with_a_reason(indexed, params, change):
     experiments, table, data, mask = indexed
