@@ -624,6 +624,18 @@ class TestBadInput:
         (tmp_path / "bad.nxs").write_bytes(chip.image.read_bytes()[:2000])
         assert "not a readable HDF5 file" in self.refused(tmp_path, f"image={tmp_path}/bad.nxs")
 
+    def test_a_data_file_instead_of_its_master(self, chip, tmp_path):
+        line = self.refused(tmp_path, f"image={chip.image.parent}/lyso_000001.h5")
+        assert "lyso_000001.h5" in line
+        assert "read through their master or .nxs file" in line
+
+    def test_wildcards(self, chip, tmp_path):
+        assert "use template= or directory=" in self.refused(tmp_path, f"image={chip.image.parent}/*.nxs")
+
+    def test_an_image_named_twice(self, chip, tmp_path):
+        line = self.refused(tmp_path, f"image={chip.image}", f"image={chip.image}:5:6")
+        assert "lyso.nxs:5 is named twice" in line
+
     def test_an_image_that_is_none(self, tmp_path):
         (tmp_path / "bad.cbf").write_text("not an image")
         assert "bad.cbf" in self.refused(tmp_path, f"image={tmp_path}/bad.cbf")

@@ -233,6 +233,8 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("not reflections", 2, "cannot be read as a reflection table"),
         ("mixed space groups", 2, "different space groups"),
         ("mixed wavelengths", 2, "different wavelengths"),
+        ("twice", 2, "crystals are there twice"),
+        ("folder", 2, "give that of a run as directory="),
         ("strangers", 2, "does not match its .expt file"),
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
@@ -265,6 +267,10 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
         content["beam"].append({**content["beam"][0], "wavelength": 1.3})
         content["experiment"][3]["beam"] = 1
         first.write_text(json.dumps(content))
+    elif change == "twice":
+        args.append(lysozyme.paths[1])
+    elif change == "folder":
+        args.append(tmp_path)
     elif change == "strangers":
         content["experiment"][3]["identifier"] = "somebody else"
         first.write_text(json.dumps(content))
