@@ -386,6 +386,8 @@ def _log_failures(statistics: Statistics) -> None:
 
 
 def _advice(statistics: Statistics) -> str:
+    if statistics.unread == statistics.counts["images"]:
+        return "No image could be read: look at the reasons above."
     if not statistics.counts["hits"]:
         return "No image had enough spots: look at the images, at min_spots and at spotfinding.min_spot_size."
     return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
@@ -613,6 +615,8 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         if merging is not None:
             live.merged = merging.statistics()
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
+        if status == NOTHING_FOUND:
+            logger.warning("No crystal came out. %s", _advice(live.total))
         if stopped:
             _say_stopped(run)
     return comm.bcast(status)

@@ -541,8 +541,15 @@ def test_noise_ends_with_its_own_status_and_advice(chip, noise, geometry, tmp_pa
     job = ssx_mpi(f"directory={noise}", *given, f"output.directory={tmp_path}/out")
     assert job.status == 3, job.text
     assert not list(tmp_path.rglob("integrated*"))
-    if more != "reference":
-        assert "No image had enough spots" in job.out
+    assert "No image had enough spots" in job.out
+
+
+def test_a_master_without_its_data_ends_with_its_own_status_and_advice(chip, geometry, tmp_path):
+    shutil.copy(chip.image, tmp_path)
+    job = ssx_mpi(f"image={tmp_path}/lyso.nxs", *chip.symmetry, geometry, f"output.directory={tmp_path}/out")
+    assert job.status == 3, job.text
+    assert "24  read: its data file is missing" in job.out
+    assert "No crystal came out. No image could be read" in job.out
 
 
 class TestBadInput:
