@@ -134,6 +134,23 @@ def test_any_number_of_ranks_gives_the_same(ambiguous, tmp_path):
             np.testing.assert_allclose(values, results[1][name], rtol=2e-5, atol=1e-3, err_msg=f"{name}, {ranks} ranks")
 
 
+def test_there_may_be_fewer_crystals_than_ranks(lysozyme, tmp_path):
+    from dials.array_family import flex
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    experiments = ExperimentListFactory.from_json_file(str(lysozyme.paths[0]), check_format=False)[:2]
+    table = flex.reflection_table.from_file(str(lysozyme.paths[0].with_suffix(".refl")))
+    experiments.as_file(str(tmp_path / "two.expt"))
+    table.select_on_experiment_identifiers([e.identifier for e in experiments]).as_file(str(tmp_path / "two.refl"))
+    program = ["-m", "ssx_mpi.command_line.reduce", tmp_path / "two.expt", "filtering.method=deltacchalf"]
+    for ranks in (1, 3):
+        job = run_mpi(ranks, [*program, f"output.folder={tmp_path / str(ranks)}"], timeout=120)
+        assert job.status == 0, job.text
+    alone, spread = (columns(tmp_path / ranks / "DataFiles" / "merged.mtz") for ranks in ("1", "3"))
+    for name, values in spread.items():
+        np.testing.assert_allclose(values, alone[name], rtol=2e-5, atol=1e-3, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_a_request_to_one_rank_ends_all_in_order(name, lysozyme, tmp_path):
     program = Path(__file__).with_name("stopped.py")
