@@ -452,6 +452,35 @@ class TestGoingOn:
         assert "has no results of index yet" in job.err
         assert not list(tmp_path.rglob("*.refl"))
 
+    def test_images_that_are_lost_between_two_steps_are_left_out(self, chip, geometry, tmp_path):
+        for path in chip.image.parent.glob("lyso*"):
+            shutil.copy(path, tmp_path)
+        given = [
+            f"image={tmp_path}/lyso.nxs",
+            *chip.symmetry,
+            geometry,
+            "batch_size=8",
+            f"output.directory={tmp_path}/o",
+        ]
+        assert ssx_mpi(*given, "steps=find_spots").status == 0
+        (tmp_path / "lyso_000002.h5").unlink()
+        assert ssx_mpi(*given, "steps=index").status == 0
+        (tmp_path / "lyso_000003.h5").unlink()
+        job = ssx_mpi(*given, "steps=integrate")
+        assert job.status == 0, job.text
+        total = json.loads((tmp_path / "o" / "ssx_mpi.json").read_text())["total"]
+        assert total["failures"] == {"read: its data file is missing (…)": 8}
+        assert total["counts"]["crystals"] == HITS_IN_BATCHES[0]
+
+    @pytest.mark.parametrize("name", ["batch_2/batch.json", "import/run.json"])
+    def test_damaged_files_of_an_earlier_run_are_one_line(self, chip, done, tmp_path, name):
+        folder = copied(done, tmp_path)
+        (folder / name).write_text("{")
+        job = again(chip, folder)
+        assert job.status == 2
+        assert f"{name} is damaged" in job.err
+        assert job.err.strip().count("\n") == 0
+
     def test_other_parameters_are_refused_and_nothing_changes(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
         before = state(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssx_mpi.records import in_hand
-from ssx_mpi.records.files import StorageError, write_json
+from ssx_mpi.records.files import StorageError, read_json, write_json
 from ssx_mpi.user_input import InputError
 
 _IDENTITY = "import/run.json"
@@ -43,7 +43,7 @@ def claim(directory: Path, identity: dict[str, str], restart: bool) -> bool:
     elif restart:
         clear(directory)
     if path.exists():
-        differing = _differences(json.loads(path.read_text()), identity)
+        differing = _differences(read_json(path), identity)
         if differing:
             raise InputError(
                 f"{directory} holds a run with other parameters: {'; '.join(differing)}. "
