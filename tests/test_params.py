@@ -204,6 +204,17 @@ def test_a_phil_file_of_ours_that_is_not_there_is_named(parse):
     assert "lost.phil: there is no such file" in refusal(parse, "lost.phil")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("d_min = {", "mine.phil"), ("", "no parameters"), ("d_minn = 2", "d_minn"), ("d_min = x", "d_min")],
+)
+def test_a_phil_file_of_ours_that_is_none_is_refused(parse, tmp_path, text, said):
+    (tmp_path / "mine.phil").write_text(text)
+    message = refusal(parse, "mine.phil")
+    assert said in message
+    assert "unknown parameter" not in message
+
+
 def test_a_phil_file_of_ours_is_read(parse, tmp_path):
     (tmp_path / "mine.phil").write_text("max_lattices = 7\nspotfinding.min_spot_size = 2\n")
     p = parse("mine.phil")

@@ -138,6 +138,7 @@ def _parse(arguments: list[str]):
     InputError
         For an unknown parameter, or one with an impossible value.
     """
+    import iotbx.phil
     from dials.util.options import ArgumentParser
     from libtbx.utils import Sorry
 
@@ -148,11 +149,14 @@ def _parse(arguments: list[str]):
     if not arguments:
         parser.print_help()
         raise InputError("no images given: use image=, template= or directory=")
-    for argument in arguments:
-        # the parser of DIALS would take a missing phil file for an unknown parameter
-        if "=" not in argument and argument.endswith((".phil", ".params")) and not Path(argument).is_file():
-            raise InputError(f"{argument}: there is no such file")
     try:
+        for argument in arguments:
+            # the parser of DIALS would take a missing, broken or empty phil file for an unknown parameter
+            if "=" not in argument and argument.endswith((".phil", ".params")):
+                if not Path(argument).is_file():
+                    raise InputError(f"{argument}: there is no such file")
+                if not iotbx.phil.parse(file_name=argument).objects:
+                    raise InputError(f"{argument}: there are no parameters in it")
         quoted = [as_phil(argument, scope) for argument in arguments]
         extract, options, unknown = parser.parse_args(quoted, return_unhandled=True)
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
