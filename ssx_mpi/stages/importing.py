@@ -39,8 +39,9 @@ _DETECTOR_FIELDS = (
     b"x_pixel_size",
     b"y_pixel_size",
     b"sensor_thickness",
-    b"incident_wavelength",
 )
+# angstrom; two decimals, or all files would differ where it is that of a shot
+_WAVELENGTH_FIELD = b"incident_wavelength"
 # to keep the width of a number beside it: numbers have 15 digits at most
 _WIDTH = 10**15
 # to what headers of one detector agree: share of the wavelength, and of dials.import for vectors and origins (mm)
@@ -362,10 +363,10 @@ def _detector_fingerprint(root, shape: tuple[int, ...] | None) -> str | None:
     """What tells the detector of an HDF5 file from another; None where only dxtbx can tell."""
     instruments = (_member(entry, b"instrument") for entry in _members(root))
     fields = [
-        (name, _numbers(dataset))
+        (name, _numbers(dataset, 2 if name == _WAVELENGTH_FIELD else 9))
         for instrument in instruments
         for group in _members(instrument)
-        for name in _DETECTOR_FIELDS
+        for name in (*_DETECTOR_FIELDS, _WAVELENGTH_FIELD)
         if (dataset := _member(group, name)) is not None
     ]
     if shape is None or not fields:
@@ -374,7 +375,7 @@ def _detector_fingerprint(root, shape: tuple[int, ...] | None) -> str | None:
     return sys.intern(hashlib.sha256(repr((shape[1:], fields)).encode()).hexdigest()[:16])
 
 
-def _numbers(dataset) -> list[float] | None:
+def _numbers(dataset, decimals: int) -> list[float] | None:
     """A small dataset of numbers; None for others."""
     import h5py
 
@@ -384,7 +385,7 @@ def _numbers(dataset) -> list[float] | None:
         return None
     values = np.empty(dataset.shape)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return values.ravel().round(9).tolist()
+    return values.ravel().round(decimals).tolist()
 
 
 def check_no_image_twice(images: ImageSources) -> None:

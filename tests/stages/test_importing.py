@@ -329,7 +329,8 @@ class TestSameDetector:
         assert check_same_detector(images, maker) == [0]
         assert read == [0]
 
-    def test_another_distance_is_refused_and_named(self, chip, tmp_path):
+    @pytest.mark.parametrize("names", [("distance", "det_z", "detector_z"), ("incident_wavelength",)])
+    def test_another_distance_or_wavelength_is_refused_and_named(self, chip, tmp_path, names):
         import shutil
 
         import h5py
@@ -341,7 +342,7 @@ class TestSameDetector:
             moved = []
 
             def shift(name, item):
-                if isinstance(item, h5py.Dataset) and name.endswith(("distance", "det_z", "detector_z")):
+                if isinstance(item, h5py.Dataset) and name.endswith(names):
                     item[...] = np.asarray(item[()]) * 1.1
                     moved.append(name)
 
