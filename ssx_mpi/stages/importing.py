@@ -245,7 +245,9 @@ def _find_directory(source: Source):
     names = [n for n in _names(folder, f"directory={source.name}") if not n.startswith(".")]
     images = [n for n in names if n.lower().endswith(_IMAGE_SUFFIXES)]
     if images:
-        yield from _numbered([str(folder / n) for n in sorted(images)])
+        # a compressed copy beside an image is the same image
+        once = set(images) - {f"{n}{packed}" for n in images for packed in (".bz2", ".gz")}
+        yield from _numbered([str(folder / n) for n in sorted(once)])
         return
     stacks = [n for n in names if n.lower().endswith(_HDF5_SUFFIXES)]
     # data files beside a master or .nxs file are read through it

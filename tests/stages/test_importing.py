@@ -97,6 +97,10 @@ class TestDirectories:
         touch(tmp_path, "b_2.cbf", "a_1.cbf", "a_2.cbf", ".hidden.cbf", "notes.txt", "x.h5")
         assert names(find_images((Source("directory", str(tmp_path)),))) == ["a_1.cbf", "a_2.cbf", "b_2.cbf"]
 
+    def test_a_compressed_copy_beside_an_image_is_not_another(self, tmp_path):
+        touch(tmp_path, "a_1.cbf", "a_1.cbf.bz2", "a_2.cbf.gz", "a_3.cbf", "a_3.cbf.gz")
+        assert sorted(names(find_images((Source("directory", str(tmp_path)),)))) == ["a_1.cbf", "a_2.cbf.gz", "a_3.cbf"]
+
     def test_names_without_numbers_are_images_too(self, tmp_path):
         touch(tmp_path, "first.cbf", "second.cbf")
         images = find_images((Source("directory", str(tmp_path)),))
