@@ -72,6 +72,9 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
                 folder.mkdir(parents=True, exist_ok=True)
             with storing(folder / params.output.log):
                 _log_to(folder / params.output.log)
+            for name in filter(None, params.input.directory):
+                if any(Path(name).glob("batch_*/journal")):
+                    logger.warning("%s: the run is not finished; its finished batches alone are reduced", name)
         settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],

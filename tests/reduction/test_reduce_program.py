@@ -315,6 +315,17 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
     assert not (tmp_path / "out" / "DataFiles").exists()
 
 
+def test_a_run_that_is_not_finished_is_said_to_be(lysozyme, tmp_path, capfd):
+    for batch in ("batch_1", "batch_2"):
+        (tmp_path / "run" / batch).mkdir(parents=True)
+    shutil.copy(lysozyme.paths[1], tmp_path / "run/batch_1/integrated_1.expt")
+    shutil.copy(lysozyme.paths[1].with_suffix(".refl"), tmp_path / "run/batch_1/integrated_1.refl")
+    (tmp_path / "run/batch_2/journal").touch()
+    assert run(tmp_path / "out", f"directory={tmp_path}/run") == 0
+    assert "run is not finished" in capfd.readouterr().out
+    assert "run is not finished" in (tmp_path / "out/ssx_mpi.reduce.log").read_text()
+
+
 @pytest.mark.parametrize("folder", ["taken", "taken/within"])
 def test_a_folder_that_cannot_be_made_is_one_line(folder, lysozyme, tmp_path, capfd):
     (tmp_path / "taken").write_text("a file of somebody")
