@@ -14,7 +14,7 @@ from typing import Any
 
 from ssx_mpi import reduction_parameters
 from ssx_mpi.reduction_parameters import ReductionParameters
-from ssx_mpi.user_input import InputError, PathReader, identity
+from ssx_mpi.user_input import InputError, PathReader, check_limits, check_values, identity, read_cell
 
 #: steps that are done with each image, in their order
 STEPS = ("find_spots", "index", "integrate")
@@ -43,8 +43,8 @@ space_group = None
   .type = space_group
   .help = "Space group of the crystals. Without it and unit_cell the program assesses the crystals and stops."
 unit_cell = None
-  .type = unit_cell
-  .help = "Unit cell of the crystals in angstrom and degrees."
+  .type = floats(size=6)
+  .help = "Unit cell of the crystals in angstrom and degrees: a,b,c,alpha,beta,gamma."
 reference_geometry = None
   .type = path
   .help = "Experiment list with a refined detector and beam, to use as they are; no geometry refinement is done."
@@ -75,6 +75,7 @@ nproc = Auto
   .help = "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use."
 steps = *find_spots *index *integrate *reduce
   .type = choice(multi=True)
+  .optional = True
   .help = "Steps to run after geometry refinement; each also alone, from the files of the one before. None refines the"
           "geometry only. Reduction (reduction.*) merges the integrated crystals of all batches."
 engine = *fast dials
@@ -282,8 +283,14 @@ def read(extract, cwd: Path) -> Parameters:
     Raises
     ------
     InputError
-        For a file that is not there, a malformed range, or a cell that the space group forbids.
+        For a file that is not there, a malformed range, limits at odds with each other, or a cell that is none or that
+        the space group forbids.
     """
+    check_values(extract, scope())
+    check_limits(extract.d_min, extract.d_max)
+    smallest, largest = extract.spotfinding.min_spot_size, extract.spotfinding.max_spot_size
+    if smallest > largest:
+        raise InputError(f"spotfinding.min_spot_size={smallest} is above spotfinding.max_spot_size={largest}")
     space_group, unit_cell = _symmetry(extract)
     path = PathReader(cwd)
     return Parameters(
@@ -371,13 +378,15 @@ def read_duration(text: Any) -> float | None:
 
 
 def _symmetry(extract) -> tuple[str | None, tuple[float, ...] | None]:
+    from cctbx import uctbx
+
     space_group = str(extract.space_group) if extract.space_group is not None else None
-    unit_cell = tuple(extract.unit_cell.parameters()) if extract.unit_cell is not None else None
+    unit_cell = read_cell(extract.unit_cell, "unit_cell")
     if (
         space_group
         and unit_cell
         and not extract.space_group.group().is_compatible_unit_cell(
-            extract.unit_cell, relative_length_tolerance=0.01, absolute_angle_tolerance=1.0
+            uctbx.unit_cell(unit_cell), relative_length_tolerance=0.01, absolute_angle_tolerance=1.0
         )
     ):
         cell = ", ".join(f"{p:g}" for p in unit_cell)

@@ -38,6 +38,7 @@ from ssx_mpi.stages.importing import (
     ExperimentMaker,
     ImageSources,
     check_compression,
+    check_no_image_twice,
     check_same_detector,
     find_images,
     read_geometry,
@@ -158,8 +159,12 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         for selection in (parameters.assess, parameters.geometry):
             image_range(images, selection)
         check_geometry_files(parameters, images, scopes)
+        check_no_image_twice(images)
         maker = _maker(parameters, images, scopes)
-        read = check_same_detector(images, maker)
+        reference = parameters.reference_geometry
+        read = check_same_detector(images, maker.with_geometry(read_geometry(reference)) if reference else maker)
+        # a geometry that is given is that of all images, whatever their headers
+        expected = None if reference or parameters.starting_geometry else maker.header(read[0])
         check_compression(images, maker)
         read_mask_for(parameters, maker)
         if REDUCE in parameters.steps:
@@ -169,10 +174,10 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
         found = run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
-        return scopes, images, maker.formats, *found
+        return scopes, images, maker.formats, expected, *found
 
-    scopes, images, formats, identity, continued, read = on_root(comm, check, InputError)
-    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats))
+    scopes, images, formats, expected, identity, continued, read = on_root(comm, check, InputError)
+    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats)).with_expected(expected)
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
         for note in scopes.notes:
@@ -381,6 +386,8 @@ def _log_failures(statistics: Statistics) -> None:
 
 
 def _advice(statistics: Statistics) -> str:
+    if statistics.unread == statistics.counts["images"]:
+        return "No image could be read: look at the reasons above."
     if not statistics.counts["hits"]:
         return "No image had enough spots: look at the images, at min_spots and at spotfinding.min_spot_size."
     return "There were hits: check the beam centre and distance (starting_geometry=), the wavelength and the cell."
@@ -608,6 +615,8 @@ def process_batches(comm: Communicator, run: Run, geometry_, began: float) -> in
         if merging is not None:
             live.merged = merging.statistics()
         live.conclude(state, time.monotonic() - began, dispatch.summary(traffics))
+        if status == NOTHING_FOUND:
+            logger.warning("No crystal came out. %s", _advice(live.total))
         if stopped:
             _say_stopped(run)
     return comm.bcast(status)

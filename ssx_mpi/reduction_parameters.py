@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssx_mpi.user_input import PathReader
+from ssx_mpi.user_input import PathReader, check_limits, read_cell
 
 REDUCTION_PHIL = """
 steps = *scale *merge
@@ -41,12 +41,14 @@ reference_model {
 clustering {
   absolute_length_tolerance = 1.0
     .type = float(value_min=0)
+    .optional = True
     .help = "Crystals whose cell lengths differ by more (angstrom) from the central cell are left out. None: no limit."
   absolute_angle_tolerance = 1.0
     .type = float(value_min=0)
+    .optional = True
     .help = "As the length tolerance, for the angles (degrees)."
   central_unit_cell = None
-    .type = unit_cell
+    .type = floats(size=6)
     .help = "Cell to measure from; by default the median of all crystals."
   threshold = None
     .type = float(value_min=0)
@@ -121,6 +123,7 @@ merging {
     .help = "Random splits into half-sets, over which CC1/2 and Rsplit are averaged."
   cc_half_cutoff = 0.3
     .type = float(value_min=0.01, value_max=0.99)
+    .optional = True
     .help = "CC1/2 at which merged.mtz is cut. None: no cut."
   phil = None
     .type = path
@@ -309,19 +312,21 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
     Raises
     ------
     InputError
-        For a file that is not there.
+        For a file that is not there, limits at odds with each other, or a cell that is none.
     """
+    d_max = d_max if params.d_max is None else params.d_max
+    check_limits(params.d_min, d_max, prefix)
 
     def existing(name: str | None, parameter: str) -> Path | None:
         return path.existing(name, prefix + parameter)
 
     methods = [str(method) for method in params.filtering.method]
-    clustering, cell = params.clustering, params.clustering.central_unit_cell
+    clustering = params.clustering
     return ReductionParameters(
         steps=tuple(params.steps),
         engine=params.engine,
         d_min=params.d_min,
-        d_max=d_max if params.d_max is None else params.d_max,
+        d_max=d_max,
         anomalous=params.anomalous,
         partiality_threshold=params.partiality_threshold,
         reference=existing(params.reference, "reference"),
@@ -330,7 +335,7 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
         cells=CellFilter(
             length_tolerance=clustering.absolute_length_tolerance,
             angle_tolerance=clustering.absolute_angle_tolerance,
-            central=None if cell is None else tuple(cell.parameters()),
+            central=read_cell(clustering.central_unit_cell, f"{prefix}clustering.central_unit_cell"),
             threshold=clustering.threshold,
         ),
         lattice_symmetry_max_delta=params.symmetry.lattice_symmetry_max_delta,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -48,12 +49,87 @@ def unknown_parameter(argument: str, known_scope, without_name: str) -> str:
     without_name
         What to say of an argument that is no assignment.
     """
-    name = argument.split("=")[0].strip()
+    name, equals, value = (part.strip() for part in argument.partition("="))
+    if equals and not value:
+        return f"{argument}: there is no value behind the ="
     known = [d.path for d in known_scope.all_definitions()]
     by_last = {path.split(".")[-1]: path for path in reversed(known)}
     close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
     hint = f"did you mean {by_last.get(close[0], close[0])}=?" if close else "-c lists the parameters"
     return f"unknown parameter {argument!r}; {hint if '=' in argument else without_name}"
+
+
+def as_phil(argument: str, known_scope) -> str:
+    """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs."""
+    from libtbx.phil.tokenizer import quote_python_str
+
+    name, _, value = (part.strip() for part in argument.partition("="))
+    kinds = {d.object.type.phil_type for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")}
+    if not kinds or not kinds <= {"str", "path"} or value.lower() in ("", "none", "auto") or value[0] in "\"'":
+        return argument
+    return f"{name}={quote_python_str(chr(34), value)}"
+
+
+def check_values(extract, known_scope) -> None:
+    """Make sure that no parameter has a value that only others may have.
+
+    Parameters
+    ----------
+    extract
+        ``scope_extract`` of `known_scope`, whose definitions are marked as optional where None stands for something
+        and is not the default.
+
+    Raises
+    ------
+    InputError
+        For None and Auto where they stand for nothing, and for numbers that are not finite.
+    """
+    for definition in known_scope.all_definitions():
+        value, default = extract, definition.object.extract()
+        for name in definition.path.split("."):
+            value = getattr(value, name)
+        for one in value if isinstance(value, list) else [value]:
+            if one is None and default is not None and not _is_auto(default) and not definition.object.optional:
+                raise InputError(f"{definition.path}=None: it must have a value")
+            if _is_auto(one) and not _is_auto(default):
+                raise InputError(f"{definition.path}=Auto: there is no automatic value")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise InputError(f"{definition.path}={one}: it must be a finite number")
+
+
+def _is_auto(value: Any) -> bool:
+    from libtbx import Auto
+
+    return value is Auto
+
+
+def read_cell(given: list[float] | None, parameter: str) -> tuple[float, ...] | None:
+    """Six numbers as a unit cell (angstrom, degrees), None for none.
+
+    Raises
+    ------
+    InputError
+        When no cell has them, with the name of the `parameter`.
+    """
+    from cctbx import uctbx
+
+    try:
+        return None if given is None else tuple(uctbx.unit_cell(given).parameters())
+    except (RuntimeError, ValueError) as error:
+        # of cctbx: what is wrong with the numbers
+        raise InputError(f"{parameter}={','.join(f'{p:g}' for p in given or ())}: {error}") from None
+
+
+def check_limits(d_min: float | None, d_max: float | None, prefix: str = "") -> None:
+    """Make sure that resolution limits leave something between them.
+
+    Raises
+    ------
+    InputError
+        When they do not.
+    """
+    if d_min is not None and d_max is not None and d_min >= d_max:
+        raise InputError(f"{prefix}d_min={d_min:g} is not below d_max={d_max:g}: nothing is left between them")
 
 
 def identity(parameters: Any) -> dict[str, str]:

@@ -452,6 +452,35 @@ class TestGoingOn:
         assert "has no results of index yet" in job.err
         assert not list(tmp_path.rglob("*.refl"))
 
+    def test_images_that_are_lost_between_two_steps_are_left_out(self, chip, geometry, tmp_path):
+        for path in chip.image.parent.glob("lyso*"):
+            shutil.copy(path, tmp_path)
+        given = [
+            f"image={tmp_path}/lyso.nxs",
+            *chip.symmetry,
+            geometry,
+            "batch_size=8",
+            f"output.directory={tmp_path}/o",
+        ]
+        assert ssx_mpi(*given, "steps=find_spots").status == 0
+        (tmp_path / "lyso_000002.h5").unlink()
+        assert ssx_mpi(*given, "steps=index").status == 0
+        (tmp_path / "lyso_000003.h5").unlink()
+        job = ssx_mpi(*given, "steps=integrate")
+        assert job.status == 0, job.text
+        total = json.loads((tmp_path / "o" / "ssx_mpi.json").read_text())["total"]
+        assert total["failures"] == {"read: its data file is missing (…)": 8}
+        assert total["counts"]["crystals"] == HITS_IN_BATCHES[0]
+
+    @pytest.mark.parametrize("name", ["batch_2/batch.json", "import/run.json"])
+    def test_damaged_files_of_an_earlier_run_are_one_line(self, chip, done, tmp_path, name):
+        folder = copied(done, tmp_path)
+        (folder / name).write_text("{")
+        job = again(chip, folder)
+        assert job.status == 2
+        assert f"{name} is damaged" in job.err
+        assert job.err.strip().count("\n") == 0
+
     def test_other_parameters_are_refused_and_nothing_changes(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
         before = state(folder)
@@ -541,8 +570,15 @@ def test_noise_ends_with_its_own_status_and_advice(chip, noise, geometry, tmp_pa
     job = ssx_mpi(f"directory={noise}", *given, f"output.directory={tmp_path}/out")
     assert job.status == 3, job.text
     assert not list(tmp_path.rglob("integrated*"))
-    if more != "reference":
-        assert "No image had enough spots" in job.out
+    assert "No image had enough spots" in job.out
+
+
+def test_a_master_without_its_data_ends_with_its_own_status_and_advice(chip, geometry, tmp_path):
+    shutil.copy(chip.image, tmp_path)
+    job = ssx_mpi(f"image={tmp_path}/lyso.nxs", *chip.symmetry, geometry, f"output.directory={tmp_path}/out")
+    assert job.status == 3, job.text
+    assert "24  read: its data file is missing" in job.out
+    assert "No crystal came out. No image could be read" in job.out
 
 
 class TestBadInput:
@@ -623,6 +659,18 @@ class TestBadInput:
     def test_a_damaged_master_file(self, chip, tmp_path):
         (tmp_path / "bad.nxs").write_bytes(chip.image.read_bytes()[:2000])
         assert "not a readable HDF5 file" in self.refused(tmp_path, f"image={tmp_path}/bad.nxs")
+
+    def test_a_data_file_instead_of_its_master(self, chip, tmp_path):
+        line = self.refused(tmp_path, f"image={chip.image.parent}/lyso_000001.h5")
+        assert "lyso_000001.h5" in line
+        assert "read through their master or .nxs file" in line
+
+    def test_wildcards(self, chip, tmp_path):
+        assert "use template= or directory=" in self.refused(tmp_path, f"image={chip.image.parent}/*.nxs")
+
+    def test_an_image_named_twice(self, chip, tmp_path):
+        line = self.refused(tmp_path, f"image={chip.image}", f"image={chip.image}:5:6")
+        assert "lyso.nxs:5 is named twice" in line
 
     def test_an_image_that_is_none(self, tmp_path):
         (tmp_path / "bad.cbf").write_text("not an image")

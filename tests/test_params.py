@@ -115,6 +115,49 @@ def test_impossible_values_are_refused_by_name(parse, argument):
 
 
 @pytest.mark.parametrize(
+    "argument",
+    [
+        *("batch_size=None", "output.directory=None", "restart=None", "reduction.merging.n_bins=None", "engine=Auto"),
+        *("image=Auto", "space_group=Auto", "d_min=nan", "image_timeout=inf", "unit_cell=nan,79,38,90,90,90"),
+        *("unit_cell=79,79,38", "unit_cell=79,79,-38,90,90,90", "unit_cell=79,79,38,10,10,90", "mask="),
+    ],
+)
+def test_values_that_stand_for_nothing_are_refused_by_name(parse, argument):
+    assert argument.split("=")[0] in refusal(parse, argument)
+
+
+def test_none_is_taken_where_it_stands_for_something(parse):
+    p = parse("steps=None", "nproc=None", "time_limit=None", "cc_half_cutoff=None", "absolute_length_tolerance=None")
+    assert (p.steps, p.nproc, p.time_limit) == ((), None, None)
+    assert (p.reduction.merging.cc_half_cutoff, p.reduction.cells.length_tolerance) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("d_min=5", "d_max=2"), "d_min=5 is not below d_max=2"),
+        (("reduction.d_min=5", "d_max=2"), "reduction.d_min=5 is not below d_max=2"),
+        (("min_spot_size=7", "max_spot_size=6"), "min_spot_size=7 is above spotfinding.max_spot_size=6"),
+    ],
+)
+def test_limits_at_odds_with_each_other_are_refused(parse, arguments, said):
+    assert said in refusal(parse, *arguments)
+
+
+@pytest.mark.parametrize(
+    "name", ["two  blanks.h5", "a;b.h5", 'say "hi".h5', "it's.h5", "{x}#1 #2.h5", "a=b.h5", "ü\\*?.h5"]
+)
+def test_names_are_taken_as_they_are(parse, tmp_path, name):
+    p = parse(f"image={name}", f"output.directory={name}")
+    assert p.sources[1] == Source("image", str(tmp_path / name))
+    assert p.directory == tmp_path / name
+
+
+def test_names_may_be_in_quotes(parse, tmp_path):
+    assert parse("output.directory='a  b'").directory == parse('output.directory="a  b"').directory == tmp_path / "a  b"
+
+
+@pytest.mark.parametrize(
     "argument", ["space_group=P43221", "unit_cell=79,79,38,90,90,0", "engine=slow", "steps=find_spot"]
 )
 def test_values_that_are_none_are_refused(parse, argument):
@@ -159,6 +202,17 @@ def test_every_file_that_is_not_there_is_named(parse, name):
 
 def test_a_phil_file_of_ours_that_is_not_there_is_named(parse):
     assert "lost.phil: there is no such file" in refusal(parse, "lost.phil")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("d_min = {", "mine.phil"), ("", "no parameters"), ("d_minn = 2", "d_minn"), ("d_min = x", "d_min")],
+)
+def test_a_phil_file_of_ours_that_is_none_is_refused(parse, tmp_path, text, said):
+    (tmp_path / "mine.phil").write_text(text)
+    message = refusal(parse, "mine.phil")
+    assert said in message
+    assert "unknown parameter" not in message
 
 
 def test_a_phil_file_of_ours_is_read(parse, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +15,7 @@ from typing import IO
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launch
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.user_input import InputError, unknown_parameter
+from ssx_mpi.user_input import InputError, as_phil, unknown_parameter
 from ssx_mpi.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
@@ -65,7 +66,7 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
             to_file = _nothing
             if comm.rank == 0:
                 to_file = _start_log(parameters.directory, verbosity)
-                logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, " ".join(arguments))
+                logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, shlex.join(arguments))
             quiet_dials()
 
             def claimed() -> None:
@@ -137,25 +138,31 @@ def _parse(arguments: list[str]):
     InputError
         For an unknown parameter, or one with an impossible value.
     """
+    import iotbx.phil
     from libtbx.utils import Sorry
 
     from ssx_mpi import params
 
-    parser = dials_compat.argument_parser(usage=USAGE, phil=params.scope(), check_format=False)
+    scope = params.scope()
+    parser = dials_compat.argument_parser(usage=USAGE, phil=scope, check_format=False)
     if not arguments:
         parser.print_help()
         raise InputError("no images given: use image=, template= or directory=")
-    for argument in arguments:
-        # the parser of DIALS would take a missing phil file for an unknown parameter
-        if "=" not in argument and argument.endswith((".phil", ".params")) and not Path(argument).is_file():
-            raise InputError(f"{argument}: there is no such file")
     try:
-        extract, options, unknown = parser.parse_args(arguments, return_unhandled=True)
+        for argument in arguments:
+            # the parser of DIALS would take a missing, broken or empty phil file for an unknown parameter
+            if "=" not in argument and argument.endswith((".phil", ".params")):
+                if not Path(argument).is_file():
+                    raise InputError(f"{argument}: there is no such file")
+                if not iotbx.phil.parse(file_name=argument).objects:
+                    raise InputError(f"{argument}: there are no parameters in it")
+        quoted = [as_phil(argument, scope) for argument in arguments]
+        extract, options, unknown = parser.parse_args(quoted, return_unhandled=True)
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
         raise InputError(" ".join(str(error).split())) from None
     if unknown:
         bare = "images are given as image=, template= or directory="
-        raise InputError(unknown_parameter(unknown[0], params.scope(), bare))
+        raise InputError(unknown_parameter(unknown[0], scope, bare))
     return params.read(extract, Path.cwd()), options.verbose
 
 

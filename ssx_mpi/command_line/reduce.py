@@ -72,6 +72,9 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
                 folder.mkdir(parents=True, exist_ok=True)
             with storing(folder / params.output.log):
                 _log_to(folder / params.output.log)
+            for name in filter(None, params.input.directory):
+                if any(Path(name).glob("batch_*/journal")):
+                    logger.warning("%s: the run is not finished; its finished batches alone are reduced", name)
         settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],
@@ -115,22 +118,25 @@ def _parse(args: list[str], phil: str):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
-    from ssx_mpi.user_input import InputError, unknown_parameter
+    from ssx_mpi.user_input import InputError, as_phil, check_values, unknown_parameter
 
+    scope = parse(phil)
     parser = dials_compat.argument_parser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
-        phil=parse(phil),
+        phil=scope,
         epilog=__doc__,
         check_format=False,
     )
     try:
-        params, _, files = parser.parse_args(args=args, show_diff_phil=False, return_unhandled=True)
+        quoted = [as_phil(argument, scope) for argument in args]
+        params, _, files = parser.parse_args(args=quoted, show_diff_phil=False, return_unhandled=True)
     except (RuntimeError, Sorry) as error:
         # of PHIL: a value of the wrong type, a name that fits several parameters
         raise InputError(str(error).splitlines()[0]) from None
     for name in files:
         if "=" in name:
-            raise InputError(unknown_parameter(name, parser.phil, without_name=""))
+            raise InputError(unknown_parameter(name, scope, without_name=""))
+    check_values(params, scope)
     return params, files
 
 

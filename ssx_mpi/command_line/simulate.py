@@ -224,6 +224,7 @@ def main(args: list[str], comm) -> int:
     from ssx_mpi.simulation.crystal import crystal_symmetry
     from ssx_mpi.simulation.data_set import check_outputs, simulate
     from ssx_mpi.simulation.parameters import SimulationError
+    from ssx_mpi.user_input import InputError, as_phil, check_values
 
     if "--version" in args:
         if comm.rank == 0:
@@ -234,11 +235,12 @@ def main(args: list[str], comm) -> int:
     parser = dials_compat.argument_parser(usage=usage, phil=scope, epilog=__doc__)
     parameters, refusal = None, None
     try:
-        params, _ = parser.parse_args(args=args, show_diff_phil=False)
+        params, _ = parser.parse_args(args=[as_phil(each, scope) for each in args], show_diff_phil=False)
+        check_values(params, scope)
         parameters = parameters_from_phil(params)
         crystal_symmetry(parameters.crystal)
         check_outputs(parameters, params.output.overwrite)
-    except SimulationError as error:
+    except (SimulationError, InputError) as error:
         refusal = str(error)
     except (Sorry, RuntimeError) as error:
         # libtbx's way to say that it cannot read an argument
@@ -251,7 +253,13 @@ def main(args: list[str], comm) -> int:
         comm.barrier()
         return 2
     started = time.perf_counter()
-    truths = simulate(parameters, comm)
+    try:
+        truths = simulate(parameters, comm)
+    except OSError as error:
+        reason = str(error.strerror or error).splitlines()[0]
+        print(f"ssx_mpi.simulate: {parameters.output.file} cannot be written: {reason}", file=sys.stderr, flush=True)
+        comm.abort(1)
+        return 1
     if truths is not None:
         hits = [t for t in truths if t.lattices]
         seconds = time.perf_counter() - started

@@ -4,7 +4,7 @@
 
 Parameters of the job, all others are those of ssx_mpi and are checked before anything is submitted:
 
-  template=        one_node, many_nodes (by nodes=), array (by runs=), chain (by chain=True) or reduce
+  template=        (without #) one_node, many_nodes (by nodes=), array (by runs=), chain (by chain=True) or reduce
   nodes= time=     size of the job; without them they are suggested from the number of images and their cost
   ranks_per_node=  without it one rank on each core
   partition= account= qos= constraint= name=   as for sbatch
@@ -22,6 +22,7 @@ Parameters of the job, all others are those of ssx_mpi and are checked before an
 
 from __future__ import annotations
 
+import math
 import shlex
 import shutil
 import subprocess
@@ -92,7 +93,8 @@ def _divide(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
     theirs = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if equals and name in _OURS:
+        # image templates have the same name, and # for digits
+        if equals and name in _OURS and not (name == "template" and "#" in value):
             ours[name] = value
         else:
             theirs.append(argument)
@@ -110,8 +112,8 @@ def _kind(ours: dict[str, str]) -> str:
             kind = "one_node" if ours.get("nodes") == "1" else "many_nodes"
     if kind not in scripts.KINDS:
         raise SubmitError(f"template={kind}: choose from {', '.join(scripts.KINDS)}")
-    if kind == "array" and "runs" not in ours:
-        raise SubmitError("template=array needs runs=, a file with a line for each run")
+    if kind == "array" and not _lines(ours.get("runs", "/dev/null")):
+        raise SubmitError("an array needs runs=, a file with a line for each run")
     return kind
 
 
@@ -205,7 +207,10 @@ def _cost(ours: dict[str, str], parameters: Parameters) -> tuple[float, str]:
     given = ours.get("cost")
     if given is not None:
         try:
-            return float(given), "given"
+            cost = float(given)
+            if not 0 < cost < math.inf:
+                raise SubmitError(f"cost={given}: must be a number above 0")
+            return cost, "given"
         except ValueError:
             measured = estimate.measured_cost(Path(given))
             if measured is None:

@@ -100,22 +100,24 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     print(f"Starting on {n_ranks} ranks with {mpiexec} (nproc= sets the number)", flush=True)
-    command = [mpiexec, "-n", str(n_ranks), *_binding(mpiexec, n_ranks), sys.executable, "-m", module, *arguments]
+    command = [mpiexec, "-n", str(n_ranks), *_options(mpiexec, n_ranks), sys.executable, "-m", module, *arguments]
     os.execv(sys.executable, [sys.executable, "-m", "ssx_mpi.parallel.relay", *command])
 
 
-def _binding(mpiexec: str, n_ranks: int) -> list[str]:
+def _options(mpiexec: str, n_ranks: int) -> list[str]:
     """Options of `mpiexec` that bind each rank to a core when there is one for each, and leave them free otherwise.
 
     Launchers bind from the first core on. Runs beside each other would share those and leave the others idle, so ranks
     that do not fill the machine are not bound.
+
+    Open MPI says in ten lines below ours that the job was aborted, whatever exit code but 0 it has: it is told not to.
     """
-    if any(name in os.environ for name in _BINDING_VARIABLES):
-        return []
     known = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
-    if "Open MPI" not in known and "OpenRTE" not in known and "HYDRA" not in known:
-        return []
-    return ["--bind-to", "core" if n_ranks == _physical_cores() else "none"]
+    options = ["-q"] if "OpenRTE" in known else []
+    binds = "Open MPI" in known or "OpenRTE" in known or "HYDRA" in known
+    if binds and not any(name in os.environ for name in _BINDING_VARIABLES):
+        options += ["--bind-to", "core" if n_ranks == _physical_cores() else "none"]
+    return options
 
 
 def _physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:

@@ -105,7 +105,10 @@ def main(command: list[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
     status = launcher.wait()
     signal.alarm(0)
-    return status if status >= 0 else 128 - status
+    status = status if status >= 0 else 128 - status
+    if status > 128:
+        print(f"ssx_mpi: ended by signal {status - 128}; the same command goes on", file=sys.stderr)
+    return status
 
 
 def run() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.records import experiments
-from ssx_mpi.records.files import replacing, storing, write_json
+from ssx_mpi.records.files import read_json, replacing, storing, write_json
 from ssx_mpi.records.journal import Entry, Journal, identity_of
 from ssx_mpi.records.tables import TablePart, write_joined
 
@@ -48,7 +48,7 @@ def read_summary(batch: Batch, identity: dict[str, Any]) -> dict[str, Any] | Non
     path = batch.folder / SUMMARY
     if not path.exists():
         return None
-    content = json.loads(path.read_text())
+    content = read_json(path)
     return content if content["identity"] == identity else None
 
 

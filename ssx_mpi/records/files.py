@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ssx_mpi.user_input import InputError
+
 
 class StorageError(Exception):
     """A file of the run cannot be written: full disk, quota, lost permission. The message is one line for the user."""
@@ -88,6 +90,20 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """`content` as JSON in `path`, at once."""
     with replacing(path) as file:
         file.write(json.dumps(content, indent=indent).encode())
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of an earlier run.
+
+    Raises
+    ------
+    InputError
+        When it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): use another output.directory, or restart=True") from None
 
 
 def link(path: Path, target: Path) -> None:

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from ssx_mpi.records import in_hand
-from ssx_mpi.records.files import StorageError, write_json
+from ssx_mpi.records.files import StorageError, read_json, write_json
 from ssx_mpi.user_input import InputError
 
 _IDENTITY = "import/run.json"
 _LOCK = "import/lock"
+# import is the last to be removed: what it holds says that the others are ours
 _OURS = (
-    *("import", "assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction"),
-    in_hand.FOLDER,
+    *("assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction"),
+    *(in_hand.FOLDER, "import"),
 )
 _OUR_FILES = ("ssx_mpi.json", "ssx_mpi.html", in_hand.STRIKES)
 
@@ -34,23 +35,21 @@ def claim(directory: Path, identity: dict[str, str], restart: bool) -> bool:
     Raises
     ------
     InputError
-        When the folder holds a run with other parameters or images, or cannot be written.
+        When the folder holds a run with other parameters or images, or another program's results, or cannot be written.
     """
     path = directory / _IDENTITY
-    if restart:
+    if not path.exists():
+        _refuse_foreign(directory)
+    elif restart:
         clear(directory)
     if path.exists():
-        differing = _differences(json.loads(path.read_text()), identity)
+        differing = _differences(read_json(path), identity)
         if differing:
             raise InputError(
                 f"{directory} holds a run with other parameters: {'; '.join(differing)}. "
                 "Use another output.directory, or restart=True to begin anew"
             )
         return True
-    if any(directory.glob("batch_*")):
-        raise InputError(
-            f"{directory} holds batches of another program or run: use another output.directory, or restart=True"
-        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
@@ -59,6 +58,19 @@ def claim(directory: Path, identity: dict[str, str], restart: bool) -> bool:
     except StorageError as error:
         raise InputError(f"output.directory={directory}: {error}") from None
     return False
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Make sure that nothing else has a name of ours: it would be written over, or removed by a restart."""
+    folders = [directory / name for name in _OURS] + _batches(directory)
+    # what a run leaves that was killed before it said who it is does not count
+    names = [f.name for f in folders if f.is_dir() and any(p.name[0] != "." and p.name != "lock" for p in f.iterdir())]
+    if names:
+        raise InputError(f"{directory} holds {', '.join(names)} of another program: use another output.directory")
+
+
+def _batches(directory: Path) -> list[Path]:
+    return [path for path in sorted(directory.glob("batch_*")) if path.name[6:].isdigit()]
 
 
 def lock(directory: Path) -> IO[bytes] | None:
@@ -101,7 +113,7 @@ def _short(value: Any) -> str:
 
 def clear(directory: Path) -> None:
     """Remove what a run wrote into `directory`, and nothing else."""
-    for folder in (*(directory / name for name in _OURS), *directory.glob("batch_*")):
+    for folder in (*_batches(directory), *(directory / name for name in _OURS)):
         if folder.is_dir() and not folder.is_symlink():
             shutil.rmtree(folder)
     for name in _OUR_FILES:

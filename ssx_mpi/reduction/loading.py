@@ -8,6 +8,7 @@ thousand experiments takes longer than scaling them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -21,8 +22,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystals import Crystals
 from ssx_mpi.reduction.errors import InputError, raise_together
 from ssx_mpi.stages import reduction as stage
-
-WAVELENGTH_TOLERANCE = 0.01
+from ssx_mpi.stages.importing import WAVELENGTH_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,8 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
         given.extend(found)
     pairs: dict[tuple[Path, Path], Source] = {}
     for path in given:
+        if path.is_dir():
+            raise InputError(f"{path} is a folder: give that of a run as directory={path}")
         if path.suffix not in (".expt", ".refl"):
             raise InputError(f"{path}: not an .expt or .refl file")
         source = Source(path.with_suffix(".expt").absolute(), path.with_suffix(".refl").absolute())
@@ -153,7 +155,23 @@ def load(
         message = str(error)
     raise_together(comm, message)
     crystals, observations = _joined(parts)
+    _refuse_twice(comm, sources, crystals)
     return Loaded(crystals, observations, _agree_on_models(comm, crystals, groups), n_total, first_number)
+
+
+def _refuse_twice(comm: Communicator, sources: list[Source], crystals: Crystals) -> None:
+    """Make sure that no crystal comes from two sources, as in two runs over the same images. Collective."""
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in crystals.identifier)
+    parts = comm.gather((np.frombuffer(digests, np.uint64), crystals.source))
+    message = None
+    if parts is not None:
+        name, source = (np.concatenate(column) for column in zip(*parts))
+        order = np.argsort(name, kind="stable")
+        (again,) = np.nonzero(name[order][1:] == name[order][:-1])
+        if len(again):
+            one, other = (sources[source[order[k]]].experiments for k in (again[0], again[0] + 1))
+            message = f"{len(again)} crystals are there twice, as in {one} and {other}: leave one of the two out"
+    raise_together(comm, message)
 
 
 def _count_crystals(comm: Communicator, sources: list[Source]) -> np.ndarray:

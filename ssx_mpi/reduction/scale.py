@@ -287,7 +287,7 @@ def _improved(
     equations = scaling.scale_equations(data, scales, noise, merged, expectation, bound, restraints)
     of_trend = np.zeros(len(scales.trend.knots))
     of_crystals = equations.reduced()
-    reduced = exact_sum(comm, of_crystals.reshape(len(of_crystals), -1)).reshape(of_crystals.shape[1:])
+    reduced = exact_sum(comm, of_crystals)
     if restraints.trend is not None:
         matrix, gradient = reduced[:, :-1], reduced[:, -1]
         # a weak pull to zero, and a stronger one to a straight line: where the data say nothing the trend goes on

@@ -10,7 +10,7 @@ from typing import Any
 from ssx_mpi import __version__
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
-from ssx_mpi.records.files import storing, write_json
+from ssx_mpi.records.files import read_json, storing, write_json
 from ssx_mpi.reduction import groups, loading, output, pipeline, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
@@ -145,7 +145,7 @@ def _nothing_integrated(directory: Path) -> bool:
     """Whether batches were integrated, and no crystal came out."""
     if any(directory.glob("batch_*/integrated*.expt")):
         return False
-    summaries = (json.loads(path.read_text()) for path in directory.glob("batch_*/batch.json"))
+    summaries = (read_json(path) for path in directory.glob("batch_*/batch.json"))
     return any("integrate" in summary["steps"] for summary in summaries)
 
 

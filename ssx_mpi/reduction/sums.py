@@ -10,7 +10,7 @@ from ssx_mpi.parallel.communicator import Communicator
 
 
 def exact_sum(comm: Communicator, terms: np.ndarray) -> np.ndarray:
-    """Sum of the terms (n, k) of all ranks over n, (k,) float64. Collective.
+    """Sum of the terms (n, ...) of all ranks over n, (...) float64; a rank may have none. Collective.
 
     The terms are rounded to 28 bits of the largest in their column, so that the sum does not depend on the order.
     """

@@ -61,6 +61,8 @@ class LiveReport:
         self._progress.start(done_before)
         if done_before:
             logger.info("%d of %d images are finished already", done_before, self._n_images)
+        if unread := self.total.unread:
+            logger.info("%d of these could not be read, and are not tried again but with restart=True", unread)
         before = _status(self._directory)
         if done_before == self._n_images and "reduction" in before:
             # no image is added to what was reduced
@@ -121,7 +123,10 @@ class LiveReport:
     def conclude(self, state: str, seconds: float, dispatch: dict[str, Any]) -> None:
         """Processing has ended; `state` is done, stopped or nothing_found."""
         self._progress.close()
-        logger.info("\n%s", text.final_block(self.total, seconds, self._n_ranks))
+        logger.info("\n%s", text.final_block(self.total, self._done, seconds, self._n_ranks))
+        finished = self._done_before + self._done
+        if finished < self._n_images:
+            logger.info("%d of %d images are finished; numbers are those of finished batches", finished, self._n_images)
         logger.info(
             "Dispatch: %.1f messages and %.0f bytes an image; coordinator busy with it for %.1f%% of the time, "
             "ranks waiting for %.1f%%",

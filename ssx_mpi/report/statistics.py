@@ -130,6 +130,11 @@ class Statistics:
         self.slowest = max(self.slowest, (sum(image["seconds"].values()), image["name"]))
 
     @property
+    def unread(self) -> int:
+        """Images that could not be read."""
+        return sum(n for reason, n in self.failures.items() if reason.startswith("read: "))
+
+    @property
     def median_cell(self) -> tuple[float, ...] | None:
         medians = [self.values[name].median for name in CELL_NAMES]
         return None if None in medians else tuple(m for m in medians if m is not None)

@@ -83,8 +83,8 @@ _ROWS = [
 ]
 
 
-def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
-    """What a run gave, what it left out and where the time went."""
+def final_block(total: Statistics, done: int, seconds: float, n_ranks: int) -> str:
+    """What a run gave, what it left out and where the time went; `done` images were finished in these `seconds`."""
     rows = [[name, f(total)] for name, f in _ROWS]
     parts = [tabulate(rows, tablefmt="plain")]
     if total.failures:
@@ -96,8 +96,8 @@ def final_block(total: Statistics, seconds: float, n_ranks: int) -> str:
     if total.seconds:
         stages = ", ".join(f"{stage} {s:.1f}" for stage, s in total.seconds.items())
         parts.append(f"CPU-seconds: {stages}; slowest image {total.slowest[1]} with {total.slowest[0]:.1f}")
-    rate = total.counts["images"] / seconds if seconds else 0.0
-    parts.append(f"{total.counts['images']} images in {duration(seconds)} on {n_ranks} ranks, {_speed(rate, None)}")
+    rate = done / seconds if seconds else 0.0
+    parts.append(f"{done} images in {duration(seconds)} on {n_ranks} ranks, {_speed(rate, None)}")
     return "\n".join(parts)
 
 

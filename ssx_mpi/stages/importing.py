@@ -40,6 +40,15 @@ _DETECTOR_FIELDS = (
     b"y_pixel_size",
     b"sensor_thickness",
 )
+# angstrom; two decimals, or all files would differ where it is that of a shot
+_WAVELENGTH_FIELD = b"incident_wavelength"
+# to keep the width of a number beside it: numbers have 15 digits at most
+_WIDTH = 10**15
+# to what headers of one detector agree: share of the wavelength, and of dials.import for vectors and origins (mm)
+WAVELENGTH_TOLERANCE = 0.01
+_DETECTOR_TOLERANCES = {"fast_axis_tolerance": 1e-4, "slow_axis_tolerance": 1e-4, "origin_tolerance": 0.05}
+# nearer than any detector; where a header has no distance it is zero
+_LEAST_DISTANCE_MM = 1e-3
 # of a field; more would be numbers of each image
 _MOST_NUMBERS = 64
 # how many images of a source are looked at for one whose header can be read
@@ -179,7 +188,8 @@ def _is_single_image(source: Source) -> bool:
 
 def _checked_file(source: Source) -> str:
     if not Path(source.name).is_file():
-        raise InputError(f"image={source.name}: there is no such file")
+        hint = "; * and ? stand for themselves: use template= or directory=" if re.search(r"[*?]", source.name) else ""
+        raise InputError(f"image={source.name}: there is no such file{hint}")
     if _is_single_image(source) and source.first is not None and (source.first, source.last) != (1, 1):
         raise InputError(f"image={source.name}:{source.first}:{source.last}: the file holds one image")
     return source.name
@@ -235,7 +245,9 @@ def _find_directory(source: Source):
     names = [n for n in _names(folder, f"directory={source.name}") if not n.startswith(".")]
     images = [n for n in names if n.lower().endswith(_IMAGE_SUFFIXES)]
     if images:
-        yield from _numbered([str(folder / n) for n in sorted(images)])
+        # a compressed copy beside an image is the same image
+        once = set(images) - {f"{n}{packed}" for n in images for packed in (".bz2", ".gz")}
+        yield from _numbered([str(folder / n) for n in sorted(once)])
         return
     stacks = [n for n in names if n.lower().endswith(_HDF5_SUFFIXES)]
     # data files beside a master or .nxs file are read through it
@@ -343,8 +355,9 @@ def _format_class(path: str):
     from dxtbx.format.Registry import get_format_class_for_file
 
     found = get_format_class_for_file(path)
-    if found is None:
-        raise BadImage(path, "dxtbx knows no format for it")
+    if found is None or found.is_abstract():
+        way = ": data files are read through their master or .nxs file" if path.lower().endswith(_HDF5_SUFFIXES) else ""
+        raise BadImage(path, f"dxtbx knows no format for it{way}")
     return found
 
 
@@ -352,10 +365,10 @@ def _detector_fingerprint(root, shape: tuple[int, ...] | None) -> str | None:
     """What tells the detector of an HDF5 file from another; None where only dxtbx can tell."""
     instruments = (_member(entry, b"instrument") for entry in _members(root))
     fields = [
-        (name, _numbers(dataset))
+        (name, _numbers(dataset, 2 if name == _WAVELENGTH_FIELD else 9))
         for instrument in instruments
         for group in _members(instrument)
-        for name in _DETECTOR_FIELDS
+        for name in (*_DETECTOR_FIELDS, _WAVELENGTH_FIELD)
         if (dataset := _member(group, name)) is not None
     ]
     if shape is None or not fields:
@@ -364,7 +377,7 @@ def _detector_fingerprint(root, shape: tuple[int, ...] | None) -> str | None:
     return sys.intern(hashlib.sha256(repr((shape[1:], fields)).encode()).hexdigest()[:16])
 
 
-def _numbers(dataset) -> list[float] | None:
+def _numbers(dataset, decimals: int) -> list[float] | None:
     """A small dataset of numbers; None for others."""
     import h5py
 
@@ -374,11 +387,40 @@ def _numbers(dataset) -> list[float] | None:
         return None
     values = np.empty(dataset.shape)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
-    return values.ravel().round(9).tolist()
+    return values.ravel().round(decimals).tolist()
+
+
+def check_no_image_twice(images: ImageSources) -> None:
+    """Make sure that no image is named twice: it would be merged as if it had been measured twice.
+
+    Raises
+    ------
+    InputError
+        Naming the first one that is.
+    """
+    named: dict[tuple[str, str | None], list[np.ndarray]] = {}
+    for source in images.sources:
+        if isinstance(source, StackSource):
+            named.setdefault((source.path, None), []).append(np.arange(source.offset, source.offset + source.count))
+        else:
+            named.setdefault((source.prefix, source.suffix), []).append(_with_width(source))
+    for (path, suffix), numbers in named.items():
+        found, counts = np.unique(np.concatenate(numbers), return_counts=True)
+        if (counts > 1).any():
+            width, number = divmod(int(found[counts > 1][0]), _WIDTH)
+            name = f"{path}:{number + 1}" if suffix is None else f"{path}{number:0{width}d}{suffix}"
+            raise InputError(f"{name} is named twice by image=, template= or directory=: it would be merged twice")
+
+
+def _with_width(source: NumberedSource) -> np.ndarray:
+    """The numbers, with the digits that they have in the names: 1 and 01 are two files."""
+    numbers = source.numbers.astype(np.int64)
+    digits = 1 + np.floor(np.log10(np.maximum(numbers, 1))).astype(np.int64)
+    return np.maximum(digits, source.width) * _WIDTH + numbers
 
 
 def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[int]:
-    """Make sure that all sources come from the same detector at the same place.
+    """Make sure that all sources come from the same detector at the same place, with the same wavelength.
 
     Returns
     -------
@@ -389,7 +431,7 @@ def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[in
     Raises
     ------
     InputError
-        Naming the two sources that differ, or a source of which no image can be read.
+        Naming the two sources that differ, one without a distance, or one of which no image can be read.
     """
     reference = None
     seen: set[str] = set()
@@ -400,17 +442,31 @@ def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[in
             continue
         image = maker.first_readable(among)
         read.append(image)
-        detector = maker.header_detector(image)
-        if reference is None:
-            reference = detector
-        elif not detector.is_similar_to(reference, ignore_trusted_range=True):
+        models = maker.header(image)
+        if not all(abs(panel.get_distance()) > _LEAST_DISTANCE_MM for panel in models[0]):
             raise InputError(
-                f"the detector of {images.locate(image)[0]} differs from that of {images.locate(read[0])[0]}: "
-                "process them separately, or give one geometry for both as starting_geometry= or reference_geometry="
+                f"the header of {images.locate(image)[0]} has no distance of the detector: give starting_geometry=, "
+                "reference_geometry= or geometry.detector.distance in dials_import.phil="
+            )
+        if reference is None:
+            reference = models
+        elif not _alike(models, reference):
+            raise InputError(
+                f"detector or wavelength of {images.locate(image)[0]} differs from that of "
+                f"{images.locate(read[0])[0]}: process them separately, or give one geometry for both as "
+                "starting_geometry= or reference_geometry="
             )
         if fingerprint is not None:
             seen.add(fingerprint)
     return read
+
+
+def _alike(one, other) -> bool:
+    """Whether two (detector, beam) are the same as far as headers tell."""
+    wavelength, expected = one[1].get_wavelength(), other[1].get_wavelength()
+    return abs(wavelength - expected) <= WAVELENGTH_TOLERANCE * expected and one[0].is_similar_to(
+        other[0], ignore_trusted_range=True, **_DETECTOR_TOLERANCES
+    )
 
 
 def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
@@ -466,6 +522,8 @@ class ExperimentMaker:
         Extracted scope of dials.import, whose geometry and format parameters apply; None for none.
     formats
         Format classes found before, by folder and suffix; it grows with those found here.
+    expected : (detector, beam), optional
+        What the headers of files of one image have to be like; otherwise any will do.
     """
 
     def __init__(
@@ -475,22 +533,28 @@ class ExperimentMaker:
         mask: UserMask | None = None,
         overrides=None,
         formats: dict[tuple[str, str], type] | None = None,
+        expected=None,
     ):
         self.images = images
         self.geometry = geometry
         self._mask = mask
         self._overrides = overrides
         self.formats = {} if formats is None else formats
+        self._expected = expected
         self._stack: _Stack | None = None
         self._trusts_like_header = False
 
     def with_geometry(self, geometry) -> ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
-        return ExperimentMaker(self.images, geometry, self._mask, self._overrides, self.formats)
+        return ExperimentMaker(self.images, geometry, self._mask, self._overrides, self.formats, self._expected)
 
     def with_mask(self, mask: UserMask) -> ExperimentMaker:
         """The same, with the user's mask on top of that of the detector."""
-        return ExperimentMaker(self.images, self.geometry, mask, self._overrides, self.formats)
+        return ExperimentMaker(self.images, self.geometry, mask, self._overrides, self.formats, self._expected)
+
+    def with_expected(self, expected) -> ExperimentMaker:
+        """The same, for files of one image with headers like those (detector, beam)."""
+        return ExperimentMaker(self.images, self.geometry, self._mask, self._overrides, self.formats, expected)
 
     def experiment(self, image: int):
         """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read.
@@ -498,12 +562,14 @@ class ExperimentMaker:
         Raises
         ------
         BadImage
-            When the header of the image cannot be read.
+            When the header of the image cannot be read, or is of another detector or wavelength.
         """
         from dxtbx.model import Experiment
 
         with _reading_header(self.images, image):
             imageset = self._imageset(image)
+            if self._expected is not None and self.images.locate(image)[1] is None:
+                self._check_header(image, imageset)
             detector, beam = self._models(imageset)
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
@@ -545,9 +611,13 @@ class ExperimentMaker:
         if index is not None and self._stack is not None and self._stack.path == path:
             self._stack.data_files.check(index)
 
-    def header_detector(self, image: int):
-        """The detector as the header of `image` has it, or the one that replaces it."""
-        return self.geometry[0] if self.geometry else self._header_models(self._imageset(image))[0]
+    def header(self, image: int):
+        """(detector, beam) as the header of `image` has them, or those that replace them."""
+        return self.geometry or self._header_models(self._imageset(image))
+
+    def _check_header(self, image: int, imageset) -> None:
+        if not _alike(self._header_models(imageset), self._expected):
+            raise BadImage(self.images.name(image), "its header has another detector or wavelength than the first one")
 
     def _models(self, imageset):
         if self.geometry is None:

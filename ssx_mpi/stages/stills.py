@@ -75,7 +75,7 @@ class StillProcessor:
             result.frame = self._engine.read(result.experiment.imageset)
             table = self._engine.find_spots(result.experiment, result.frame)
         except BadImage as error:
-            result.failures.append(_unread(error))
+            result.failures.append(unread(error))
         except library_errors() as error:
             # formats raise whatever comes up below them when they make the models of a damaged file
             stage = "read" if result.frame is None else "find_spots"
@@ -88,8 +88,8 @@ class StillProcessor:
         return result
 
     def index(self, result: StillResult) -> None:
-        """Index the spots of `result`, when it is a hit."""
-        if not result.hit:
+        """Index the spots of `result`, when it is a hit that could be read."""
+        if not result.hit or result.experiment is None:
             return
         began = time.process_time()
         try:
@@ -112,7 +112,7 @@ class StillProcessor:
             crystals = result.indexed if result.strong is None else _as_read_back(result.indexed)
             result.integrated, reasons = self._engine.integrate(crystals, frame)
         except BadImage as error:
-            result.failures.append(_unread(error))
+            result.failures.append(unread(error))
         else:
             result.failures.extend(Failure("integrate", reason) for reason in reasons)
             if result.integrated is not None:
@@ -180,7 +180,8 @@ def _as_read_back(crystals: Crystals) -> Crystals:
     return Crystals(experiments, crystals.reflections)
 
 
-def _unread(error: BadImage) -> Failure:
+def unread(error: BadImage) -> Failure:
+    """What is wrong with an image that cannot be read, in the words that like faults have in common."""
     details = f" ({short_reason(RuntimeError(error.details))})" if error.details else ""
     return Failure("read", error.reason + details)
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.records.batches import IMAGES
+from ssx_mpi.stages.frames import BadImage
 from ssx_mpi.stages.importing import ExperimentMaker
 from ssx_mpi.stages.results import Crystals, Failure, Lattice, StillResult
+from ssx_mpi.stages.stills import unread
 
 
 class StoredSteps:
@@ -50,7 +52,13 @@ class StoredSteps:
         )
         if not result.hit or (indexed and not result.lattices):
             return result
-        result.experiment = self._maker.experiment(image)
+        try:
+            self._maker.check_data(image)
+            result.experiment = self._maker.experiment(image)
+        except BadImage as error:
+            # it was there when its spots were found
+            result.failures.append(unread(error))
+            return result
         if indexed:
             result.indexed = self._crystals(image, result)
         else:

@@ -242,7 +242,8 @@ _BODY = {
 set -- ARGUMENTS
 runs=$1
 shift
-read -r -a own <<<"$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$runs")"
+# empty lines do not count, nor what Windows puts at the end of one
+read -r -a own <<<"$(tr -d '\\r' <"$runs" | grep '[^[:space:]]' | sed -n "${SLURM_ARRAY_TASK_ID}p")"
 [ ${#own[@]} -gt 0 ] || { echo "$runs has no line $SLURM_ARRAY_TASK_ID"; exit 2; }
 on_all_ranks ssx_mpi "${own[@]}" "$@"
 exit $status""",

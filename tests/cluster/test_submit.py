@@ -65,6 +65,27 @@ def test_the_runs_of_an_array_are_reduced_together(tmp_path, capsys, monkeypatch
     assert f"on_all_ranks ssx_mpi.reduce directory={tmp_path}/chip_1 directory={tmp_path}/chip_2\n" in text
 
 
+def test_empty_lines_of_an_array_do_not_count(tmp_path):
+    (tmp_path / "runs.txt").write_bytes(b"image=a.h5 d_min=2\r\n \r\nimage=b.h5\r\n")
+    script = scripts.render("array", scripts.Site(tasks=2), [f"{tmp_path}/runs.txt", "max_lattices=1"])
+    own = 'on_all_ranks() { echo "$*"; }\n' + script[script.index("\nset -- ") :]
+    said = [
+        subprocess.run(
+            ["bash"], input=own, text=True, capture_output=True, check=False, env={"SLURM_ARRAY_TASK_ID": str(task)}
+        ).stdout
+        for task in (1, 2)
+    ]
+    assert said == ["ssx_mpi image=a.h5 d_min=2 max_lattices=1\n", "ssx_mpi image=b.h5 max_lattices=1\n"]
+
+
+def test_templates_of_images_are_no_templates_of_scripts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        submit.run(["--dry-run", "template=one_node", "template=x_###.cbf", "nodes=1", "time=10"])
+    assert end.value.code == 0
+    assert "ssx_mpi 'template=x_###.cbf'\n" in capsys.readouterr().out
+
+
 def test_runs_reduce_their_own_crystals_where_nothing_else_is_asked_for(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.cbf").touch()
@@ -80,12 +101,17 @@ def test_runs_reduce_their_own_crystals_where_nothing_else_is_asked_for(tmp_path
         (["nodes=x", "image=x.cbf"], "nodes=x"),
         (["template=two", "image=x.cbf"], "template=two"),
         (["runs=none.txt"], "runs=none.txt"),
+        (["runs=empty.txt"], "a line for each run"),
+        (["cost=nan", "image=x.cbf"], "cost=nan"),
+        (["cost=0", "image=x.cbf"], "cost=0"),
         (["spacegroup=P1", "image=x.cbf"], "did you mean space_group"),
         (["nodes=1"], "no images given"),
     ],
 )
 def test_bad_parameters_are_named_before_anything_is_submitted(arguments, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("x.cbf").touch()
+    Path("empty.txt").touch()
     with pytest.raises(SystemExit) as end:
         submit.run(arguments)
     assert end.value.code == 2

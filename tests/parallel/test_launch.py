@@ -101,10 +101,10 @@ def test_without_mpiexec_it_says_what_to_do(environment, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("version", "n_ranks", "options"),
     [
-        ("mpiexec (OpenRTE) 4.1.4", 4, ["--bind-to", "core"]),
+        ("mpiexec (OpenRTE) 4.1.4", 4, ["-q", "--bind-to", "core"]),
         ("HYDRA build details:", 4, ["--bind-to", "core"]),
         # fewer than cores: another run may be beside this one
-        ("mpiexec (OpenRTE) 4.1.4", 2, ["--bind-to", "none"]),
+        ("mpiexec (OpenRTE) 4.1.4", 2, ["-q", "--bind-to", "none"]),
         ("mpirun (Open MPI) 5.0.1", 8, ["--bind-to", "none"]),
         ("another launcher", 4, []),
     ],
@@ -122,9 +122,9 @@ def test_ranks_are_bound_when_they_fill_the_cores(monkeypatch, tmp_path, version
     mpiexec = tmp_path / "mpiexec"
     mpiexec.write_text(f"#!/bin/sh\necho '{version}'\n")
     mpiexec.chmod(0o755)
-    assert launch._binding(str(mpiexec), n_ranks) == options
+    assert launch._options(str(mpiexec), n_ranks) == options
     monkeypatch.setenv("HYDRA_BINDING", "numa")
-    assert launch._binding(str(mpiexec), n_ranks) == []
+    assert launch._options(str(mpiexec), n_ranks) == [option for option in options if option == "-q"]
 
 
 def test_no_launcher_is_started_from_within_one(environment, monkeypatch):
@@ -207,3 +207,9 @@ def test_a_launcher_without_ranks_here_is_asked_by_a_signal_that_it_knows(tmp_pa
         relay.stdout.readline()
         relay.send_signal(signal.SIGTERM)
         assert relay.wait(timeout=50) == 75
+
+
+def test_a_rank_that_is_killed_is_named_in_one_line():
+    program = run([sys.executable, "-m", "ssx_mpi.parallel.relay", "sh", "-c", "kill -9 $$"], timeout=30)
+    assert program.status == 137
+    assert program.err.strip() == "ssx_mpi: ended by signal 9; the same command goes on"

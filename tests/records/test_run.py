@@ -36,10 +36,21 @@ def test_a_parameter_of_another_version_is_a_difference(tmp_path):
         claim(tmp_path, RUN, restart=False)
 
 
-def test_batches_of_another_program_are_refused(tmp_path):
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("name", ["batch_1", "DataFiles", "LogFiles", "import"])
+def test_results_of_another_program_are_refused_and_kept(tmp_path, name, restart):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "mine").write_text("results")
+    with pytest.raises(InputError, match=f"{name} of another program"):
+        claim(tmp_path, RUN, restart)
+    assert tree(tmp_path) == {f"{name}/mine": b"results"}
+
+
+def test_a_run_that_was_killed_before_it_said_who_it_is_is_no_other_program(tmp_path):
+    (tmp_path / "import").mkdir()
+    (tmp_path / "import" / ".partial.run.json").write_text("{")
     (tmp_path / "batch_1").mkdir()
-    with pytest.raises(InputError, match="another program"):
-        claim(tmp_path, RUN, restart=False)
+    assert claim(tmp_path, RUN, restart=False) is False
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -54,10 +65,10 @@ def test_restart_clears_the_run_and_nothing_else(tmp_path):
     (tmp_path / "batch_1" / "integrated_1.refl").write_text("old")
     (tmp_path / "ssx_mpi.json").write_text("old")
     (tmp_path / "notes.txt").write_text("mine")
-    (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "x.cbf").write_text("image")
+    (tmp_path / "batch_raw").mkdir()
+    (tmp_path / "batch_raw" / "x.cbf").write_text("image")
     assert claim(tmp_path, {**RUN, "d_min": "2.0"}, restart=True) is False
-    assert sorted(tree(tmp_path)) == ["import/run.json", "notes.txt", "raw/x.cbf"]
+    assert sorted(tree(tmp_path)) == ["batch_raw/x.cbf", "import/run.json", "notes.txt"]
 
 
 def test_clearing_does_not_follow_links(tmp_path):

@@ -134,6 +134,23 @@ def test_any_number_of_ranks_gives_the_same(ambiguous, tmp_path):
             np.testing.assert_allclose(values, results[1][name], rtol=2e-5, atol=1e-3, err_msg=f"{name}, {ranks} ranks")
 
 
+def test_there_may_be_fewer_crystals_than_ranks(lysozyme, tmp_path):
+    from dials.array_family import flex
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    experiments = ExperimentListFactory.from_json_file(str(lysozyme.paths[0]), check_format=False)[:2]
+    table = flex.reflection_table.from_file(str(lysozyme.paths[0].with_suffix(".refl")))
+    experiments.as_file(str(tmp_path / "two.expt"))
+    table.select_on_experiment_identifiers([e.identifier for e in experiments]).as_file(str(tmp_path / "two.refl"))
+    program = ["-m", "ssx_mpi.command_line.reduce", tmp_path / "two.expt", "filtering.method=deltacchalf"]
+    for ranks in (1, 3):
+        job = run_mpi(ranks, [*program, f"output.folder={tmp_path / str(ranks)}"], timeout=120)
+        assert job.status == 0, job.text
+    alone, spread = (columns(tmp_path / ranks / "DataFiles" / "merged.mtz") for ranks in ("1", "3"))
+    for name, values in spread.items():
+        np.testing.assert_allclose(values, alone[name], rtol=2e-5, atol=1e-3, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR2"])
 def test_a_request_to_one_rank_ends_all_in_order(name, lysozyme, tmp_path):
     program = Path(__file__).with_name("stopped.py")
@@ -238,6 +255,8 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("not reflections", 2, "cannot be read as a reflection table"),
         ("mixed space groups", 2, "different space groups"),
         ("mixed wavelengths", 2, "different wavelengths"),
+        ("twice", 2, "crystals are there twice"),
+        ("folder", 2, "give that of a run as directory="),
         ("strangers", 2, "does not match its .expt file"),
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
@@ -270,6 +289,10 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
         content["beam"].append({**content["beam"][0], "wavelength": 1.3})
         content["experiment"][3]["beam"] = 1
         first.write_text(json.dumps(content))
+    elif change == "twice":
+        args.append(lysozyme.paths[1])
+    elif change == "folder":
+        args.append(tmp_path)
     elif change == "strangers":
         content["experiment"][3]["identifier"] = "somebody else"
         first.write_text(json.dumps(content))
@@ -295,6 +318,17 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
     assert message in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "out" / "DataFiles").exists()
+
+
+def test_a_run_that_is_not_finished_is_said_to_be(lysozyme, tmp_path, capfd):
+    for batch in ("batch_1", "batch_2"):
+        (tmp_path / "run" / batch).mkdir(parents=True)
+    shutil.copy(lysozyme.paths[1], tmp_path / "run/batch_1/integrated_1.expt")
+    shutil.copy(lysozyme.paths[1].with_suffix(".refl"), tmp_path / "run/batch_1/integrated_1.refl")
+    (tmp_path / "run/batch_2/journal").touch()
+    assert run(tmp_path / "out", f"directory={tmp_path}/run") == 0
+    assert "run is not finished" in capfd.readouterr().out
+    assert "run is not finished" in (tmp_path / "out/ssx_mpi.reduce.log").read_text()
 
 
 @pytest.mark.parametrize("folder", ["taken", "taken/within"])

@@ -53,6 +53,19 @@ def test_batches_that_were_finished_before_count(live, tmp_path, caplog):
     assert "about 0 s left" in caplog.text
 
 
+def test_images_of_unfinished_batches_count_as_done(live, caplog):
+    caplog.set_level(logging.INFO, "ssx_mpi")
+    before = statistics(10, 3)
+    before.failures["read: its data file is missing"] = 2
+    live.add_finished(1, before, [])
+    live.start(12)
+    live.show(4)
+    live.conclude("stopped", 2.0, DISPATCH)
+    assert "2 of these could not be read, and are not tried again but with restart=True" in caplog.text
+    assert "4 images in 2 s on 3 ranks, 2.00 images/s" in caplog.text
+    assert "16 of 20 images are finished; numbers are those of finished batches" in caplog.text
+
+
 @pytest.mark.parametrize("before", [20, 10])
 def test_what_was_reduced_stays_unless_images_are_added(live, tmp_path, before):
     (tmp_path / "ssx_mpi.json").write_text('{"reduction": {"state": "done"}}')

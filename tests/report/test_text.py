@@ -55,10 +55,10 @@ def test_an_empty_batch_has_dashes_for_what_is_not_known():
 
 
 def test_the_end_says_what_was_left_out_and_where_the_time_went():
-    block = text.final_block(statistics(10, 5), 20.0, 4)
+    block = text.final_block(statistics(10, 5), 6, 20.0, 4)
     assert "5  integrate: no room" in block
     assert "find_spots 5.0" in block
-    assert "10 images in 20 s on 4 ranks, 0.50 images/s" in block
+    assert "6 images in 20 s on 4 ranks, 0.30 images/s" in block
 
 
 def refined(cell_a: float, distance: float):

@@ -170,6 +170,9 @@ def test_same_seed_same_bytes_on_any_number_of_ranks(tmp_path, suffix, sizes):
         ("n_images=many", "n_images"),
         ("images.h5", "images.h5"),
         ("output.file=x.tiff", "output.file=x.tiff"),
+        ("output.file=None", "output.file=None"),
+        ("n_images=None", "n_images=None"),
+        ("unit_cell=nan,79,38,90,90,90", "unit_cell=nan"),
     ],
 )
 def test_bad_parameters_get_one_line_and_exit_2(tmp_path, capsys, argument, named, monkeypatch):
@@ -185,6 +188,17 @@ def test_bad_parameters_get_one_line_and_exit_2(tmp_path, capsys, argument, name
     assert named in message
     assert len([line for line in message.splitlines() if line.strip()]) <= 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    from ssx_mpi.command_line import simulate as program
+
+    (tmp_path / "taken").write_text("a file of somebody")
+    with pytest.raises(SystemExit) as left:
+        program.main([*QUICK, f"output.file={tmp_path}/taken/x.nxs"], SerialCommunicator())
+    said = capsys.readouterr().err.strip()
+    assert left.value.code == 1
+    assert "cannot be written: File exists" in said and len(said.splitlines()) == 1
 
 
 def test_an_existing_data_set_is_not_written_over(tmp_path, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_chips import small_chip
 
 from ssx_mpi import dials_parameters
 from ssx_mpi.params import Source
@@ -25,6 +26,7 @@ from ssx_mpi.stages.importing import (
     NumberedSource,
     StackSource,
     check_compression,
+    check_no_image_twice,
     check_same_detector,
     find_images,
     read_geometry,
@@ -94,6 +96,10 @@ class TestDirectories:
     def test_images_come_before_stacks(self, tmp_path):
         touch(tmp_path, "b_2.cbf", "a_1.cbf", "a_2.cbf", ".hidden.cbf", "notes.txt", "x.h5")
         assert names(find_images((Source("directory", str(tmp_path)),))) == ["a_1.cbf", "a_2.cbf", "b_2.cbf"]
+
+    def test_a_compressed_copy_beside_an_image_is_not_another(self, tmp_path):
+        touch(tmp_path, "a_1.cbf", "a_1.cbf.bz2", "a_2.cbf.gz", "a_3.cbf", "a_3.cbf.gz")
+        assert sorted(names(find_images((Source("directory", str(tmp_path)),)))) == ["a_1.cbf", "a_2.cbf.gz", "a_3.cbf"]
 
     def test_names_without_numbers_are_images_too(self, tmp_path):
         touch(tmp_path, "first.cbf", "second.cbf")
@@ -322,12 +328,13 @@ class TestSameDetector:
         images = find_images((Source("image", str(chip.image), 1, 2), Source("image", str(chip.image), 5, 6)) * 3)
         maker = ExperimentMaker(images)
         read = []
-        header = maker.header_detector
-        monkeypatch.setattr(maker, "header_detector", lambda i: read.append(i) or header(i))
+        header = maker.header
+        monkeypatch.setattr(maker, "header", lambda i: read.append(i) or header(i))
         assert check_same_detector(images, maker) == [0]
         assert read == [0]
 
-    def test_another_distance_is_refused_and_named(self, chip, tmp_path):
+    @pytest.mark.parametrize("names", [("distance", "det_z", "detector_z"), ("incident_wavelength",)])
+    def test_another_distance_or_wavelength_is_refused_and_named(self, chip, tmp_path, names):
         import shutil
 
         import h5py
@@ -339,7 +346,7 @@ class TestSameDetector:
             moved = []
 
             def shift(name, item):
-                if isinstance(item, h5py.Dataset) and name.endswith(("distance", "det_z", "detector_z")):
+                if isinstance(item, h5py.Dataset) and name.endswith(names):
                     item[...] = np.asarray(item[()]) * 1.1
                     moved.append(name)
 
@@ -354,6 +361,82 @@ class TestSameDetector:
     def test_a_geometry_given_for_both_settles_it(self, chip):
         images = find_images((Source("image", str(chip.image)),) * 2)
         check_same_detector(images, ExperimentMaker(images, read_geometry(chip.truth)))
+
+
+class TestImagesNamedTwice:
+    @pytest.mark.parametrize(
+        ("sources", "name"),
+        [
+            ((("image", "a.h5"), ("image", "a.h5", 3, 4)), "a.h5:3"),
+            ((("image", "a.h5", 1, 3), ("image", "b.h5"), ("image", "a.h5", 3, 5)), "a.h5:3"),
+            ((("template", "x_#.cbf"), ("image", "x_10.cbf")), "x_10.cbf"),
+            ((("image", "x_1.cbf"), ("directory", ".")), "x_1.cbf"),
+            ((("image", "bare.cbf"), ("directory", ".")), "bare.cbf"),
+        ],
+    )
+    def test_they_are_refused_and_named(self, tmp_path, sources, name):
+        h5(tmp_path / "a.h5", 5), h5(tmp_path / "b.h5", 5)
+        touch(tmp_path, "x_1.cbf", "x_01.cbf", "x_10.cbf", "bare.cbf")
+        images = find_images(tuple(Source(kind, str(tmp_path / named), *span) for kind, named, *span in sources))
+        with pytest.raises(InputError, match="named twice") as refused:
+            check_no_image_twice(images)
+        assert str(refused.value).startswith(f"{tmp_path}/{name} is")
+
+    def test_others_pass(self, tmp_path):
+        h5(tmp_path / "a.h5", 5), h5(tmp_path / "b.h5", 5)
+        touch(tmp_path, "x_1.cbf", "x_01.cbf", "x_10.cbf", "bare.cbf")
+        spans = (Source("image", f"{tmp_path}/a.h5", 1, 2), Source("image", f"{tmp_path}/a.h5", 3, 5))
+        check_no_image_twice(find_images((*spans, Source("directory", str(tmp_path)))))
+
+
+class TestHeadersOfFilesOfOneImage:
+    @pytest.fixture
+    def folder(self, tmp_path) -> Path:
+        small_chip(tmp_path / "x.cbf", n_images=3, hit_rate=1.0)
+        return tmp_path
+
+    def images(self, folder: Path) -> ImageSources:
+        return find_images((Source("directory", str(folder)),))
+
+    def change(self, path: Path, old: bytes, new: bytes) -> None:
+        assert path.read_bytes().count(old) == 1
+        path.write_bytes(path.read_bytes().replace(old, new))
+
+    @pytest.mark.parametrize(
+        ("old", "new"), [(b"Wavelength 0.976", b"Wavelength 1.300"), (b"distance 0.0750000", b"distance 0.0762000")]
+    )
+    def test_those_unlike_the_first_are_faults_of_their_image(self, folder, old, new):
+        self.change(folder / "x_00002.cbf", old, new)
+        images = self.images(folder)
+        maker = ExperimentMaker(images)
+        for expecting in (
+            maker.with_expected(maker.header(0)),
+            maker.with_expected(maker.header(0)).with_geometry(read_geometry(folder / "truth.expt")),
+        ):
+            expecting.experiment(0)
+            with pytest.raises(BadImage, match="another detector or wavelength"):
+                expecting.experiment(1)
+            expecting.experiment(2)
+        maker.with_geometry(read_geometry(folder / "truth.expt")).experiment(1)
+
+    def test_readings_of_a_motor_may_differ(self, folder):
+        self.change(folder / "x_00002.cbf", b"distance 0.0750000", b"distance 0.0750200")
+        maker = ExperimentMaker(self.images(folder))
+        maker.with_expected(maker.header(0)).experiment(1)
+
+    def test_sources_of_two_wavelengths_are_refused(self, folder):
+        self.change(folder / "x_00002.cbf", b"Wavelength 0.976", b"Wavelength 1.300")
+        (folder / "x_00002.cbf").rename(folder / "y_1.cbf")
+        images = self.images(folder)
+        with pytest.raises(InputError, match=r"y_1\.cbf differs from that of"):
+            check_same_detector(images, ExperimentMaker(images))
+
+    def test_no_distance_is_refused(self, folder):
+        self.change(folder / "x_00001.cbf", b"distance 0.0750000", b"distance 0.0")
+        images = self.images(folder)
+        with pytest.raises(InputError, match=r"x_00001\.cbf has no distance"):
+            check_same_detector(images, ExperimentMaker(images))
+        check_same_detector(images, ExperimentMaker(images, read_geometry(folder / "truth.expt")))
 
 
 def test_a_compression_without_its_plugin_is_named(chip, tmp_path):
