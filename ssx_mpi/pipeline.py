@@ -163,8 +163,9 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         maker = _maker(parameters, images, scopes)
         reference = parameters.reference_geometry
         read = check_same_detector(images, maker.with_geometry(read_geometry(reference)) if reference else maker)
-        # a geometry that is given is that of all images, whatever their headers
-        expected = None if reference or parameters.starting_geometry else maker.header(read[0])
+        # a geometry that is given is that of all images, whatever their headers; but it cannot tell what each shot had
+        given = reference or parameters.starting_geometry
+        headers = (None, maker.wavelength_of_each_shot()) if given else (maker.header(read[0]), True)
         check_compression(images, maker)
         read_mask_for(parameters, maker)
         if REDUCE in parameters.steps:
@@ -174,10 +175,10 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
         identity = {**parameters.identity(), "images": images.summary()}
         continued = run_folder.claim(parameters.directory, identity, parameters.restart)
         found = run_folder.fingerprint(identity), continued, read[:_MOST_IMPORTED]
-        return scopes, images, maker.formats, expected, *found
+        return scopes, images, maker.formats, headers, *found
 
-    scopes, images, formats, expected, identity, continued, read = on_root(comm, check, InputError)
-    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats)).with_expected(expected)
+    scopes, images, formats, headers, identity, continued, read = on_root(comm, check, InputError)
+    maker = read_mask_for(parameters, _maker(parameters, images, scopes, formats)).with_headers(*headers)
     run = Run(parameters, scopes, images, maker, identity, watch)
     if comm.rank == 0:
         for note in scopes.notes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,19 @@ class Chip:
 
     #: what a user gives for it
     symmetry = SYMMETRY
+
+    def with_wavelengths(self, folder: Path, of_shots) -> Path:
+        """A copy of the images in `folder` whose header has a wavelength (angstrom) for each of them."""
+        import h5py
+
+        for path in self.image.parent.glob(f"{self.image.stem}*"):
+            shutil.copy(path, folder)
+        with h5py.File(folder / self.image.name, "r+") as file:
+            name = "entry/instrument/beam/incident_wavelength"
+            units = file[name].attrs["units"]
+            del file[name]
+            file.create_dataset(name, data=of_shots).attrs["units"] = units
+        return folder / self.image.name
 
 
 @pytest.fixture(scope="session")

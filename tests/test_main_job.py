@@ -74,6 +74,32 @@ def again(chip, folder: Path, *more: str) -> Finished:
     return ssx_mpi(f"image={chip.image}", *chip.symmetry, *BATCHES, f"output.directory={folder}", *more)
 
 
+def test_the_wavelength_of_each_shot_is_that_of_its_crystals(chip, done, tmp_path):
+    wavelengths = 0.9763 * (1 + 0.004 * np.sin(np.arange(24)))
+    image = chip.with_wavelengths(tmp_path, wavelengths)
+    steps = "steps=find_spots+index+integrate"
+    job = ssx_mpi(f"image={image}", *chip.symmetry, *BATCHES, steps, f"output.directory={tmp_path / 'out'}")
+    assert job.status == 0, job.text
+    with_one, with_many = integrated(done), integrated(tmp_path / "out")
+    found = [e.beam.get_wavelength() for e in with_many]
+    assert found == pytest.approx(wavelengths[list(chip.hits)])
+    # the images are the same, so that the cells follow the wavelengths of the headers
+    scales = [
+        [e.crystal.get_unit_cell().parameters()[0] / e.beam.get_wavelength() for e in experiments]
+        for experiments in (with_one, with_many)
+    ]
+    assert np.ptp(found) > 0.004
+    assert np.ptp(np.divide(*scales)) < 0.0005
+
+
+def integrated(folder: Path) -> list:
+    """The integrated crystals of a run in the order of their images."""
+    from dxtbx.model.experiment_list import ExperimentListFactory
+
+    paths = sorted(folder.glob("batch_*/integrated*.expt"))
+    return [e for path in paths for e in ExperimentListFactory.from_json_file(str(path), check_format=False)]
+
+
 class TestResults:
     def test_every_crystal_is_found_where_it_truly_is(self, chip, done):
         from ssx_mpi.simulation.truth import compare_run

@@ -178,13 +178,15 @@ def _refine_by_dials(experiments, reflections, scope):
 def _with_one_detector(experiments):
     from dxtbx.model import Experiment, ExperimentList
 
-    detector, beam = copy.deepcopy(experiments[0].detector), copy.deepcopy(experiments[0].beam)
+    detector = copy.deepcopy(experiments[0].detector)
+    # one beam where all are equal; at an XFEL each shot has its own wavelength
+    beams: dict[float, Any] = {}
     shared = ExperimentList()
     for experiment in experiments:
         shared.append(
             Experiment(
                 detector=detector,
-                beam=beam,
+                beam=beams.setdefault(experiment.beam.get_wavelength(), copy.deepcopy(experiment.beam)),
                 crystal=copy.deepcopy(experiment.crystal),
                 imageset=experiment.imageset,
                 identifier=experiment.identifier,
@@ -226,7 +228,7 @@ def refine_fast(experiments, reflections, hold_cell: tuple[float, ...] | None = 
         strains = strains[:, :0]
     refined = refine_detector(spots, start, strains, np.array(shared[0].beam.get_s0()))
     _move_detector(shared[0].detector, refined.geometry)
-    for experiment, a_matrix in zip(shared, refined.geometry.a_matrices):
+    for experiment, a_matrix in zip(shared, refined.geometry.a_matrices / _relative_wavelengths(shared)):
         experiment.crystal.set_A(tuple(map(float, a_matrix.ravel())))
     return RefinedGeometry(
         detector=shared[0].detector,
@@ -268,11 +270,21 @@ def _arrays(experiments, reflections) -> tuple[DetectorSpots, Geometry, np.ndarr
     panels = np.array(
         [np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in experiments[0].detector]
     )
-    a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3)
+    a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3) * _relative_wavelengths(experiments)
     turns = np.array([c.get_U() for c in crystals]).reshape(-1, 3, 3)
     strains = invariant_strains(_cartesian_rotations(crystals[0]))
     in_laboratory = np.einsum("kij,mjl,knl->kmin", turns, strains, turns)
     return spots, start_geometry(panels, a_matrices), in_laboratory
+
+
+def _relative_wavelengths(experiments) -> np.ndarray:
+    """Wavelengths, (K, 1, 1), in units of the first.
+
+    A crystal and a beam that are scaled together, in reciprocal space, scatter in the same directions: with its A
+    matrix in units of its own 1 / wavelength each crystal can be refined with the beam of the first.
+    """
+    wavelengths = np.array([e.beam.get_wavelength() for e in experiments])
+    return (wavelengths / wavelengths[0])[:, None, None]
 
 
 def _cartesian_rotations(crystal) -> np.ndarray:

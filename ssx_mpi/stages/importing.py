@@ -7,6 +7,7 @@ to be broadcast, and :class:`ExperimentMaker` makes the DIALS experiment of one 
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import itertools
 import logging
@@ -46,6 +47,8 @@ _WAVELENGTH_FIELD = b"incident_wavelength"
 _WIDTH = 10**15
 # to what headers of one detector agree: share of the wavelength, and of dials.import for vectors and origins (mm)
 WAVELENGTH_TOLERANCE = 0.01
+# a smaller share is what a monochromator reads back, not what a shot had
+_SHOT_TO_SHOT = 1e-4
 _DETECTOR_TOLERANCES = {"fast_axis_tolerance": 1e-4, "slow_axis_tolerance": 1e-4, "origin_tolerance": 0.05}
 # nearer than any detector; where a header has no distance it is zero
 _LEAST_DISTANCE_MM = 1e-3
@@ -461,6 +464,15 @@ def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[in
     return read
 
 
+def with_wavelength(beam, wavelength: float):
+    """`beam` itself where it has this `wavelength` (angstrom) but for rounding, else a copy that has."""
+    if abs(wavelength / beam.get_wavelength() - 1) < 1e-12:
+        return beam
+    other = copy.deepcopy(beam)
+    other.set_wavelength(wavelength)
+    return other
+
+
 def _alike(one, other) -> bool:
     """Whether two (detector, beam) are the same as far as headers tell."""
     wavelength, expected = one[1].get_wavelength(), other[1].get_wavelength()
@@ -524,6 +536,8 @@ class ExperimentMaker:
         Format classes found before, by folder and suffix; it grows with those found here.
     expected : (detector, beam), optional
         What the headers of files of one image have to be like; otherwise any will do.
+    own_wavelengths
+        Whether each image keeps the wavelength of its header where `geometry` replaces the rest.
     """
 
     def __init__(
@@ -534,6 +548,7 @@ class ExperimentMaker:
         overrides=None,
         formats: dict[tuple[str, str], type] | None = None,
         expected=None,
+        own_wavelengths: bool = False,
     ):
         self.images = images
         self.geometry = geometry
@@ -541,20 +556,32 @@ class ExperimentMaker:
         self._overrides = overrides
         self.formats = {} if formats is None else formats
         self._expected = expected
+        self._own_wavelengths = own_wavelengths
         self._stack: _Stack | None = None
         self._trusts_like_header = False
 
     def with_geometry(self, geometry) -> ExperimentMaker:
         """The same, with (detector, beam) in place of the models used so far."""
-        return ExperimentMaker(self.images, geometry, self._mask, self._overrides, self.formats, self._expected)
+        return self._with(geometry=geometry)
 
     def with_mask(self, mask: UserMask) -> ExperimentMaker:
         """The same, with the user's mask on top of that of the detector."""
-        return ExperimentMaker(self.images, self.geometry, mask, self._overrides, self.formats, self._expected)
+        return self._with(mask=mask)
 
-    def with_expected(self, expected) -> ExperimentMaker:
-        """The same, for files of one image with headers like those (detector, beam)."""
-        return ExperimentMaker(self.images, self.geometry, self._mask, self._overrides, self.formats, expected)
+    def with_headers(self, expected, own_wavelengths: bool) -> ExperimentMaker:
+        """The same, with what is expected of headers and taken from each."""
+        return self._with(expected=expected, own_wavelengths=own_wavelengths)
+
+    def _with(self, **changes) -> ExperimentMaker:
+        same = {
+            "geometry": self.geometry,
+            "mask": self._mask,
+            "overrides": self._overrides,
+            "formats": self.formats,
+            "expected": self._expected,
+            "own_wavelengths": self._own_wavelengths,
+        }
+        return ExperimentMaker(self.images, **{**same, **changes})
 
     def experiment(self, image: int):
         """A dxtbx Experiment without crystal, goniometer and scan; its imageset keeps the pixels that it has read.
@@ -615,6 +642,14 @@ class ExperimentMaker:
         """(detector, beam) as the header of `image` has them, or those that replace them."""
         return self.geometry or self._header_models(self._imageset(image))
 
+    def wavelength_of_each_shot(self) -> bool:
+        """Whether headers have it, as those of XFELs: it differs between images of the first source."""
+        own, found = self.images.ranges()[0], []
+        for image in {own[0], own[len(own) // 2], own[-1]}:
+            with contextlib.suppress(BadImage), _reading_header(self.images, image):
+                found.append(self._header_beam(self._imageset(image)).get_wavelength())
+        return max(found) - min(found) > _SHOT_TO_SHOT * max(found) if found else False
+
     def _check_header(self, image: int, imageset) -> None:
         if not _alike(self._header_models(imageset), self._expected):
             raise BadImage(self.images.name(image), "its header has another detector or wavelength than the first one")
@@ -630,16 +665,25 @@ class ExperimentMaker:
             for panel, own in zip(detector, header):
                 panel.set_trusted_range(own.get_trusted_range())
             self._trusts_like_header = True
+        if self._own_wavelengths:
+            beam = with_wavelength(beam, self._header_beam(imageset).get_wavelength())
         return detector, beam
 
     def _header_models(self, imageset):
-        detector, beam = imageset.get_detector(0), imageset.get_beam(0)
+        detector, beam = imageset.get_detector(0), self._header_beam(imageset)
         if self._overrides is not None:
-            from dxtbx.model import BeamFactory, DetectorFactory
+            from dxtbx.model import DetectorFactory
 
-            beam = BeamFactory.from_phil(self._overrides.geometry, beam)
             detector = DetectorFactory.from_phil(self._overrides.geometry, detector, beam)
         return detector, beam
+
+    def _header_beam(self, imageset):
+        beam = imageset.get_beam(0)
+        if self._overrides is None:
+            return beam
+        from dxtbx.model import BeamFactory
+
+        return BeamFactory.from_phil(self._overrides.geometry, beam)
 
     def _imageset(self, image: int):
         path, index = self.images.locate(image)

@@ -22,17 +22,18 @@ def detector(distance: float, centre: tuple[float, float]):
     return DetectorFactory.simple("PAD", distance, centre, "+x", "-y", (0.1, 0.1), (1200, 1200), (-1, 10000))
 
 
-def stills(n: int, true, beam, seed: int = 1):
-    """Experiments of `n` crystals with their reflections where they are seen on the `true` detector."""
+def stills(n: int, true, *beams, seed: int = 1):
+    """Experiments of `n` crystals, in the `beams` in turn, with their reflections as seen on the `true` detector."""
     from dials.array_family import flex
     from scitbx.array_family import flex as sflex
 
     sflex.set_random_seed(seed)
     rng = np.random.default_rng(seed)
     grid = np.stack(np.meshgrid(*[np.arange(-20, 21)] * 3), -1).reshape(-1, 3)
-    s0 = np.array(beam.get_s0())
     experiments, reflections = ExperimentList(), flex.reflection_table()
     for k in range(n):
+        beam = beams[k % len(beams)]
+        s0 = np.array(beam.get_s0())
         turn = np.reshape(sflex.random_double_r3_rotation_matrix(), (3, 3))
         a, b, c = (turn @ np.diag([79.1, 79.1, 38.2])).T.tolist()
         crystal = Crystal(a, b, c, space_group_symbol="P 43 21 2")
@@ -114,6 +115,20 @@ def test_the_beam_centre_comes_back(refined):
     assert abs(refined.after.beam_y - 60.0) < max(5 * sigma["shift_slow"], 0.002)
     assert abs(refined.after.distance - 150.0) < 5 * sigma["distance"]
     assert sigma["shift_fast"] < 0.005
+
+
+@pytest.mark.parametrize("engine", ["fast", "dials"])
+def test_each_crystal_is_refined_with_the_wavelength_of_its_shot(engine, scope):
+    wavelengths = (1.0, 1.004, 0.996)
+    beams = [BeamFactory.simple(wavelength) for wavelength in wavelengths]
+    seen = seen_from(*stills(9, detector(150, (60.0, 60.0)), *beams), detector(150, (60.3, 59.8)))
+    refined = geometry.refine(*seen, scope()) if engine == "dials" else geometry.refine_fast(*seen)
+    assert (refined.after.beam_x, refined.after.beam_y) == pytest.approx((60.0, 60.0), abs=0.005)
+    assert [e.beam.get_wavelength() for e in refined.experiments] == 3 * list(wavelengths)
+    # with one wavelength for all they would be 0.4% off, by 0.3 angstrom
+    lengths = [c.get_unit_cell().parameters()[0] for c in refined.experiments.crystals()]
+    assert np.ptp(lengths) < 0.06
+    assert refined.cell_after[0] == pytest.approx(79.1, abs=0.1)
 
 
 def test_the_steps_tell_of_the_improvement(refined):

@@ -265,6 +265,19 @@ class TestExperiments:
         assert experiment.detector[0].get_origin() != maker.experiment(3).detector[0].get_origin()
         assert experiment.imageset.get_detector(0) == experiment.detector
 
+    def test_each_image_keeps_the_wavelength_of_its_shot(self, chip, maker, tmp_path):
+        geometry = read_geometry(chip.truth)
+        assert not maker.wavelength_of_each_shot()
+        same = maker.with_geometry(geometry).with_headers(None, True)
+        assert same.experiment(3).beam is same.experiment(4).beam, "where headers have one, so has the geometry"
+        image = chip.with_wavelengths(tmp_path, 0.9763 * (1 + 0.003 * np.sin(np.arange(24))))
+        of_shots = ExperimentMaker(find_images((Source("image", str(image)),)))
+        assert of_shots.wavelength_of_each_shot()
+        for i in (7, 0, 23):
+            beam = of_shots.with_geometry(geometry).with_headers(None, True).experiment(i).beam
+            assert beam.get_wavelength() == pytest.approx(0.9763 * (1 + 0.003 * np.sin(i)), rel=1e-9)
+            assert beam.get_unit_s0() == geometry[1].get_unit_s0()
+
     def test_the_users_mask_comes_on_top_of_the_detectors(self, chip, maker, tmp_path):
         from dials.array_family import flex
 
@@ -410,8 +423,8 @@ class TestHeadersOfFilesOfOneImage:
         images = self.images(folder)
         maker = ExperimentMaker(images)
         for expecting in (
-            maker.with_expected(maker.header(0)),
-            maker.with_expected(maker.header(0)).with_geometry(read_geometry(folder / "truth.expt")),
+            maker.with_headers(maker.header(0), True),
+            maker.with_headers(maker.header(0), True).with_geometry(read_geometry(folder / "truth.expt")),
         ):
             expecting.experiment(0)
             with pytest.raises(BadImage, match="another detector or wavelength"):
@@ -422,7 +435,7 @@ class TestHeadersOfFilesOfOneImage:
     def test_readings_of_a_motor_may_differ(self, folder):
         self.change(folder / "x_00002.cbf", b"distance 0.0750000", b"distance 0.0750200")
         maker = ExperimentMaker(self.images(folder))
-        maker.with_expected(maker.header(0)).experiment(1)
+        maker.with_headers(maker.header(0), True).experiment(1)
 
     def test_sources_of_two_wavelengths_are_refused(self, folder):
         self.change(folder / "x_00002.cbf", b"Wavelength 0.976", b"Wavelength 1.300")
