@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator, SerialCommunicator
+from ssx_mpi.parallel.relay import QUIET
 
 # what launchers tell their processes: the number of ranks that they started
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
@@ -96,6 +97,7 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
         raise LaunchError(f"no mpiexec on the PATH to start {n_ranks} ranks with: install MPI, or give nproc=1")
     # Open MPI counts cores its own way and refuses more ranks than that, and refuses root, who started us already
     os.environ.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
+    os.environ.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
     if os.geteuid() == 0:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
@@ -113,7 +115,7 @@ def _options(mpiexec: str, n_ranks: int) -> list[str]:
     Open MPI says in ten lines below ours that the job was aborted, whatever exit code but 0 it has: it is told not to.
     """
     known = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
-    options = ["-q"] if "OpenRTE" in known else []
+    options = [QUIET] if "OpenRTE" in known else []
     binds = "Open MPI" in known or "OpenRTE" in known or "HYDRA" in known
     if binds and not any(name in os.environ for name in _BINDING_VARIABLES):
         options += ["--bind-to", "core" if n_ranks == _physical_cores() else "none"]

@@ -10,9 +10,11 @@ Started as ``ssx_mpi.launch mpiexec ...``, and by the programs themselves; impor
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -22,6 +24,8 @@ _PASSED_ON = (signal.SIGUSR2, signal.SIGUSR1)
 # seconds after which ranks are taken to be on other nodes alone, when there are none on this one; those of srun are not
 # its own processes anywhere
 _ELSEWHERE = 5
+#: option of mpiexec of Open MPI up to 4: it says nothing of its own, not even why it cannot start the ranks
+QUIET = "-q"
 
 
 def descendants(process: int) -> list[int]:
@@ -103,10 +107,19 @@ def main(command: list[str]) -> int:
     # the terminal sends it to the launcher too, which ends the ranks
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+    # only our own start is quiet, and has its ranks on this machine
+    had_ranks = not {QUIET, sys.executable} <= set(command)
+    while not had_ranks and launcher.poll() is None:
+        had_ranks = any(map(is_rank, descendants(launcher.pid)))
+        time.sleep(0.1)
     status = launcher.wait()
     signal.alarm(0)
     status = status if status >= 0 else 128 - status
-    if status > 128:
+    if status and not had_ranks:
+        trial = shlex.join([*(word for word in command[: command.index(sys.executable)] if word != QUIET), "true"])
+        why = f"{command[0]} ended with {status} and started nothing; this tells why: {trial}"
+        print(f"ssx_mpi: {why}", file=sys.stderr)
+    elif status > 128:
         print(f"ssx_mpi: ended by signal {status - 128}; the same command goes on", file=sys.stderr)
     return status
 

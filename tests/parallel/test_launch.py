@@ -213,3 +213,14 @@ def test_a_rank_that_is_killed_is_named_in_one_line():
     program = run([sys.executable, "-m", "ssx_mpi.parallel.relay", "sh", "-c", "kill -9 $$"], timeout=30)
     assert program.status == 137
     assert program.err.strip() == "ssx_mpi: ended by signal 9; the same command goes on"
+
+
+def test_an_mpiexec_that_starts_nothing_and_says_nothing_is_named(tmp_path):
+    mpiexec = tmp_path / "mpiexec"
+    mpiexec.write_text("#!/bin/sh\nexit 1\n")
+    mpiexec.chmod(0o755)
+    command = [str(mpiexec), "-n", "9", "-q", sys.executable, "-m", "ssx_mpi"]
+    program = run([sys.executable, "-m", "ssx_mpi.parallel.relay", *command], timeout=30)
+    assert program.status == 1
+    why = f"{mpiexec} ended with 1 and started nothing; this tells why: {mpiexec} -n 9 true"
+    assert program.err.strip() == f"ssx_mpi: {why}"
