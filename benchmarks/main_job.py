@@ -240,8 +240,9 @@ def _geometry_of(name: str, folder: Path) -> str:
     """Parameter that gives the images of the parameter `name` their own geometry."""
     from ssx_mpi.params import Source
     from ssx_mpi.records.files import write_json
-    from ssx_mpi.stages.importing import ExperimentMaker, find_images
+    from ssx_mpi.stages.importing import ExperimentMaker
     from ssx_mpi.stages.packing import pack
+    from ssx_mpi.stages.sources import find_images
 
     images = find_images((Source(*name.split("=")),))
     write_json(folder / "own.expt", pack([ExperimentMaker(images).experiment(0)]))

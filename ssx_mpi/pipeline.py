@@ -36,17 +36,15 @@ from ssx_mpi.stages import beam_centre, crystals, geometry
 from ssx_mpi.stages.engines import build_engine, left_to_dials
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
-    ImageSources,
     check_compression,
-    check_no_image_twice,
     check_same_detector,
-    find_images,
     read_geometry,
     read_import_overrides,
     read_mask,
 )
 from ssx_mpi.stages.packing import pack, unpack
 from ssx_mpi.stages.results import StageError
+from ssx_mpi.stages.sources import ImageSources, check_no_image_twice, find_images
 from ssx_mpi.stages.stills import StillProcessor, StillResult
 from ssx_mpi.stages.stored import StoredSteps
 from ssx_mpi.tasks import (

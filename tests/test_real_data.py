@@ -72,7 +72,8 @@ dials_compat.prepare()
 from dials.command_line import find_spots, ssx_index, ssx_integrate
 from dxtbx.model import ExperimentList
 from ssx_mpi.params import Source
-from ssx_mpi.stages.importing import ExperimentMaker, find_images, read_geometry
+from ssx_mpi.stages.importing import ExperimentMaker, read_geometry
+from ssx_mpi.stages.sources import find_images
 image, geometry, d_min = sys.argv[1:]
 # dials.import 3.12 with this reference geometry makes a sequence of a still, which it cannot read then
 maker = ExperimentMaker(find_images((Source("image", image),)), read_geometry(geometry))

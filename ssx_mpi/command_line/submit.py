@@ -189,7 +189,7 @@ def _number(ours: dict[str, str], name: str) -> int | None:
 
 
 def _suggest(ours: dict[str, str], parameters: Parameters, ranks: int | None, nodes: int | None) -> estimate.Estimate:
-    from ssx_mpi.stages.importing import find_images
+    from ssx_mpi.stages.sources import find_images
 
     n_images = len(find_images(parameters.sources))
     cost, origin = _cost(ours, parameters)

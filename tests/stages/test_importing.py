@@ -22,16 +22,12 @@ from ssx_mpi.params import Source
 from ssx_mpi.stages.frames import BadImage
 from ssx_mpi.stages.importing import (
     ExperimentMaker,
-    ImageSources,
-    NumberedSource,
-    StackSource,
     check_compression,
-    check_no_image_twice,
     check_same_detector,
-    find_images,
     read_geometry,
     read_mask,
 )
+from ssx_mpi.stages.sources import ImageSources, NumberedSource, StackSource, check_no_image_twice, find_images
 from ssx_mpi.user_input import InputError
 
 # dxtbx divides zero by zero where it looks for the step of an axis that does not turn
@@ -191,7 +187,7 @@ class TestMany:
         # a folder in memory: making so many files would take longer than all other tests here
         all_names = [f"lyso_1_{n:06d}.cbf" for n in range(1, 100_001)]
         np.random.default_rng(1).shuffle(all_names)
-        monkeypatch.setattr("ssx_mpi.stages.importing._names", lambda folder, where: iter(all_names))
+        monkeypatch.setattr("ssx_mpi.stages.sources._names", lambda folder, where: iter(all_names))
         name = "/data/lyso_1_######.cbf" if kind == "template" else "/data"
         began = time.process_time()
         images = find_images((Source(kind, name),))
@@ -202,9 +198,7 @@ class TestMany:
         assert images.as_json()[0]["numbers"] == [[1, 100_000]]
 
     def test_memory_stays_below_a_hundred_bytes_an_image(self, monkeypatch):
-        monkeypatch.setattr(
-            "ssx_mpi.stages.importing._names", lambda *_: (f"lyso_1_{n:06d}.cbf" for n in range(100_000))
-        )
+        monkeypatch.setattr("ssx_mpi.stages.sources._names", lambda *_: (f"lyso_1_{n:06d}.cbf" for n in range(100_000)))
         tracemalloc.start()
         try:
             images = find_images((Source("template", "/data/lyso_1_######.cbf"),))
@@ -224,7 +218,7 @@ class TestMany:
                 os.link(tmp_path / f"x_{k:03d}.h5", tmp_path / f"x_{k:03d}_{copy}.h5")
         program = (
             "import sys, time; from ssx_mpi import dials_compat; dials_compat.prepare();"
-            "from ssx_mpi.stages.importing import find_images; from ssx_mpi.params import Source;"
+            "from ssx_mpi.stages.sources import find_images; from ssx_mpi.params import Source;"
             "began = time.process_time(); images = find_images((Source('directory', sys.argv[1]),));"
             "import pickle; print(len(images), time.process_time() - began, len(pickle.dumps(images)))"
         )

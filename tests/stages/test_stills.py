@@ -14,8 +14,9 @@ from ssx_mpi.dials_parameters import dials_parameters
 from ssx_mpi.params import Source
 from ssx_mpi.records.journal import decode
 from ssx_mpi.stages.engines import build_engine
-from ssx_mpi.stages.importing import ExperimentMaker, find_images
+from ssx_mpi.stages.importing import ExperimentMaker
 from ssx_mpi.stages.results import Crystals, Failure, StageError
+from ssx_mpi.stages.sources import find_images
 from ssx_mpi.stages.stills import Engine, StillProcessor
 
 
