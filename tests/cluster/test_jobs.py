@@ -79,7 +79,8 @@ def test_a_chain_goes_on_by_itself_until_all_is_done(cluster, programs, stills, 
     # what Slurm does by itself 120 s before the end of the time
     cluster.call("scancel", "--batch", "--signal=USR1", job)
     cluster.wait(lambda: cluster.state(job).get("Restarts") == "1", LONG)
-    assert cluster.state(job)["JobState"] == "PENDING"
+    # COMPLETING comes first
+    cluster.wait(lambda: cluster.state(job)["JobState"] == "PENDING", 60)
     assert "Stopped on request" in output(tmp_path)
     assert "going on in the next job" in output(tmp_path)
     quick.touch()
