@@ -66,8 +66,8 @@ def thaumatin(images: Path, data: Path) -> tuple[Any, Any]:
     from dxtbx.model import Experiment, ExperimentList
     from libtbx import phil
 
-    from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
-    from ssx_mpi.stages.frames import FrameReader
+    from ssx_mpi.images.frames import FrameReader
+    from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
 
     geometry = refined_geometry(data)
     find_spots = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
@@ -103,8 +103,8 @@ def spots(setup: Setup) -> dict:
     from dials.command_line.find_spots import phil_scope
     from libtbx import phil
 
-    from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
-    from ssx_mpi.stages.frames import FrameReader
+    from ssx_mpi.images.frames import FrameReader
+    from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
 
     params = phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract()
     paths = [str(path) for path in sorted(setup.images.glob("*.cbf"))]
@@ -156,7 +156,7 @@ def noise(setup: Setup) -> dict:
     """The cost of spots that are no lattice's: those of the stills, each turned about the beam by a random angle."""
     from dials.array_family import flex
 
-    from ssx_mpi.stages.fast_indexing import FastIndexer
+    from ssx_mpi.stages.fast.fast_indexing import FastIndexer
 
     experiments, strong = thaumatin(setup.images, setup.data)
     indexer = FastIndexer(indexing.index_scope(CELL, "P41212", 1).extract())

@@ -37,7 +37,7 @@ from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 from libtbx import phil  # noqa: E402
 
 from ssx_mpi.kernels import lattices  # noqa: E402
-from ssx_mpi.stages.fast_indexing import FastIndexer  # noqa: E402
+from ssx_mpi.stages.fast.fast_indexing import FastIndexer  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from dials.command_line import ssx_integrate  # noqa: E402
 from dxtbx import flumpy  # noqa: E402
 from dxtbx.model import ExperimentList  # noqa: E402
 
-from ssx_mpi.stages.fast_integration import FastEllipsoidIntegrator  # noqa: E402
+from ssx_mpi.stages.fast.fast_integration import FastEllipsoidIntegrator  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 HEADER = (

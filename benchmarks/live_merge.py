@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "reductio
 
 import synthetic  # noqa: E402
 
-from ssx_mpi.reduction.live import LiveMerge  # noqa: E402
+from ssx_mpi.reduction.live_merge import LiveMerge  # noqa: E402
 
 
 def measure(n_crystals: int, per_crystal: int, d_min: float) -> None:

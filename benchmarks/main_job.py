@@ -238,11 +238,11 @@ def _start(folder: Path, arguments: list[str]) -> tuple[list[dict[str, Any]], fl
 
 def _geometry_of(name: str, folder: Path) -> str:
     """Parameter that gives the images of the parameter `name` their own geometry."""
-    from ssx_mpi.params import Source
+    from ssx_mpi.images.experiment_maker import ExperimentMaker
+    from ssx_mpi.images.sources import find_images
+    from ssx_mpi.parameters.run_parameters import Source
     from ssx_mpi.records.files import write_json
-    from ssx_mpi.stages.importing import ExperimentMaker
     from ssx_mpi.stages.packing import pack
-    from ssx_mpi.stages.sources import find_images
 
     images = find_images((Source(*name.split("=")),))
     write_json(folder / "own.expt", pack([ExperimentMaker(images).experiment(0)]))
@@ -260,14 +260,14 @@ def _one_file(folder: Path, n_images: int) -> str:
     """One NXmx file of frames of 32 x 24 pixels, of which only the first is written; the others read as zero."""
     import h5py
 
-    from ssx_mpi.simulation import nexus
-    from ssx_mpi.simulation.parameters import DetectorPreset
+    from ssx_mpi.simulation import nexus_writer
+    from ssx_mpi.simulation.simulation_parameters import DetectorPreset
 
     folder.mkdir(parents=True)
     detector = _detector(DetectorPreset("tiny", (32, 24), (1, 1), (0, 0), 2.0, 0.45, 16))
     none = np.zeros(detector.preset.shape, bool)
-    layout = nexus.Layout(folder / "images.nxs", n_images, n_images)
-    nexus.write_master(layout, detector, none, none, rotation_axis=False)
+    layout = nexus_writer.Layout(folder / "images.nxs", n_images, n_images)
+    nexus_writer.write_master(layout, detector, none, none, rotation_axis=False)
     with h5py.File(layout.master, "r+") as file:
         del file["entry/data/data"]
         shape = (n_images, *detector.preset.shape)
@@ -286,12 +286,12 @@ def _many_files(folder: Path, n_images: int) -> str:
 
 def _cbf_files(folder: Path, n_images: int) -> str:
     """A name for each image: hard links to one CBF file of the smallest detector that dxtbx knows."""
-    from ssx_mpi.simulation import cbf
-    from ssx_mpi.simulation.parameters import DETECTORS
+    from ssx_mpi.simulation import cbf_writer
+    from ssx_mpi.simulation.simulation_parameters import DETECTORS
 
     folder.mkdir(parents=True)
     detector = _detector(DETECTORS["pilatus200k"])
-    cbf.write_cbf(folder / "one", np.ones(detector.preset.shape, np.int32), detector)
+    cbf_writer.write_cbf(folder / "one", np.ones(detector.preset.shape, np.int32), detector)
     for number in range(n_images):
         # a file may have only so many names
         if number % 10_000 == 0:

@@ -51,17 +51,21 @@ from ssx_mpi.kernels import ambiguity, merging  # noqa: E402
 from ssx_mpi.kernels.ambiguity import relative_agreement  # noqa: E402
 from ssx_mpi.kernels.scaling import Merged  # noqa: E402
 from ssx_mpi.parallel.communicator import SerialCommunicator  # noqa: E402
-from ssx_mpi.reduction import loading, resolve, scale  # noqa: E402
-from ssx_mpi.reduction.merge import merge  # noqa: E402
-from ssx_mpi.reduction_parameters import (  # noqa: E402
+from ssx_mpi.parameters.reduction_parameters import (  # noqa: E402
     AmbiguitySettings,
     MergingSettings,
     ReductionParameters,
     ScalingSettings,
 )
+from ssx_mpi.reduction import (  # noqa: E402
+    loading,
+    resolve,
+    scaling_rounds,
+)
+from ssx_mpi.reduction.merge import merge  # noqa: E402
 from ssx_mpi.simulation import truth as simulated  # noqa: E402
-from ssx_mpi.simulation.parameters import HeaderParameters  # noqa: E402
-from ssx_mpi.stages import reduction as stage  # noqa: E402
+from ssx_mpi.simulation.simulation_parameters import HeaderParameters  # noqa: E402
+from ssx_mpi.stages.intensities import reflection_data as stage  # noqa: E402
 
 COMM = SerialCommunicator()
 LATTICES = {"lysozyme": synthetic.LYSOZYME, "ambiguous": synthetic.AMBIGUOUS}
@@ -94,14 +98,14 @@ def _reduce(observations, truth) -> tuple[np.ndarray, float, float, float]:
     clock = [time.process_time()]
     indexed = resolve.index_in_settings(observations, unique, truth.settings, np.zeros(n, dtype=np.int64))
     clock.append(time.process_time())
-    start, expected = scale.radial_means(COMM, indexed, unique, shells)
+    start, expected = scaling_rounds.radial_means(COMM, indexed, unique, shells)
     clock.append(time.process_time())
     data = resolve.normalised(observations, everything, unique, truth.settings, start, expected)
     table = ambiguity.composition_table(truth.settings, unique.rotations)
     found = resolve.resolve(COMM, data, everything, numbers, n, len(unique), table, AmbiguitySettings())
     indexed = resolve.index_in_settings(observations, unique, truth.settings, found.setting).only(found.decided)
     clock.append(time.process_time())
-    scaled = scale.scale(COMM, indexed, unique, start, expected, ScalingSettings())
+    scaled = scaling_rounds.scale(COMM, indexed, unique, start, expected, ScalingSettings())
     clock.append(time.process_time())
     data = merge(COMM, indexed, numbers, scaled.scales, scaled.noise, scaled.merged, unique, MergingSettings())
     clock.append(time.process_time())
@@ -132,7 +136,7 @@ def _peak(files: list[Path], ranks: int, out: Path) -> float:
     program = (
         "import resource, sys; from ssx_mpi.command_line import reduce\n"
         "from ssx_mpi import dials_compat; dials_compat.prepare()\n"
-        "from ssx_mpi.parallel.launch import guarded\n"
+        "from ssx_mpi.parallel.launching import guarded\n"
         "def main(comm):\n"
         "    status = reduce.main(comm, sys.argv[1:])\n"
         "    peaks = comm.gather(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
@@ -381,7 +385,7 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
     setting = np.zeros(everything.n_crystals, dtype=np.int64)
     if len(settings) > 1:
         indexed = resolve.index_in_settings(everything, unique, settings, setting)
-        start, expected = scale.radial_means(COMM, indexed, unique, shells)
+        start, expected = scaling_rounds.radial_means(COMM, indexed, unique, shells)
         data = resolve.normalised(everything, include, unique, settings, start, expected)
         table = ambiguity.composition_table(settings, unique.rotations)
         setting = resolve.resolve(
@@ -395,8 +399,8 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
         indexed = resolve.index_in_settings(observations, unique, settings, setting[:number])
         results = []
         for widths in (True, False):
-            start, expected = scale.radial_means(COMM, indexed, unique, shells, widths)
-            scaled = scale.scale(COMM, indexed, unique, start, expected, ScalingSettings(widths=widths))
+            start, expected = scaling_rounds.radial_means(COMM, indexed, unique, shells, widths)
+            scaled = scaling_rounds.scale(COMM, indexed, unique, start, expected, ScalingSettings(widths=widths))
             seen = scaled.merged.weight > 0
             cc = max(
                 _correlation(scaled.merged.intensity, truth[unique.locate(unique.hkl, s)[0]], seen) for s in settings
@@ -458,8 +462,8 @@ def rounds_of_few_crystals() -> None:
     print("left out  rounds  converged")
     for left_out in (None, *range(n)):
         some = data.only(np.arange(n) != left_out)
-        start, expected = scale.radial_means(COMM, some, unique, shells)
-        scaled = scale.scale(COMM, some, unique, start, expected, ScalingSettings(max_rounds=300))
+        start, expected = scaling_rounds.radial_means(COMM, some, unique, shells)
+        scaled = scaling_rounds.scale(COMM, some, unique, start, expected, ScalingSettings(max_rounds=300))
         print(f"{'none' if left_out is None else left_out:>8}{scaled.rounds:8d}  {scaled.converged}")
 
 

@@ -411,7 +411,7 @@ class Instant(Sleeping):
     def __init__(self, size: int) -> None:
         super().__init__(np.zeros((0, 3)), size)
         dials_compat.prepare()
-        from ssx_mpi.tasks import FailureShare
+        from ssx_mpi.processing.batches import FailureShare
 
         self.failures = FailureShare(0.98)
 

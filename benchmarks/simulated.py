@@ -69,7 +69,7 @@ def stills(folder: Path, n_images: int) -> dict:
 
 def _simulate(folder: Path) -> None:
     from ssx_mpi.parallel.communicator import SerialCommunicator
-    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation import simulation_parameters as p
     from ssx_mpi.simulation.data_set import simulate
 
     folder.mkdir(exist_ok=True)
@@ -115,9 +115,9 @@ class _Engines:
         from dials.command_line.find_spots import phil_scope
         from libtbx import phil
 
-        from ssx_mpi.stages.fast_indexing import FastIndexer
-        from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
-        from ssx_mpi.stages.frames import FrameReader
+        from ssx_mpi.images.frames import FrameReader
+        from ssx_mpi.stages.fast.fast_indexing import FastIndexer
+        from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
 
         self.index_scope, self.integrate_scope = index_scope, integrate_scope
         self.read = FrameReader(share_with_dxtbx=True)
@@ -141,7 +141,7 @@ class _Engines:
     def _integrate(
         self, folder: Path, number: int, experiment: Any, strong: Any, frame: Any, own: dict, other: dict
     ) -> None:
-        from ssx_mpi.stages.fast_integration import FastEllipsoidIntegrator
+        from ssx_mpi.stages.fast.fast_integration import FastEllipsoidIntegrator
 
         experiments, table = self.indexer.index(experiment, strong)
         own["integrate_s"], result = spotfinding.timed(

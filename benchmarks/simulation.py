@@ -18,10 +18,10 @@ from ssx_mpi import dials_compat
 
 dials_compat.prepare()
 
-from ssx_mpi.kernels import simulation as kernel  # noqa: E402
-from ssx_mpi.simulation import cbf, nexus  # noqa: E402
-from ssx_mpi.simulation.images import Simulator  # noqa: E402
-from ssx_mpi.simulation.parameters import DetectorParameters, SimulationParameters  # noqa: E402
+from ssx_mpi.kernels import still_simulation as kernel  # noqa: E402
+from ssx_mpi.simulation import cbf_writer, nexus_writer  # noqa: E402
+from ssx_mpi.simulation.simulation_parameters import DetectorParameters, SimulationParameters  # noqa: E402
+from ssx_mpi.simulation.still_images import Simulator  # noqa: E402
 
 COLUMNS = ("hit rate", "start-up s", "image", "Poisson", "bslz4", "lz4", "gzip", "none", "cbf", "images/s/core")
 
@@ -53,14 +53,14 @@ def measure(parameters: SimulationParameters, folder: Path) -> list[str]:
     cells += [f"{1e3 * watch.seconds / n:.1f}" for watch in (making, drawing)]
     total = making.seconds
     for compression in ("bslz4", "lz4", "gzip", "none"):
-        layout = nexus.Layout(folder / f"{compression}.nxs", n, n)
+        layout = nexus_writer.Layout(folder / f"{compression}.nxs", n, n)
         with Stopwatch() as writing:
-            nexus.write_data_file(layout, 0, images, shape, depth, compression)
+            nexus_writer.write_data_file(layout, 0, images, shape, depth, compression)
         cells.append(f"{1e3 * writing.seconds / n:.1f}")
         total += writing.seconds if compression == "bslz4" else 0.0
     with Stopwatch() as writing:
         for i, counts in enumerate(images):
-            cbf.write_cbf(cbf.cbf_path(folder / "x.cbf", i), counts, simulator.header)
+            cbf_writer.write_cbf(cbf_writer.cbf_path(folder / "x.cbf", i), counts, simulator.header)
     return [*cells, f"{1e3 * writing.seconds / n:.1f}", f"{n / total:.1f}"]
 
 

@@ -25,8 +25,8 @@ from dials.command_line.find_spots import phil_scope  # noqa: E402
 from dxtbx.model import ExperimentList  # noqa: E402
 from dxtbx.model.experiment_list import ExperimentListFactory  # noqa: E402
 
-from ssx_mpi.stages.fast_spotfinding import FastSpotFinder  # noqa: E402
-from ssx_mpi.stages.frames import FrameReader  # noqa: E402
+from ssx_mpi.images.frames import FrameReader  # noqa: E402
+from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder  # noqa: E402
 
 PARAMETERS = "spotfinder.filter.min_spot_size=3\nspotfinder.filter.max_spot_size=20\n"
 SAME_SPOT_PX = 0.01

@@ -15,7 +15,7 @@ dials_compat.prepare()
 from small_chips import SYMMETRY, small_chip  # noqa: E402
 from stills import Stills, reflections  # noqa: E402
 
-from ssx_mpi.simulation.parameters import HeaderParameters  # noqa: E402
+from ssx_mpi.simulation.simulation_parameters import HeaderParameters  # noqa: E402
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

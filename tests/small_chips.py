@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from ssx_mpi.simulation import parameters as p
+from ssx_mpi.simulation import simulation_parameters as p
 from ssx_mpi.simulation.data_set import simulate
-from ssx_mpi.simulation.images import ImageTruth
+from ssx_mpi.simulation.still_images import ImageTruth
 
 CELL = "unit_cell=79.1,79.1,38.2,90,90,90"
 SYMMETRY = ("space_group=P43212", CELL)

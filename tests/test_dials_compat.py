@@ -181,7 +181,7 @@ def test_wrong_parameters_are_refused_alike_where_dials_would_end_the_program(mo
     from dials.util.options import ArgumentParser
 
     from ssx_mpi.command_line import process, reduce
-    from ssx_mpi.user_input import InputError
+    from ssx_mpi.parameters.user_input import InputError
 
     def as_newer_versions_do(self, *args, **kwargs):
         self.error(message="Invalid phil parameter: no integer")

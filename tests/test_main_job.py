@@ -262,18 +262,18 @@ class TestReduction:
 
     @pytest.mark.parametrize("at", ["_resolve", "_merge"])
     def test_stopped_in_the_reduction_it_goes_on_with_it(self, chip, done, tmp_path, monkeypatch, at):
-        from ssx_mpi.reduction import pipeline
+        from ssx_mpi.reduction import procedure
 
         folder = copied(done, tmp_path)
         (folder / "LogFiles" / "ssx_mpi.reduce.json").unlink()
-        work = getattr(pipeline, at)
+        work = getattr(procedure, at)
 
         def signal_and_work(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
             return work(*arguments)
 
         with monkeypatch.context() as patched:
-            patched.setattr(pipeline, at, signal_and_work)
+            patched.setattr(procedure, at, signal_and_work)
             job = again(chip, folder)
         assert job.status == 75, job.text
         assert "Stopped on request (SIGTERM)" in job.out
@@ -426,9 +426,9 @@ class TestGoingOn:
     def test_stopped_by_a_signal_and_killed_in_a_record_it_gives_the_same(
         self, chip, done, geometry, tmp_path, monkeypatch
     ):
-        from ssx_mpi import tasks
+        from ssx_mpi.processing import batches
 
-        keep, kept = tasks.Batches.keep, []
+        keep, kept = batches.Batches.keep, []
 
         def keep_and_signal(self, item, result):
             kept.append(item)
@@ -438,7 +438,7 @@ class TestGoingOn:
 
         folder = tmp_path / "out"
         with monkeypatch.context() as patched:
-            patched.setattr(tasks.Batches, "keep", keep_and_signal)
+            patched.setattr(batches.Batches, "keep", keep_and_signal)
             job = again(chip, folder, geometry)
         assert job.status == 75, job.text
         assert "Stopped on request" in job.out
@@ -450,7 +450,7 @@ class TestGoingOn:
         os.truncate(journal, journal.stat().st_size - 3)
         with monkeypatch.context() as patched:
             done_now: list[int] = []
-            patched.setattr(tasks.Batches, "keep", lambda s, i, r: done_now.append(i) or keep(s, i, r))
+            patched.setattr(batches.Batches, "keep", lambda s, i, r: done_now.append(i) or keep(s, i, r))
             job = again(chip, folder, geometry)
         assert job.status == 0, job.text
         assert "13 of 24 images are finished already" in job.out
@@ -526,9 +526,9 @@ class TestGoingOn:
         assert json.loads((folder / "ssx_mpi.json").read_text())["total"]["counts"]["hits"] == 0
 
     def test_a_batch_begun_with_other_steps_is_refused(self, chip, geometry, tmp_path, monkeypatch):
-        from ssx_mpi import tasks
+        from ssx_mpi.processing import batches
 
-        keep = tasks.Batches.keep
+        keep = batches.Batches.keep
 
         def keep_and_signal(self, item, result):
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -536,7 +536,7 @@ class TestGoingOn:
 
         image = (f"image={chip.image}:2:5", geometry, f"output.directory={tmp_path / 'out'}", *chip.symmetry)
         with monkeypatch.context() as patched:
-            patched.setattr(tasks.Batches, "keep", keep_and_signal)
+            patched.setattr(batches.Batches, "keep", keep_and_signal)
             assert ssx_mpi(*image, "steps=find_spots").status == 75
         job = ssx_mpi(*image)
         assert job.status == 2

@@ -8,8 +8,8 @@ from support import TESTS, PlainJob, run_mpi
 
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import MpiCommunicator
-from ssx_mpi.records.batches import batches
-from ssx_mpi.tasks import BatchKeeping, survey
+from ssx_mpi.processing.batches import BatchKeeping, survey
+from ssx_mpi.records.batch_files import batches
 
 
 @pytest.mark.parametrize("n", [1, 3])

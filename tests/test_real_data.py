@@ -13,7 +13,7 @@ import pytest
 from support import run, ssx_mpi
 
 from ssx_mpi.command_line.process import _parse
-from ssx_mpi.dials_parameters import dials_parameters
+from ssx_mpi.parameters.dials_parameters import dials_parameters
 from ssx_mpi.stages.engines import build_engine
 
 THAUMATIN = ("space_group=P41212", "unit_cell=57.8,57.8,150.2,90,90,90", "max_lattices=1")
@@ -71,9 +71,9 @@ from ssx_mpi import dials_compat
 dials_compat.prepare()
 from dials.command_line import find_spots, ssx_index, ssx_integrate
 from dxtbx.model import ExperimentList
-from ssx_mpi.params import Source
-from ssx_mpi.stages.importing import ExperimentMaker, read_geometry
-from ssx_mpi.stages.sources import find_images
+from ssx_mpi.parameters.run_parameters import Source
+from ssx_mpi.images.experiment_maker import ExperimentMaker, read_geometry
+from ssx_mpi.images.sources import find_images
 image, geometry, d_min = sys.argv[1:]
 # dials.import 3.12 with this reference geometry makes a sequence of a still, which it cannot read then
 maker = ExperimentMaker(find_images((Source("image", image),)), read_geometry(geometry))
@@ -130,7 +130,7 @@ def indexer(engine: str, a: float = 96.4, symmetry: str = "space_group=P213"):
 
 def lattices(engine: str, stills) -> list[list]:
     """Crystals found on each still."""
-    from ssx_mpi.stages.results import StageError
+    from ssx_mpi.stages.still_results import StageError
 
     index, found = indexer(engine), []
     for experiment, strong in stills:
@@ -186,7 +186,7 @@ def test_second_lattices_are_cubic_when_nothing_makes_them_and_have_no_other_cel
     """DIALS does not find them; chance would know neither the right angles nor the one length among wrong ones."""
     from dials.array_family import flex
 
-    from ssx_mpi.stages.results import StageError
+    from ssx_mpi.stages.still_results import StageError
 
     free_cell = indexer("fast", symmetry="space_group=None")
     for experiment, strong in nitrite_reductase[:3]:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO
 
 from ssx_mpi import __version__, dials_compat
-from ssx_mpi.parallel import launch
+from ssx_mpi.parallel import launching
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.user_input import InputError, as_phil, unknown_parameter
-from ssx_mpi.watch import Watch, holding_requests
+from ssx_mpi.parameters.user_input import InputError, as_phil, unknown_parameter
+from ssx_mpi.processing.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
 
@@ -37,24 +37,24 @@ def run(arguments: list[str] | None = None) -> None:
         print(f"ssx_mpi {__version__}")
         return
     try:
-        if launch.launcher_size() is None:
+        if launching.launcher_size() is None:
             dials_compat.prepare()
             # the arguments are checked before ranks are started for them
             parameters = _parse(arguments)[0]
-            n_ranks = parameters.nproc or launch.usable_cores()
-            launch.start_on_ranks("ssx_mpi", arguments, n_ranks)
+            n_ranks = parameters.nproc or launching.usable_cores()
+            launching.start_on_ranks("ssx_mpi", arguments, n_ranks)
         with holding_requests():
             dials_compat.prepare()
-            launch.guarded(lambda comm: _main(comm, arguments))
-    except (dials_compat.DialsError, launch.LaunchError, InputError) as error:
+            launching.guarded(lambda comm: _main(comm, arguments))
+    except (dials_compat.DialsError, launching.LaunchError, InputError) as error:
         sys.exit(_refuse(error))
 
 
 def _main(comm: Communicator, arguments: list[str]) -> int:
-    from ssx_mpi import pipeline
     from ssx_mpi.parallel.collective import on_root
+    from ssx_mpi.processing import pipeline
     from ssx_mpi.records.files import StorageError, refusals
-    from ssx_mpi.stages.geometry import quiet_dials
+    from ssx_mpi.stages.fast.joint_refinement import quiet_dials
 
     try:
         # the other ranks load no parser and no PHIL of DIALS
@@ -114,7 +114,7 @@ class _Folder:
     def lock(self) -> None:
         """Take the lock where it is not held yet, or was removed with what an earlier run had left; collective."""
         from ssx_mpi.parallel.collective import on_root
-        from ssx_mpi.records.run import lock
+        from ssx_mpi.records.run_folder import lock
 
         def take() -> None:
             if self._held is not None:
@@ -141,9 +141,9 @@ def _parse(arguments: list[str]):
     import iotbx.phil
     from libtbx.utils import Sorry
 
-    from ssx_mpi import params
+    from ssx_mpi.parameters import run_parameters
 
-    scope = params.scope()
+    scope = run_parameters.scope()
     parser = dials_compat.argument_parser(usage=USAGE, phil=scope, check_format=False)
     if not arguments:
         parser.print_help()
@@ -163,7 +163,7 @@ def _parse(arguments: list[str]):
     if unknown:
         bare = "images are given as image=, template= or directory="
         raise InputError(unknown_parameter(unknown[0], scope, bare))
-    return params.read(extract, Path.cwd()), options.verbose
+    return run_parameters.read(extract, Path.cwd()), options.verbose
 
 
 def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:

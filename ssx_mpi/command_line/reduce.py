@@ -21,7 +21,7 @@ from ssx_mpi import dials_compat
 from ssx_mpi.parallel.communicator import Communicator
 
 if TYPE_CHECKING:
-    from ssx_mpi.watch import Watch
+    from ssx_mpi.processing.watch import Watch
 
 PHIL = """
 input {
@@ -54,12 +54,12 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     watch
         Of this rank; tells when to stop. None never does.
     """
-    from ssx_mpi import reduction_parameters
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
+    from ssx_mpi.parameters import reduction_parameters
+    from ssx_mpi.parameters.user_input import InputError, PathReader
     from ssx_mpi.records.files import StorageError, storing
-    from ssx_mpi.reduction import loading, step
-    from ssx_mpi.user_input import InputError, PathReader
+    from ssx_mpi.reduction import loading, run_step
 
     try:
         params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
@@ -84,7 +84,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         if watch is not None:
             watch.together(comm)
         stoppable = comm if watch is None else StoppableCommunicator(comm, watch.stopping)
-        numbers = step.reduce_files(stoppable, sources, settings, folder)
+        numbers = run_step.reduce_files(stoppable, sources, settings, folder)
     except InputError as error:
         return _refuse(comm, error, BAD_INPUT)
     except StorageError as error:
@@ -105,8 +105,8 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
 def run(args: list[str] | None = None) -> None:
     """Entry point of the program."""
     dials_compat.prepare()
-    from ssx_mpi.parallel.launch import guarded
-    from ssx_mpi.watch import Watch
+    from ssx_mpi.parallel.launching import guarded
+    from ssx_mpi.processing.watch import Watch
 
     arguments = sys.argv[1:] if args is None else args
     # no images here, so none that takes too long
@@ -118,7 +118,7 @@ def _parse(args: list[str], phil: str):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
-    from ssx_mpi.user_input import InputError, as_phil, check_values, unknown_parameter
+    from ssx_mpi.parameters.user_input import InputError, as_phil, check_values, unknown_parameter
 
     scope = parse(phil)
     parser = dials_compat.argument_parser(

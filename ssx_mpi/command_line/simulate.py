@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from ssx_mpi import __version__, dials_compat
-from ssx_mpi.parallel.launch import guarded
+from ssx_mpi.parallel.launching import guarded
 
 PHIL = """
 n_images = 200
@@ -158,14 +158,14 @@ output {
 
 
 def parameters_from_phil(params):
-    """The PHIL parameters as a :class:`~ssx_mpi.simulation.parameters.SimulationParameters`.
+    """The PHIL parameters as a :class:`~ssx_mpi.simulation.simulation_parameters.SimulationParameters`.
 
     Raises
     ------
     SimulationError
         For a value that cannot be simulated.
     """
-    from ssx_mpi.simulation import parameters as p
+    from ssx_mpi.simulation import simulation_parameters as p
 
     c, b, g, d, h, o = (
         params.crystal,
@@ -221,10 +221,10 @@ def main(args: list[str], comm) -> int:
     from libtbx.phil import parse
     from libtbx.utils import Sorry
 
+    from ssx_mpi.parameters.user_input import InputError, as_phil, check_values
     from ssx_mpi.simulation.crystal import crystal_symmetry
     from ssx_mpi.simulation.data_set import check_outputs, simulate
-    from ssx_mpi.simulation.parameters import SimulationError
-    from ssx_mpi.user_input import InputError, as_phil, check_values
+    from ssx_mpi.simulation.simulation_parameters import SimulationError
 
     if "--version" in args:
         if comm.rank == 0:

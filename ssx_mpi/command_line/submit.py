@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssx_mpi import dials_compat
-from ssx_mpi.params import Parameters
+from ssx_mpi.parameters.run_parameters import Parameters
+from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.submission import estimate, scripts
-from ssx_mpi.user_input import InputError
 
 _OURS = (
     *("template", "nodes", "time", "ranks_per_node", "partition", "account", "qos", "constraint", "name", "modules"),
@@ -189,7 +189,7 @@ def _number(ours: dict[str, str], name: str) -> int | None:
 
 
 def _suggest(ours: dict[str, str], parameters: Parameters, ranks: int | None, nodes: int | None) -> estimate.Estimate:
-    from ssx_mpi.stages.sources import find_images
+    from ssx_mpi.images.sources import find_images
 
     n_images = len(find_images(parameters.sources))
     cost, origin = _cost(ours, parameters)

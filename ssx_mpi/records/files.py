@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssx_mpi.user_input import InputError
+from ssx_mpi.parameters.user_input import InputError
 
 
 class StorageError(Exception):

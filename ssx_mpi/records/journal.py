@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 
 from ssx_mpi.records.files import storing
-from ssx_mpi.records.tables import Column, TableLayout
+from ssx_mpi.records.joined_tables import Column, TableLayout
 
 _FRAME = struct.Struct("<4sQQII")
 _MAGIC = b"SSXR"

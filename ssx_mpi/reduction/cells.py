@@ -9,7 +9,7 @@ import numpy as np
 from ssx_mpi.kernels import cell_clusters
 from ssx_mpi.kernels.cell_clusters import CellCluster
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction_parameters import CellFilter
+from ssx_mpi.parameters.reduction_parameters import CellFilter
 
 _SAMPLE = 1000
 _BISECTIONS = 52

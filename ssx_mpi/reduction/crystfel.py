@@ -12,7 +12,7 @@ from io import StringIO
 import numpy as np
 
 from ssx_mpi import __version__
-from ssx_mpi.stages.reduction import IntegratedSpots
+from ssx_mpi.stages.intensities.reflection_data import IntegratedSpots
 
 _EV_ANGSTROM = 12398.41984  # hc
 _PER_NM = 10.0  # 1/angstrom in 1/nm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.user_input import InputError
+from ssx_mpi.parameters.user_input import InputError
 
 __all__ = ["InputError", "NothingLeftError", "raise_together"]
 

@@ -11,10 +11,10 @@ from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction import scale
-from ssx_mpi.reduction.crystals import Fate
-from ssx_mpi.reduction.scale import Scaled
-from ssx_mpi.reduction_parameters import ReductionParameters
+from ssx_mpi.parameters.reduction_parameters import ReductionParameters
+from ssx_mpi.reduction import scaling_rounds
+from ssx_mpi.reduction.crystal_list import Fate
+from ssx_mpi.reduction.scaling_rounds import Scaled
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def filter_crystals(
     fate = fate.copy()
 
     def again() -> Scaled:
-        return scale.scale(
+        return scaling_rounds.scale(
             comm, data.only(fate == Fate.KEPT), unique, scaled.scales, scaled.merged.intensity, parameters.scaling,
             scaled.noise,
         )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction.crystals import Crystals
+from ssx_mpi.reduction.crystal_list import Crystals
 from ssx_mpi.reduction.errors import InputError, raise_together
 
 

@@ -11,11 +11,11 @@ import numpy as np
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction.crystals import FATE_TEXT, Crystals, Fate
+from ssx_mpi.parameters.reduction_parameters import ReductionParameters
+from ssx_mpi.reduction.crystal_list import FATE_TEXT, Crystals, Fate
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.loading import Loaded, Source
-from ssx_mpi.reduction_parameters import ReductionParameters
-from ssx_mpi.stages.reduction import Selection
+from ssx_mpi.stages.intensities.reflection_data import Selection
 
 logger = logging.getLogger("ssx_mpi.reduction")
 
@@ -31,7 +31,7 @@ class Frame:
     space_group
         Symbol as cctbx reads it.
     settings
-        (n_settings, 3, 3), see :func:`ssx_mpi.stages.reduction.reindexing_settings`.
+        (n_settings, 3, 3), see :func:`ssx_mpi.stages.intensities.reflection_data.reindexing_settings`.
     """
 
     cell: tuple[float, ...]

@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ssx_mpi.images.experiment_maker import WAVELENGTH_TOLERANCE
 from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction.crystals import Crystals
+from ssx_mpi.reduction.crystal_list import Crystals
 from ssx_mpi.reduction.errors import InputError, raise_together
-from ssx_mpi.stages import reduction as stage
-from ssx_mpi.stages.importing import WAVELENGTH_TOLERANCE
+from ssx_mpi.stages.intensities import reflection_data as stage
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.reduction_parameters import MergingSettings
 from ssx_mpi.reduction.sums import largest_of
-from ssx_mpi.reduction_parameters import MergingSettings
 
 
 @dataclass(frozen=True)

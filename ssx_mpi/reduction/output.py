@@ -12,13 +12,13 @@ from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
 from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import crystfel
-from ssx_mpi.reduction.crystals import Crystals, Fate
+from ssx_mpi.reduction.crystal_list import Crystals, Fate
 from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
 from ssx_mpi.reduction.loading import Source
-from ssx_mpi.stages import reduction as stage
-from ssx_mpi.stages.reduction import ScaledCrystal, Selection
+from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.reflection_data import ScaledCrystal, Selection
 
 INDEX_NAME = "scales.json"
 _SCALES = ("log_k", "b_factor", "width")

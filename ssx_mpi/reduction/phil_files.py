@@ -10,10 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.reduction_parameters import Exports, ReductionParameters
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import say
-from ssx_mpi.reduction_parameters import Exports, ReductionParameters
-from ssx_mpi.stages import dials_reduction
+from ssx_mpi.stages.dials import dials_reduction
 
 # parameters of DIALS and the field of ours that is the same
 _SAME = {

@@ -8,12 +8,12 @@ from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job
-from ssx_mpi.reduction_parameters import ReductionParameters
-from ssx_mpi.stages import reduction as stage
-from ssx_mpi.stages import reference as reader
-from ssx_mpi.stages.reference import FreeFlags
+from ssx_mpi.stages.intensities import reference as reader
+from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.reference import FreeFlags
 
 # A reference from another crystal form does not help; these tell forms apart and leave room for temperature
 _LENGTH_TOLERANCE = 0.05

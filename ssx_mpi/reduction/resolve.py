@@ -17,7 +17,7 @@ from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.reduction_parameters import AmbiguitySettings
+from ssx_mpi.parameters.reduction_parameters import AmbiguitySettings
 
 logger = logging.getLogger(__name__)
 

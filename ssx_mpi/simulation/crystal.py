@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ssx_mpi.simulation.parameters import CrystalParameters, SimulationError
+from ssx_mpi.simulation.simulation_parameters import CrystalParameters, SimulationError
 
 # mean intensity at zero angle, on the arbitrary scale of truth.mtz
 MEAN_INTENSITY = 1000.0

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.simulation import cbf, nexus
-from ssx_mpi.simulation.images import ImageTruth, Simulator
-from ssx_mpi.simulation.parameters import SimulationError, SimulationParameters
+from ssx_mpi.simulation import cbf_writer, nexus_writer
+from ssx_mpi.simulation.simulation_parameters import SimulationError, SimulationParameters
+from ssx_mpi.simulation.still_images import ImageTruth, Simulator
 
 
 def outputs(parameters: SimulationParameters) -> list[Path]:
     """The files that say that this data set exists: the master or first image, and the truth."""
     output = parameters.output
-    first = output.file if output.format == "nxs" else cbf.cbf_path(output.file, 0)
+    first = output.file if output.format == "nxs" else cbf_writer.cbf_path(output.file, 0)
     return [first, *(output.file.parent / name for name in ("truth.expt", "truth.mtz", "truth.json"))]
 
 
@@ -47,7 +47,7 @@ def simulate(parameters: SimulationParameters, comm: Communicator) -> list[Image
         return None
     everything = sorted((truth for part in gathered for truth in part), key=lambda truth: truth.index)
     if parameters.output.format == "nxs":
-        nexus.write_master(
+        nexus_writer.write_master(
             _layout(parameters), simulator.header, simulator.gaps, simulator.bad, parameters.output.rotation_axis
         )
     write_truth(simulator, everything)
@@ -55,8 +55,8 @@ def simulate(parameters: SimulationParameters, comm: Communicator) -> list[Image
     return everything
 
 
-def _layout(parameters: SimulationParameters) -> nexus.Layout:
-    return nexus.Layout(parameters.output.file, parameters.n_images, parameters.output.images_per_file)
+def _layout(parameters: SimulationParameters) -> nexus_writer.Layout:
+    return nexus_writer.Layout(parameters.output.file, parameters.n_images, parameters.output.images_per_file)
 
 
 def _write_images(simulator: Simulator, rank: int, size: int) -> list[ImageTruth]:
@@ -66,7 +66,7 @@ def _write_images(simulator: Simulator, rank: int, size: int) -> list[ImageTruth
     if output.format == "cbf":
         for index in range(rank, parameters.n_images, size):
             counts, truth = simulator.image(index)
-            cbf.write_cbf(cbf.cbf_path(output.file, index), counts, simulator.header)
+            cbf_writer.write_cbf(cbf_writer.cbf_path(output.file, index), counts, simulator.header)
             truths.append(truth)
         return truths
 
@@ -78,7 +78,7 @@ def _write_images(simulator: Simulator, rank: int, size: int) -> list[ImageTruth
 
     layout = _layout(parameters)
     for number in range(rank, layout.n_files, size):
-        nexus.write_data_file(
+        nexus_writer.write_data_file(
             layout,
             number,
             images(layout.images(number)),
@@ -149,7 +149,7 @@ def _image_sets(parameters: SimulationParameters, indices: list[int]) -> dict:
 
     output = parameters.output
     if output.format == "cbf":
-        return {i: opened(cbf.cbf_path(output.file, i))[0] for i in indices}
+        return {i: opened(cbf_writer.cbf_path(output.file, i))[0] for i in indices}
     image_sets = opened(output.file)
     if output.rotation_axis:
         return {i: image_sets[0][i : i + 1] for i in indices}
@@ -186,7 +186,7 @@ def _miller_indices(hkl: np.ndarray):
 def check_outputs(parameters: SimulationParameters, overwrite: bool) -> None:
     """Raise SimulationError when the output cannot be written, or another data set is there and not to be lost."""
     output = parameters.output
-    if output.format == "nxs" and not nexus.has_filter(output.compression):
+    if output.format == "nxs" and not nexus_writer.has_filter(output.compression):
         raise SimulationError(
             f"output.compression={output.compression}: this HDF5 has no such filter (pip install hdf5plugin); "
             "gzip and none always work"

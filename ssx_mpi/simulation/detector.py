@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssx_mpi.kernels.simulation import polarization_factor
-from ssx_mpi.simulation.parameters import (
+from ssx_mpi.kernels.still_simulation import polarization_factor
+from ssx_mpi.simulation.simulation_parameters import (
     DETECTORS,
     BackgroundParameters,
     BeamParameters,

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ssx_mpi.kernels.simulation import polarization_factor
+from ssx_mpi.kernels.still_simulation import polarization_factor
 
 # farther from every true lattice of its image than this, an indexed lattice is false
 FALSE_ABOVE_DEG = 1.0

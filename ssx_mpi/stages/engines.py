@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from ssx_mpi.dials_parameters import DialsParameters
-from ssx_mpi.params import Parameters
-from ssx_mpi.stages import fast_spotfinding
-from ssx_mpi.stages.dials_engine import DialsIndexer, DialsIntegrator, DialsSpotFinder
-from ssx_mpi.stages.fast_indexing import FastIndexer
-from ssx_mpi.stages.fast_integration import FastEllipsoidIntegrator
-from ssx_mpi.stages.fast_spotfinding import FastSpotFinder
-from ssx_mpi.stages.frames import Frame, FrameReader
-from ssx_mpi.stages.results import Crystals, StageError, library_errors, short_reason
+from ssx_mpi.images.frames import Frame, FrameReader
+from ssx_mpi.parameters.dials_parameters import DialsParameters
+from ssx_mpi.parameters.run_parameters import Parameters
+from ssx_mpi.stages.dials.dials_stages import DialsIndexer, DialsIntegrator, DialsSpotFinder
+from ssx_mpi.stages.fast import fast_spotfinding
+from ssx_mpi.stages.fast.fast_indexing import FastIndexer
+from ssx_mpi.stages.fast.fast_integration import FastEllipsoidIntegrator
+from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
+from ssx_mpi.stages.still_results import Crystals, StageError, library_errors, short_reason
 from ssx_mpi.stages.stills import Engine
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from ssx_mpi.records import journal, tables
-from ssx_mpi.records.experiments import COMMON, join
-from ssx_mpi.stages.results import StillResult
+from ssx_mpi.records import joined_tables, journal
+from ssx_mpi.records.joined_experiments import COMMON, join
+from ssx_mpi.stages.still_results import StillResult
 
 
 def describe(result: StillResult, name: str) -> dict[str, Any]:
@@ -39,17 +39,17 @@ def encode(result: StillResult, name: str, steps: tuple[str, ...], common: dict[
         Detector and beam, as dicts, that need not be in every record.
     """
     content: dict[str, Any] = {"numbers": describe(result, name), "experiments": {}}
-    packed: dict[str, tuple[tables.TableLayout, list[bytes]]] = {}
+    packed: dict[str, tuple[joined_tables.TableLayout, list[bytes]]] = {}
     if result.experiment is not None:
         content["experiments"]["imported"] = _plain([result.experiment], common)
     if "find_spots" in steps and result.strong is not None:
-        packed["strong"] = tables.take_apart(result.strong.as_msgpack())
+        packed["strong"] = joined_tables.take_apart(result.strong.as_msgpack())
     for step, table, crystals in (
         ("index", "indexed", result.indexed),
         ("integrate", "integrated", result.integrated),
     ):
         if step in steps and crystals is not None:
-            packed[table] = tables.take_apart(crystals.reflections.as_msgpack())
+            packed[table] = joined_tables.take_apart(crystals.reflections.as_msgpack())
             content["experiments"][table] = _plain(crystals.experiments, common)
     return journal.encode(result.image, content, packed)
 

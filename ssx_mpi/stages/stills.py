@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ssx_mpi.stages.frames import BadImage, Frame
-from ssx_mpi.stages.importing import ExperimentMaker
+from ssx_mpi.images.experiment_maker import ExperimentMaker
+from ssx_mpi.images.frames import BadImage, Frame
 from ssx_mpi.stages.packing import describe, encode
-from ssx_mpi.stages.results import (
+from ssx_mpi.stages.still_results import (
     Crystals,
     Failure,
     IntegratedCrystal,
@@ -32,7 +32,7 @@ class Engine:
     Attributes
     ----------
     read
-        Imageset of one image to its :class:`~ssx_mpi.stages.frames.Frame`; raises BadImage.
+        Imageset of one image to its :class:`~ssx_mpi.images.frames.Frame`; raises BadImage.
     find_spots
         Experiment and frame to a reflection table of strong spots.
     index

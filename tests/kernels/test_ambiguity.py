@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssx_mpi.kernels import ambiguity
-from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.intensities import reflection_data as stage
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from scitbx import matrix
 from scitbx.array_family import flex
 
 from ssx_mpi.kernels import fourier_search, lattices
-from ssx_mpi.stages.target import Target
+from ssx_mpi.stages.fast.target import Target
 
 # cell, space group, spots of the lattice, spots elsewhere; the last one's grid is too fine for the whole hemisphere
 STILLS = {

@@ -29,7 +29,7 @@ def detector_of_two(parallax=True):
 
 @pytest.mark.parametrize("parallax", [False, True])
 def test_pixels_and_rays_are_where_dials_has_them(parallax):
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     detector = detector_of_two(parallax)
     panels = panels_of(detector)
@@ -46,7 +46,7 @@ def test_pixels_and_rays_are_where_dials_has_them(parallax):
 
 
 def test_each_ray_is_given_the_panel_that_it_meets():
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     detector = detector_of_two()
     rays = np.random.default_rng(2).normal(size=(300, 3)) * [0.4, 0.4, 1]
@@ -61,7 +61,7 @@ def test_each_ray_is_given_the_panel_that_it_meets():
 
 
 def test_rays_away_from_a_panel_meet_it_nowhere():
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     px, mm = rays_to_pixels(panels_of(detector_of_two()), np.zeros(1, int), np.array([[0.0, 0.0, 1.0]]))
     assert np.isnan(px).all() and np.isnan(mm).all()

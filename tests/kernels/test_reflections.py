@@ -6,7 +6,7 @@ from cctbx import miller, sgtbx
 from dials.array_family import flex
 
 from ssx_mpi.kernels.reflections import Observations, unique_reflections
-from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.intensities import reflection_data as stage
 
 CELLS = {
     "P 43 21 2": (79.1, 79.1, 38.2, 90, 90, 90),

@@ -49,7 +49,7 @@ def predicted(still):
     from dials.algorithms.spot_prediction import IndexGenerator
     from dxtbx import flumpy
 
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     crystal = still[0].crystal
     indices = IndexGenerator(crystal.get_unit_cell(), crystal.get_space_group().type(), 1.8).to_array()
@@ -66,7 +66,7 @@ def predicted(still):
 def arrays(still, table):
     from dxtbx import flumpy
 
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     s0 = np.array(still[0].beam.get_s0())
     sigmas = MODELS["simple6"].sigma(PARAMETERS)[None]
@@ -216,7 +216,7 @@ def dials_table(strong, directions):
 def test_angular_spread_is_that_of_dials(still):
     from dials.algorithms.profile_model.gaussian_rs.calculator import ComputeEsdBeamDivergence
 
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     experiment, data, _ = still
     panels = panels_of(experiment.detector)
@@ -237,7 +237,7 @@ def test_angular_spread_is_that_of_dials(still):
 def test_circle_boxes_are_those_of_dials(still):
     from dials.algorithms.profile_model.gaussian_rs import BBoxCalculator
 
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     experiment = still[0]
     panels = panels_of(experiment.detector)
@@ -252,7 +252,7 @@ def test_circle_boxes_are_those_of_dials(still):
 
 
 def test_shapes_of_strong_spots_are_the_moments_of_their_counts(still):
-    from ssx_mpi.stages.fast_integration import panels_of
+    from ssx_mpi.stages.fast.fast_integration import panels_of
 
     experiment, data, mask = still
     panels, s0 = panels_of(experiment.detector), np.array(experiment.beam.get_s0())

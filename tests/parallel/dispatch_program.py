@@ -3,7 +3,7 @@
 import json
 import sys
 
-from ssx_mpi.parallel import dispatch, launch
+from ssx_mpi.parallel import dispatch, launching
 from ssx_mpi.parallel.communicator import Communicator
 
 
@@ -79,4 +79,4 @@ def main(comm: Communicator) -> int:
     return 0
 
 
-launch.guarded(main)
+launching.guarded(main)

@@ -46,12 +46,12 @@ def main() -> None:
     from ssx_mpi import dials_compat
 
     dials_compat.prepare()
-    from ssx_mpi import tasks, watch
     from ssx_mpi.parallel import dispatch
+    from ssx_mpi.processing import batches, watch
     from ssx_mpi.stages.stills import StillProcessor
 
     # there are few images
-    tasks._FEWEST_TO_JUDGE = 5
+    batches._FEWEST_TO_JUDGE = 5
     # and little time
     dispatch._BEAT, dispatch._SILENT, watch.GRACE = 0.5, 2.5, 3.0
 

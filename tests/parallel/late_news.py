@@ -4,7 +4,7 @@ import sys
 import time
 from pathlib import Path
 
-from ssx_mpi.parallel import dispatch, launch
+from ssx_mpi.parallel import dispatch, launching
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import PlainJob
@@ -48,4 +48,4 @@ def main(comm):
     return 0
 
 
-launch.guarded(main)
+launching.guarded(main)

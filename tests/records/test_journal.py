@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from dials.array_family import flex
 
+from ssx_mpi.records.joined_tables import take_apart
 from ssx_mpi.records.journal import _FRAME, Journal, decode, encode, identity_of
-from ssx_mpi.records.tables import take_apart
 
 IDENTITY = {"run": "abc", "steps": ["find_spots"]}
 

@@ -9,9 +9,9 @@ from ssx_mpi import dials_compat
 dials_compat.prepare()
 
 from ssx_mpi.command_line import reduce  # noqa: E402
-from ssx_mpi.reduction import pipeline  # noqa: E402
+from ssx_mpi.reduction import procedure  # noqa: E402
 
-merge = pipeline.merge
+merge = procedure.merge
 
 
 def merge_and_signal(*arguments, **more):
@@ -20,5 +20,5 @@ def merge_and_signal(*arguments, **more):
     return merge(*arguments, **more)
 
 
-pipeline.merge = merge_and_signal
+procedure.merge = merge_and_signal
 reduce.run(sys.argv[2:])

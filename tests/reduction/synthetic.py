@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Scales, Trend
-from ssx_mpi.stages import reduction as stage
+from ssx_mpi.stages.intensities import reflection_data as stage
 
 
 @dataclass(frozen=True)

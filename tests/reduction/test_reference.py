@@ -7,11 +7,11 @@ from dials.array_family import flex
 
 from ssx_mpi.kernels.scaling import Merged
 from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction import references
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction_parameters import ReductionParameters
-from ssx_mpi.stages import reduction as stage
-from ssx_mpi.stages.reference import read_reference
+from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.reference import read_reference
 
 CELL, GROUP = (79.1, 79.1, 38.2, 90.0, 90.0, 90.0), "P 43 21 2"
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from ssx_mpi.simulation.parameters import (
+from ssx_mpi.simulation.simulation_parameters import (
     CrystalParameters,
     DetectorParameters,
     HeaderParameters,

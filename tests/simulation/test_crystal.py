@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssx_mpi.simulation.crystal import crystal_symmetry, make_structure, vary_cell, wilson_intensities
-from ssx_mpi.simulation.parameters import CrystalParameters, SimulationError
+from ssx_mpi.simulation.simulation_parameters import CrystalParameters, SimulationError
 
 
 @pytest.fixture(scope="module")

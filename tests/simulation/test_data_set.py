@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.simulation import nexus_writer
 from ssx_mpi.simulation.data_set import outputs, simulate
-from ssx_mpi.simulation.images import Simulator
-from ssx_mpi.simulation.parameters import SimulationError, SimulationParameters
+from ssx_mpi.simulation.simulation_parameters import SimulationError, SimulationParameters
+from ssx_mpi.simulation.still_images import Simulator
 from ssx_mpi.simulation.truth import read_experiments
 
 # dxtbx divides zero by zero where it looks for the step of an axis that does not turn
@@ -216,9 +217,8 @@ def test_an_existing_data_set_is_not_written_over(tmp_path, capsys):
 
 def test_a_missing_compression_filter_is_named_with_the_way_out(tmp_path, capsys, monkeypatch):
     from ssx_mpi.command_line import simulate as program
-    from ssx_mpi.simulation import nexus
 
-    monkeypatch.setattr(nexus, "has_filter", lambda compression: compression == "gzip")
+    monkeypatch.setattr(nexus_writer, "has_filter", lambda compression: compression == "gzip")
     arguments = [*QUICK, "n_images=1", f"output.file={tmp_path / 'x.nxs'}"]
     assert program.main(arguments, SerialCommunicator()) == 2
     message = capsys.readouterr().err

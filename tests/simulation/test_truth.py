@@ -11,8 +11,8 @@ from scipy.spatial.transform import Rotation
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.simulation import truth as module
 from ssx_mpi.simulation.data_set import simulate
-from ssx_mpi.simulation.images import Simulator
-from ssx_mpi.simulation.parameters import CrystalParameters, HeaderParameters, SimulationParameters
+from ssx_mpi.simulation.simulation_parameters import CrystalParameters, HeaderParameters, SimulationParameters
+from ssx_mpi.simulation.still_images import Simulator
 
 
 @pytest.fixture(scope="module")

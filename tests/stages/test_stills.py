@@ -10,13 +10,13 @@ import pytest
 from small_chips import small_chip
 
 from ssx_mpi.command_line.process import _parse
-from ssx_mpi.dials_parameters import dials_parameters
-from ssx_mpi.params import Source
+from ssx_mpi.images.experiment_maker import ExperimentMaker
+from ssx_mpi.images.sources import find_images
+from ssx_mpi.parameters.dials_parameters import dials_parameters
+from ssx_mpi.parameters.run_parameters import Source
 from ssx_mpi.records.journal import decode
 from ssx_mpi.stages.engines import build_engine
-from ssx_mpi.stages.importing import ExperimentMaker
-from ssx_mpi.stages.results import Crystals, Failure, StageError
-from ssx_mpi.stages.sources import find_images
+from ssx_mpi.stages.still_results import Crystals, Failure, StageError
 from ssx_mpi.stages.stills import Engine, StillProcessor
 
 

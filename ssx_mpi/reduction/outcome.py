@@ -1,0 +1,154 @@
+"""All files that a finished reduction leaves."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssx_mpi.records.files import placing, write_json
+from ssx_mpi.reduction import output, references
+from ssx_mpi.reduction.crystfel import CellType
+from ssx_mpi.reduction.job import Job, logger
+from ssx_mpi.reduction.merge import MergedData
+from ssx_mpi.reduction.scaling_rounds import Scaled
+from ssx_mpi.report import merging_report as report
+from ssx_mpi.stages.dials import dials_reduction
+from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.reference import FreeFlags
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out, for the end of the log and for programs.
+
+    Parameters
+    ----------
+    fates
+        Number of crystals by what became of them.
+    cell, space_group, wavelength
+        Of the merged data; angstrom and degrees.
+    merged
+        By name: the statistics of each merged set; none when DIALS merged.
+    ambiguity, scaling
+        How these went, in numbers; None where they had no part.
+    """
+
+    fates: dict[str, int]
+    cell: tuple[float, ...]
+    space_group: str
+    wavelength: float
+    merged: dict[str, MergedData]
+    ambiguity: dict[str, Any] | None = None
+    scaling: dict[str, Any] | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it as plain data, for programs."""
+        return {
+            "crystals": self.fates,
+            "cell": [round(x, 4) for x in self.cell],
+            "space_group": self.space_group,
+            "wavelength": self.wavelength,
+            "ambiguity": self.ambiguity,
+            "scaling": self.scaling,
+            "merged": {
+                name: {
+                    "n_crystals": data.n_crystals,
+                    "d_min": round(data.d_min, 4),
+                    "d_min_estimated": data.d_min_estimated,
+                    **report.overall(data.cut),
+                }
+                for name, data in self.merged.items()
+            },
+        }
+
+
+def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalResults) -> None:
+    """Write merged and scaled data, exports, and the scales to continue from. Collective."""
+    if "scale" in job.parameters.steps:
+        _write_by_file(job, crystals, scaled)
+    if job.comm.rank == 0:
+        free = references.free_flags(job)
+        if free is not None:
+            logger.info("free flags %s of the reference are carried over", free.label)
+        for name, data in summary.merged.items():
+            _write_merged(job, name, data, summary, free)
+    job.comm.barrier()
+
+
+def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> None:
+    export, frame = job.parameters.export, job.frame
+    state, data_files = job.folder / "data_reduction", job.folder / "DataFiles"
+    written = []
+    for number, of_file in output.collect_by_file(job, results).items():
+        output.write_scales(state, number, of_file)
+        kept = output.kept_crystals(of_file, frame.settings)
+        if not kept:
+            continue
+        source = job.sources[number]
+        if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
+            stem = data_files / f"scaled_{number + 1}"
+            output.write_scaled(
+                source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise, scaled.scales.trend
+            )
+            written.append(number)
+        if export.stream:
+            cell_type = CellType(*stage.lattice_type(frame.space_group))
+            output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
+    written = sorted(number for part in job.comm.allgather(written) for number in part)
+    if job.comm.rank == 0:
+        output.write_index(
+            state, job.sources, scaled.noise, scaled.scales.trend, frame.settings, frame.unique, scaled.merged
+        )
+        if export.unmerged_mtz or export.unmerged_mmcif:
+            _export_unmerged(job, [data_files / f"scaled_{number + 1}" for number in written])
+
+
+def _export_unmerged(job: Job, stems: list[Path]) -> None:
+    data_files, export = job.folder / "DataFiles", job.parameters.export
+    data, threshold = dials_reduction.read(stems), job.parameters.partiality_threshold
+    try:
+        if export.unmerged_mtz:
+            with placing(data_files / "scaled_unmerged.mtz") as path:
+                dials_reduction.export_unmerged(data, threshold, path, None)
+        if export.unmerged_mmcif:
+            with placing(data_files / "scaled_unmerged.cif") as path:
+                dials_reduction.export_unmerged(data, threshold, None, path)
+    except dials_reduction.DialsReductionError as error:
+        logger.warning("%s", error)
+
+
+def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free: FreeFlags | None) -> None:
+    frame, data_files = job.frame, job.folder / "DataFiles"
+
+    def write_mtz(path: Path, d_min: float | None) -> None:
+        with placing(path) as beside:
+            stage.write_merged_mtz(
+                str(beside),
+                frame.cell,
+                frame.space_group,
+                summary.wavelength,
+                frame.unique,
+                data.sums,
+                data.half_sums,
+                d_min,
+                job.parameters.anomalous,
+                free,
+            )
+
+    everything = data.d_min_estimated is False
+    write_mtz(data_files / f"{name}.mtz", None if everything else data.d_min)
+    if job.parameters.d_min is None:
+        # without a cut the two are the same, and French-Wilson is what takes time
+        full = data_files / f"{name}_full.mtz"
+        if everything:
+            with placing(full) as path:
+                shutil.copyfile(data_files / f"{name}.mtz", path)
+        else:
+            write_mtz(full, None)
+    wilson_b = stage.wilson_b(frame.cell, frame.space_group, frame.unique, data.merged, data.d_min)
+    logger.info("%s: Wilson B %s", name, "unknown" if wilson_b is None else f"{wilson_b:.1f} square angstrom")
+    content = report.merge_json(data.cut, summary.wavelength, wilson_b)
+    suffix = "" if name == "merged" else f".{name}"
+    write_json(job.folder / "LogFiles" / f"dials.merge{suffix}.json", content)

@@ -1,0 +1,212 @@
+"""Simulated images as NeXus NXmx: data files of a fixed number of images, and a master that joins them.
+
+The master holds the geometry and one virtual dataset over all data files, which it names relative to itself, so that a
+folder can be moved. Without a rotation axis dxtbx opens it as single stills; with one that never turns (as some
+beamlines write) as one sequence of stills. Data files of the same images are the same to the byte; the master bears the
+time of its making.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from ssx_mpi import __version__
+from ssx_mpi.simulation.detector import FlatDetector, saturation
+from ssx_mpi.simulation.simulation_parameters import DetectorPreset
+
+_DATA = "/entry/data/data"
+_DETECTOR = "/entry/instrument/detector"
+# registered HDF5 filters and their options: bitshuffle with lz4 inside, lz4; gzip at its fastest with byte shuffle
+_FILTERS: dict[str, dict] = {
+    "bslz4": {"compression": 32008, "compression_opts": (0, 2)},
+    "lz4": {"compression": 32004, "compression_opts": (0,)},
+    "gzip": {"compression": "gzip", "compression_opts": 1, "shuffle": True},
+    "none": {},
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which image stands in which data file.
+
+    Parameters
+    ----------
+    master
+        The ``.nxs`` file.
+    n_images
+        In all.
+    images_per_file
+        In each data file but the last.
+    """
+
+    master: Path
+    n_images: int
+    images_per_file: int
+
+    @property
+    def n_files(self) -> int:
+        return -(-self.n_images // self.images_per_file)
+
+    def data_file(self, number: int) -> Path:
+        """Data file `number`, counted from 0 (its name counts from 1)."""
+        return self.master.with_name(f"{self.master.stem}_{number + 1:06d}.h5")
+
+    def images(self, number: int) -> range:
+        """Indices of the images in data file `number`."""
+        first = number * self.images_per_file
+        return range(first, min(first + self.images_per_file, self.n_images))
+
+
+def pixel_type(bit_depth: int) -> np.dtype:
+    """Unsigned integer type of the pixels: the highest value means gap, the one below it bad pixel."""
+    return np.dtype({16: np.uint16, 32: np.uint32}[bit_depth])
+
+
+def has_filter(compression: str) -> bool:
+    """Whether this HDF5 can write with `compression`; registers the filters of hdf5plugin."""
+    import hdf5plugin  # noqa: F401
+
+    number = _FILTERS[compression].get("compression")
+    return not isinstance(number, int) or bool(h5py.h5z.filter_avail(number))
+
+
+def write_data_file(
+    layout: Layout, number: int, images: Iterable[np.ndarray], shape: tuple[int, int], bit_depth: int, compression: str
+) -> None:
+    """Write one data file, beside its final name and then renamed.
+
+    Parameters
+    ----------
+    images
+        int32 arrays of `shape` (ny, nx), -1 and -2 in dead pixels: in two's complement these become the two highest
+        values of the unsigned type.
+    """
+    if not has_filter(compression):
+        raise ValueError(f"this HDF5 has no filter for {compression}")
+    path = layout.data_file(number)
+    unfinished = path.with_suffix(".part")
+    count = len(layout.images(number))
+    with h5py.File(unfinished, "w") as file:
+        data = file.create_dataset(
+            _DATA,
+            (count, *shape),
+            pixel_type(bit_depth),
+            chunks=(1, *shape),
+            **_FILTERS[compression],
+        )
+        for i, image in enumerate(images):
+            data[i] = image.astype(data.dtype)
+    unfinished.replace(path)
+
+
+def write_master(layout: Layout, header: FlatDetector, gaps: np.ndarray, bad: np.ndarray, rotation_axis: bool) -> None:
+    """Write the master: geometry as in `header`, pixel mask, and the virtual dataset over the data files.
+
+    Parameters
+    ----------
+    gaps, bad : (ny, nx) bool
+        Pixels without sensor and without use.
+    rotation_axis
+        Say that the images were taken about an axis that did not turn.
+    """
+    unfinished = layout.master.with_suffix(".part")
+    with h5py.File(unfinished, "w") as file:
+        entry = _group(file, "/entry", "NXentry")
+        entry["definition"] = "NXmx"
+        file.attrs["default"] = "entry"
+        file.attrs["creator"] = f"ssx_mpi.simulate {__version__}"
+        data = _group(file, "/entry/data", "NXdata")
+        data.attrs["signal"] = "data"
+        data.create_virtual_dataset("data", _virtual_layout(layout, header.preset), fillvalue=0)
+        source = _group(file, "/entry/source", "NXsource")
+        source["name"] = "simulation"
+        instrument = _group(file, "/entry/instrument", "NXinstrument")
+        instrument["name"] = "simulation"
+        beam = _group(file, "/entry/instrument/beam", "NXbeam")
+        _quantity(beam, "incident_wavelength", header.wavelength, "angstrom")
+        _write_sample(file, layout.n_images if rotation_axis else 0)
+        _write_detector(file, header, gaps, bad)
+        file["/entry/sample/beam"] = beam
+    unfinished.replace(layout.master)
+
+
+def _virtual_layout(layout: Layout, preset: DetectorPreset) -> h5py.VirtualLayout:
+    shape = preset.shape
+    virtual = h5py.VirtualLayout((layout.n_images, *shape), pixel_type(preset.bit_depth))
+    for number in range(layout.n_files):
+        images = layout.images(number)
+        source = h5py.VirtualSource(layout.data_file(number).name, _DATA, (len(images), *shape))
+        virtual[images.start : images.stop] = source
+    return virtual
+
+
+def _write_sample(file: h5py.File, n_angles: int) -> None:
+    sample = _group(file, "/entry/sample", "NXsample")
+    sample["name"] = "simulation"
+    if not n_angles:
+        sample["depends_on"] = "."
+        return
+    axes = _group(file, "/entry/sample/transformations", "NXtransformations")
+    _axis(axes, "omega", np.zeros(n_angles), "deg", "rotation", (-1, 0, 0), ".")
+    sample["depends_on"] = "/entry/sample/transformations/omega"
+
+
+def _write_detector(file: h5py.File, header: FlatDetector, gaps: np.ndarray, bad: np.ndarray) -> None:
+    """The detector in McStas coordinates, x and z of which point against those of dxtbx."""
+    preset, (bx, by) = header.preset, header.beam_centre_mm
+    detector = _group(file, _DETECTOR, "NXdetector")
+    detector["description"] = f"simulated {preset.name}"
+    detector["type"] = "Pixel"
+    detector["sensor_material"] = "Si"
+    _quantity(detector, "sensor_thickness", preset.thickness_mm * 1e-3, "m")
+    _quantity(detector, "x_pixel_size", preset.pixel_mm * 1e-3, "m")
+    _quantity(detector, "y_pixel_size", preset.pixel_mm * 1e-3, "m")
+    _quantity(detector, "beam_center_x", bx / preset.pixel_mm, "pixel")
+    _quantity(detector, "beam_center_y", by / preset.pixel_mm, "pixel")
+    _quantity(detector, "distance", header.distance_mm * 1e-3, "m")
+    _quantity(detector, "count_time", 0.01, "s")
+    _quantity(detector, "frame_time", 0.01, "s")
+    detector["bit_depth_readout"] = preset.bit_depth
+    detector["saturation_value"] = saturation(preset)
+    detector["underload_value"] = 0
+    # NXmx: bit 0 gap, bit 1 dead
+    mask = gaps.astype(np.uint32) | (bad.astype(np.uint32) << 1)
+    detector.create_dataset("pixel_mask", data=mask, chunks=mask.shape, compression="gzip", compression_opts=1)
+
+    axes = _group(file, f"{_DETECTOR}/transformations", "NXtransformations")
+    _axis(axes, "det_z", [header.distance_mm], "mm", "translation", (0, 0, 1), ".")
+    detector["depends_on"] = f"{_DETECTOR}/transformations/det_z"
+    module = _group(file, f"{_DETECTOR}/module", "NXdetector_module")
+    module["data_origin"] = np.array([0, 0])
+    module["data_size"] = np.array(gaps.shape)
+    offset = _axis(module, "module_offset", [0.0], "mm", "translation", (1, 0, 0), f"{_DETECTOR}/transformations/det_z")
+    offset.attrs["offset"] = np.array([bx, by, 0.0])
+    offset.attrs["offset_units"] = "mm"
+    along = f"{_DETECTOR}/module/module_offset"
+    _axis(module, "fast_pixel_direction", preset.pixel_mm, "mm", "translation", (-1, 0, 0), along)
+    _axis(module, "slow_pixel_direction", preset.pixel_mm, "mm", "translation", (0, -1, 0), along)
+
+
+def _group(file: h5py.File, path: str, nx_class: str) -> h5py.Group:
+    group = file.require_group(path)
+    group.attrs["NX_class"] = nx_class
+    return group
+
+
+def _quantity(group: h5py.Group, name: str, value, unit: str) -> h5py.Dataset:
+    dataset = group.create_dataset(name, data=value)
+    dataset.attrs["units"] = unit
+    return dataset
+
+
+def _axis(group: h5py.Group, name: str, value, unit: str, kind: str, vector, depends_on: str) -> h5py.Dataset:
+    dataset = _quantity(group, name, value, unit)
+    dataset.attrs["transformation_type"] = kind
+    dataset.attrs["vector"] = np.array(vector, float)
+    dataset.attrs["depends_on"] = depends_on
+    return dataset

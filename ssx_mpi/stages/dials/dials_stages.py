@@ -1,0 +1,134 @@
+"""The algorithms of DIALS as they are, one still at a time: the reference for the fast engine, and its fallback."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from pathlib import Path
+
+from ssx_mpi.images.frames import Frame
+from ssx_mpi.stages.still_results import Crystals, StageError, by_lattice, joined, library_errors, short_reason
+
+
+class DialsSpotFinder:
+    """Strong spots as ``dials.find_spots`` finds them.
+
+    Parameters
+    ----------
+    scope
+        Extracted scope of dials.find_spots.
+    """
+
+    def __init__(self, scope) -> None:
+        self._scope = scope
+
+    def __call__(self, experiment, frame: Frame):
+        """Reflection table of the strong spots of the one image of `experiment`; its ``id`` is 0 throughout.
+
+        The pixels come from the imageset, which has kept those of `frame`.
+        """
+        from dials.array_family import flex
+        from dxtbx.model import ExperimentList
+
+        experiments = ExperimentList([experiment])
+        return flex.reflection_table.from_observations(experiments, self._scope, is_stills=True)
+
+
+class DialsIndexer:
+    """Lattices as ``dials.ssx_index`` finds them.
+
+    Parameters
+    ----------
+    scope
+        Extracted scope of dials.ssx_index.
+    """
+
+    def __init__(self, scope) -> None:
+        self._scope = scope
+
+    def __call__(self, experiment, strong) -> Crystals:
+        """Index the `strong` spots of a still.
+
+        Raises
+        ------
+        StageError
+            When no lattice is found.
+        """
+        from dials.algorithms.indexing.ssx.processing import index_one
+        from dxtbx.model import ExperimentList
+
+        # the indexer changes its parameters and its spots
+        scope = copy.deepcopy(self._scope)
+        spots = copy.deepcopy(strong)
+        methods = list(scope.method)
+        if not scope.indexing.known_symmetry.unit_cell:
+            methods = [m for m in methods if m != "real_space_grid_search"]
+        try:
+            experiments = ExperimentList([experiment])
+            spots.centroid_px_to_mm(experiments)
+            spots.map_centroids_to_reciprocal_space(experiments)
+            # the search prints through rstbx
+            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+                # newer versions return the spots that are left as well; without a method there is nothing at all
+                found, indexed = (index_one(experiment, spots, scope, methods, 0) or (None, None))[:2]
+        except library_errors() as error:
+            raise StageError(short_reason(error)) from error
+        if not found or not len(found):
+            raise StageError("no lattice found")
+        return Crystals(found, indexed)
+
+
+class DialsIntegrator:
+    """Integrated crystals as ``dials.ssx_integrate`` makes them.
+
+    Parameters
+    ----------
+    scope
+        Extracted scope of dials.ssx_integrate.
+    """
+
+    def __init__(self, scope) -> None:
+        from dials.algorithms.integration.ssx.ellipsoid_integrate import EllipsoidIntegrator
+        from dials.algorithms.integration.ssx.stills_integrate import StillsIntegrator
+
+        self._scope = scope
+        self._integrator = EllipsoidIntegrator if scope.algorithm == "ellipsoid" else StillsIntegrator
+
+    def __call__(self, crystals: Crystals, frame: Frame) -> tuple[Crystals | None, list[str]]:
+        """Integrate every lattice of one still; the pixels come from the imageset, which has kept those of `frame`.
+
+        Returns
+        -------
+        integrated
+            The lattices that could be integrated, None when none could.
+        reasons
+            Why the others could not.
+        """
+        done, reasons = [], []
+        for experiment, indexed in by_lattice(crystals):
+            try:
+                done.append(self._integrate(experiment, indexed))
+            except StageError as error:
+                reasons.append(str(error))
+        return (joined(done) if done else None), reasons
+
+    def _integrate(self, experiment, indexed) -> Crystals:
+        from dxtbx.model import Experiment, ExperimentList
+
+        integrator = self._integrator(copy.deepcopy(self._scope), collect_data=False)
+        # refinement changes the crystal; the imageset is shared, so that the pixels are not read again
+        own = Experiment(
+            imageset=experiment.imageset,
+            beam=experiment.beam,
+            detector=experiment.detector,
+            crystal=copy.deepcopy(experiment.crystal),
+            identifier=experiment.identifier,
+        )
+        try:
+            refined, reflections, _ = integrator.run(own, copy.deepcopy(indexed))
+        except library_errors() as error:
+            raise StageError(short_reason(error)) from error
+        if "shoebox" in reflections:
+            del reflections["shoebox"]
+        return Crystals(ExperimentList([refined]), reflections)

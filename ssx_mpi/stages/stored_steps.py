@@ -1,0 +1,115 @@
+"""Results of an earlier step, read back from the files of its batch for a step that is run alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ssx_mpi.images.experiment_maker import ExperimentMaker
+from ssx_mpi.images.frames import BadImage
+from ssx_mpi.records.batch_files import IMAGES
+from ssx_mpi.stages.still_results import Crystals, Failure, Lattice, StillResult
+from ssx_mpi.stages.stills import unread
+
+
+class StoredSteps:
+    """Loads one still at a time; the files of the last batch stay in memory.
+
+    Parameters
+    ----------
+    maker
+        Makes the experiment of an image.
+    directory
+        Folder of the run.
+    batch_size
+        Images in a batch.
+    """
+
+    def __init__(self, maker: ExperimentMaker, directory: Path, batch_size: int) -> None:
+        self._maker = maker
+        self._directory = directory
+        self._batch_size = batch_size
+        self._loaded: tuple[int, bool] | None = None
+        self._numbers: dict[int, dict[str, Any]] = {}
+        self._table: Any = None
+        self._experiments: list[Any] = []
+        self._first: dict[str, int] = {}
+
+    def load(self, image: int, indexed: bool) -> StillResult:
+        """What became of `image` so far, with its strong spots or, with `indexed`, its indexed lattices."""
+        batch = image // self._batch_size + 1
+        if self._loaded != (batch, indexed):
+            self._load_batch(batch, indexed)
+        numbers = self._numbers[image]
+        result = StillResult(
+            image,
+            n_spots=numbers["n_spots"],
+            hit=numbers["hit"],
+            lattices=[Lattice(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"]] if indexed else [],
+            failures=[Failure(*f) for f in numbers["failures"]],
+            seconds=dict(numbers["seconds"]),
+        )
+        if not result.hit or (indexed and not result.lattices):
+            return result
+        try:
+            self._maker.check_data(image)
+            result.experiment = self._maker.experiment(image)
+        except BadImage as error:
+            # it was there when its spots were found
+            result.failures.append(unread(error))
+            return result
+        if indexed:
+            result.indexed = self._crystals(image, result)
+        else:
+            result.strong = self._own_rows(self._first[self._maker.images.identifier(image)], 1)
+        return result
+
+    def _load_batch(self, batch: int, indexed: bool) -> None:
+        from dials.array_family import flex
+        from dxtbx.model.experiment_list import ExperimentListFactory
+
+        folder = self._directory / f"batch_{batch}"
+        self._numbers = {n["image"]: n for n in json.loads((folder / IMAGES).read_text())}
+        reflections = folder / ("indexed.refl" if indexed else "strong.refl")
+        self._table = flex.reflection_table.from_file(str(reflections)) if reflections.exists() else None
+        self._experiments = []
+        if indexed and self._table is not None:
+            path = str(folder / "indexed.expt")
+            self._experiments = list(ExperimentListFactory.from_json_file(path, check_format=False))
+        # by identifier: images that could not be read, took too long or were set aside have no experiment at all
+        names = self._table.experiment_identifiers() if self._table is not None else {}
+        self._first = {str(name): int(row) for row, name in zip(names.keys(), names.values())}
+        self._loaded = (batch, indexed)
+
+    def _own_rows(self, first: int, count: int):
+        """Rows of experiments `first` to `first` + `count` - 1, counted from zero."""
+        from dials.array_family import flex
+
+        ids = self._table["id"]
+        own = self._table.select((ids >= first) & (ids < first + count))
+        names = {i: own.experiment_identifiers()[first + i] for i in range(count)}
+        for key in list(own.experiment_identifiers().keys()):
+            del own.experiment_identifiers()[key]
+        own["id"] -= first
+        own["imageset_id"] = flex.int(len(own), 0)
+        for i, name in names.items():
+            own.experiment_identifiers()[i] = name
+        return own
+
+    def _crystals(self, image: int, result: StillResult) -> Crystals:
+        from dxtbx.model import Experiment, ExperimentList
+
+        first = self._first[self._maker.images.identifier(image, 0)]
+        own = ExperimentList()
+        for stored in self._experiments[first : first + len(result.lattices)]:
+            own.append(
+                Experiment(
+                    imageset=result.experiment.imageset,
+                    beam=result.experiment.beam,
+                    detector=result.experiment.detector,
+                    crystal=stored.crystal,
+                    identifier=stored.identifier,
+                )
+            )
+        return Crystals(own, self._own_rows(first, len(result.lattices)))
