@@ -70,11 +70,11 @@ def thaumatin(images: Path, data: Path) -> tuple[Any, Any]:
     from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
 
     geometry = refined_geometry(data)
-    find_spots = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
+    finder = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
     read, experiments, strong = FrameReader(), ExperimentList(), flex.reflection_table()
     for number, path in enumerate(sorted(images.glob("*.cbf"))):
         experiment = spotfinding.load(str(path))
-        table = find_spots(read(experiment.imageset), experiment)
+        table = finder.find(experiment, read(experiment.imageset))
         # a still with these models: DIALS takes them from the image set
         imageset = get_format_class_for_file(str(path)).get_imageset([str(path)], as_imageset=True)
         imageset.set_detector(geometry.detector, 0)
@@ -110,7 +110,7 @@ def spots(setup: Setup) -> dict:
     paths = [str(path) for path in sorted(setup.images.glob("*.cbf"))]
     reader, finder = FrameReader(), FastSpotFinder(params)
     experiment = spotfinding.load(paths[0])
-    finder(reader(experiment.imageset), experiment)
+    finder.find(experiment, reader(experiment.imageset))
     return {"images": [asdict(spotfinding.compare(path, 2, reader, finder, params)) for path in paths]}
 
 

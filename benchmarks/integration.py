@@ -29,7 +29,9 @@ from dials.command_line import ssx_integrate  # noqa: E402
 from dxtbx import flumpy  # noqa: E402
 from dxtbx.model import ExperimentList  # noqa: E402
 
+from ssx_mpi.images.frames import Frame  # noqa: E402
 from ssx_mpi.stages.fast.fast_integration import FastEllipsoidIntegrator  # noqa: E402
+from ssx_mpi.stages.still_results import Crystals  # noqa: E402
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 HEADER = (
@@ -159,8 +161,9 @@ def fast(experiments, table):
     imageset = experiments[0].imageset
     data = [flumpy.to_numpy(panel) for panel in imageset.get_raw_data(0)]
     mask = [flumpy.to_numpy(panel) for panel in imageset.get_mask(0)]
+    frame = Frame("", 0, tuple(data), tuple(data), tuple(mask))
     start = time.process_time()
-    result = FastEllipsoidIntegrator(params).integrate(experiments, table, data, mask)
+    result = FastEllipsoidIntegrator(params).integrate(Crystals(experiments, table), frame)
     return time.process_time() - start, result
 
 

@@ -411,19 +411,20 @@ class Instant(Sleeping):
     def __init__(self, size: int) -> None:
         super().__init__(np.zeros((0, 3)), size)
         dials_compat.prepare()
-        from ssx_mpi.processing.batches import FailureShare
+        from ssx_mpi.processing.failures import FailureShare, Outcome
 
-        self.failures = FailureShare(0.98)
+        self.failures, self.outcome = FailureShare(0.98), Outcome
 
     def work(self, item, breathe):
-        return (item % 3 == 0, item % 4 == 0, "index: no lattice found" if item % 12 == 0 else ""), b""
+        reason = "index: no lattice found" if item % 12 == 0 else ""
+        return self.outcome(item % 3 == 0, item % 4 == 0, reason), b""
 
     def keeper(self, item):
         # on the rank that did it
         return self.size
 
     def note(self, value):
-        self.failures.add(*value)
+        self.failures.add(value)
         return 0
 
 

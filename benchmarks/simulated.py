@@ -121,13 +121,13 @@ class _Engines:
 
         self.index_scope, self.integrate_scope = index_scope, integrate_scope
         self.read = FrameReader(share_with_dxtbx=True)
-        self.find_spots = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
+        self.finder = FastSpotFinder(phil_scope.fetch(phil.parse(spotfinding.PARAMETERS)).extract())
         self.indexer = FastIndexer(index_scope.extract())
 
     def both(self, folder: Path, number: int, experiment: Any) -> dict:
         """Numbers of both on one image; the integrated tables are written into the folder."""
         frame = self.read(experiment.imageset)
-        strong = self.find_spots(frame, experiment)
+        strong = self.finder.find(experiment, frame)
         fast = indexing.run_fast(self.indexer, experiment, strong)
         dials = indexing.run_dials(experiment, strong, self.index_scope.extract())
         own, other = {}, {}
@@ -143,13 +143,10 @@ class _Engines:
     ) -> None:
         from ssx_mpi.stages.fast.fast_integration import FastEllipsoidIntegrator
 
-        experiments, table = self.indexer.index(experiment, strong)
+        crystals = self.indexer.index(experiment, strong)
+        experiments, table = crystals
         own["integrate_s"], result = spotfinding.timed(
-            FastEllipsoidIntegrator(self.integrate_scope.extract()).integrate,
-            experiments,
-            table,
-            frame.data,
-            frame.masks,
+            FastEllipsoidIntegrator(self.integrate_scope.extract()).integrate, crystals, frame
         )
         own["integrated"] = len(result.experiments)
         if own["integrated"]:

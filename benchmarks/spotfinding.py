@@ -95,7 +95,7 @@ def main():
     params = phil_scope.fetch(libtbx.phil.parse(PARAMETERS)).extract()
     reader, finder = FrameReader(), FastSpotFinder(params)
     experiment = load(arguments.images[0])
-    once_s, _ = timed(lambda: finder(reader(experiment.imageset), experiment))
+    once_s, _ = timed(lambda: finder.find(experiment, reader(experiment.imageset)))
 
     print(f"DIALS {'.'.join(map(str, dials_compat.dials_version()))}; CPU-seconds, shortest of {arguments.repeats}")
     columns = {

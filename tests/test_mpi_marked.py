@@ -8,7 +8,7 @@ from support import TESTS, PlainJob, run_mpi
 
 from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import MpiCommunicator
-from ssx_mpi.processing.batches import BatchKeeping, survey
+from ssx_mpi.processing.resume import BatchKeeping, survey
 from ssx_mpi.records.batch_files import batches
 
 

@@ -1,333 +1,38 @@
-"""The two kinds of work that are dispatched over the ranks: the first crystals, and all images in batches."""
+"""All images of a run, in batches over the ranks."""
 
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.exit_codes import ExitCode
+from ssx_mpi.parallel import dispatch
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.parameters.run_parameters import STEPS
-from ssx_mpi.parameters.user_input import InputError
-from ssx_mpi.processing.watch import ImageAbandoned, Watch
-from ssx_mpi.records.batch_files import Batch, BatchRecords, read_summary
-from ssx_mpi.report.statistics import Statistics
-from ssx_mpi.report.text import duration
-from ssx_mpi.stages.fast import beam_search
-from ssx_mpi.stages.still_results import Failure
-from ssx_mpi.stages.stills import StillProcessor, StillResult
+from ssx_mpi.parameters.run_parameters import REDUCE
+from ssx_mpi.processing.failures import FailureShare, Outcome, WatchedJob, advice
+from ssx_mpi.processing.importing import Run
+from ssx_mpi.processing.reducing import say_stopped
+from ssx_mpi.processing.resume import BatchKeeping, BatchNews, Survey, finish_batch, survey
+from ssx_mpi.processing.watch import Watch
+from ssx_mpi.report.run_report import LiveReport
+from ssx_mpi.stages.still_results import Still
+from ssx_mpi.stages.stills import StillProcessor
 from ssx_mpi.stages.stored_steps import StoredSteps
+
+# the reduction is loaded when it is due
+if TYPE_CHECKING:
+    from ssx_mpi.reduction.live_merge import LiveMerge
 
 logger = logging.getLogger("ssx_mpi")
 
-# names of bad images in the log for one batch; the summary of the batch has them all
-_MOST_NAMED = 50
-# stages at which the whole image is lost, in the order in which they may fail
-_IMAGE_LOST = ("crash", "timeout", "read", "find_spots")
-# so many images, hits or indexed images are needed to tell that too many of them fail
-_FEWEST_TO_JUDGE = 200
-
-
-class _Watched:
-    """What every job over images does in the same way: it lets the watch look at each of them."""
-
-    watch: Watch
-
-    def attempt(self, image: int, work: Callable[[], StillResult]) -> StillResult | None:
-        """The result of `work`, or a failure as the result; None when it was abandoned because the job is to stop."""
-        if image in self.watch.set_aside:
-            return StillResult(image, failures=[Failure("crash", self.watch.set_aside[image])])
-        try:
-            return self.watch.image(image, work)
-        except ImageAbandoned:
-            if self.watch.stopping():
-                return None
-            return StillResult(image, failures=[Failure("timeout", "took longer than image_timeout")])
-
-    def stopping(self) -> bool:
-        return self.watch.stopping()
-
-    def waiting(self) -> None:
-        self.watch.waiting()
-
-    def silent(self, rank: int, seconds: float) -> None:
-        host, image, since = self.watch.whereabouts(rank)
-        at = "" if image is None or since is None else f", at image {self.name_of(image)} for {duration(since)}"
-        logger.warning("Nothing heard of rank %d on %s for %s%s", rank, host or "?", duration(seconds), at)
-
-    def name_of(self, image: int) -> str:
-        raise NotImplementedError
-
-
-class FirstCrystals(_Watched):
-    """Spots and lattices of the first images, kept by the rank that found them.
-
-    The value of an image is its number of lattices, so that the dispatch can tell when there are enough.
-    """
-
-    def __init__(self, comm: Communicator, processor: StillProcessor, watch: Watch, show) -> None:
-        self._rank = comm.rank
-        self.processor = processor
-        self.watch = watch
-        self._show = show
-        self.results: dict[int, StillResult] = {}
-
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
-        result = self.attempt(item, lambda: self._index(item, breathe))
-        return None if result is None else (len(result.lattices), result)
-
-    def _index(self, item: int, breathe: Callable[[], None]) -> StillResult:
-        result = self.processor.find_spots(item)
-        self.watch.breathing(breathe)
-        self.processor.index(result)
-        # the pixels are not wanted again, and a blank keeps nothing at all
-        result.experiment = result.frame = None
-        if not result.hit:
-            result.strong = None
-        return result
-
-    def note(self, value: int) -> int:
-        return value
-
-    def name_of(self, image: int) -> str:
-        return self.processor.maker.images.name(image)
-
-    def keeper(self, item: int) -> int:
-        return self._rank
-
-    def keep(self, item: int, result: StillResult) -> None:
-        self.results[item] = result
-
-    def news(self, content: Any) -> None:
-        raise AssertionError("the first crystals send no news")
-
-    def progress(self, done: int) -> None:
-        self._show(done)
-
-
-class FirstHits(FirstCrystals):
-    """Strong spots of the first hits, kept by the rank that found them; the value of an image is one for a hit.
-
-    Only hits with enough spots to tell the beam centre count.
-    """
-
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[int, StillResult] | None:
-        result = self.attempt(item, lambda: self._spots(item))
-        return None if result is None else (int(_tells_centre(result)), result)
-
-    def _spots(self, item: int) -> StillResult:
-        result = self.processor.find_spots(item)
-        result.frame = None
-        if not result.hit:
-            result.strong = None
-        if not _tells_centre(result):
-            result.experiment = None
-        return result
-
-    def hits(self, end: int) -> dict[int, StillResult]:
-        """Those that this rank found before image `end`, by image."""
-        return {image: result for image, result in self.results.items() if image < end and _tells_centre(result)}
-
-
-def _tells_centre(result: StillResult) -> bool:
-    return result.strong is not None and result.n_spots >= beam_search.MIN_SPOTS
-
-
-@dataclass(frozen=True)
-class BatchNews:
-    """What the keeper of a finished batch tells rank 0; `merged` is what it adds to the merged data, if asked for."""
-
-    number: int
-    statistics: Statistics
-    bad_images: list[tuple[str, str, str]]
-    merged: Any = None
-
-
-@dataclass(frozen=True)
-class BatchKeeping:
-    """How the batches of a run are kept on disk; the same on every rank."""
-
-    batches: list[Batch]
-    batch_size: int
-    identity: dict[str, Any]
-    common: dict[str, Any]
-    keep_intermediate: bool
-    size: int
-
-    def number_of(self, image: int) -> int:
-        return image // self.batch_size + 1
-
-    def keeper(self, number: int) -> int:
-        """The rank that keeps batch `number`: spread over the ranks, the coordinator last."""
-        return self.size - 1 - (number - 1) % self.size
-
-    def records(self, number: int, steps: tuple[str, ...]) -> BatchRecords:
-        """Open the journal of a batch."""
-        return BatchRecords(self.batches[number - 1], self.identity, steps, self.common, self.keep_intermediate)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What is left to do, found by the keepers; the same on every rank but for `records`.
-
-    Attributes
-    ----------
-    steps
-        Steps to do of every batch that is not finished, by its number.
-    done
-        Steps done before, by the number of the batch.
-    pending
-        Ranges of images to process.
-    finished
-        News of batches that were finished before, in this order.
-    records
-        Journals that this rank keeps and that were begun before.
-    """
-
-    steps: dict[int, tuple[str, ...]]
-    done: dict[int, tuple[str, ...]]
-    pending: list[tuple[int, int]]
-    finished: list[BatchNews]
-    records: dict[int, BatchRecords]
-
-
-def check_steps(comm: Communicator, all_batches: list[Batch], identity: dict[str, Any], steps: tuple[str, ...]) -> None:
-    """Make sure that each batch has what the first of `steps` begins with. Collective.
-
-    Raises
-    ------
-    InputError
-        On every rank, when a step lacks the files of the one before.
-    """
-    error: InputError | None = None
-    try:
-        for batch in all_batches[comm.rank :: comm.size]:
-            _steps_left(batch, identity, steps)
-    except InputError as caught:
-        error = caught
-    _raise_first(comm.allgather(error))
-
-
-def _steps_left(
-    batch: Batch, identity: dict[str, Any], steps: tuple[str, ...]
-) -> tuple[dict[str, Any] | None, tuple[str, ...], tuple[str, ...]]:
-    """Summary of `batch`, steps done and steps to do."""
-    summary = read_summary(batch, identity)
-    done = tuple(summary["steps"]) if summary else ()
-    to_do = tuple(s for s in steps if s not in done)
-    before = STEPS[STEPS.index(to_do[0]) - 1] if to_do and to_do[0] != STEPS[0] else None
-    if before is not None and before not in done:
-        raise InputError(f"steps={to_do[0]}: batch {batch.number} in {batch.folder} has no results of {before} yet")
-    return summary, done, to_do
-
-
-def _raise_first(errors: list[InputError | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) -> Survey:
-    """Look at what earlier runs left of each batch; every rank looks at those that it keeps. Collective.
-
-    Raises
-    ------
-    InputError
-        On every rank, when a step lacks the files of the one before.
-    """
-    own = Survey({}, {}, [], [], {})
-    error: InputError | None = None
-    try:
-        for batch in keeping.batches:
-            if keeping.keeper(batch.number) == comm.rank:
-                _look_at(own, keeping, batch, steps)
-    except InputError as caught:
-        error = caught
-    parts = comm.allgather((own.steps, own.done, own.pending, own.finished, error))
-    _raise_first([found for *_, found in parts])
-    return Survey(
-        {n: s for part in parts for n, s in part[0].items()},
-        {n: s for part in parts for n, s in part[1].items()},
-        sorted(r for part in parts for r in part[2]),
-        sorted((n for part in parts for n in part[3]), key=lambda n: n.number),
-        own.records,
-    )
-
-
-def _look_at(own: Survey, keeping: BatchKeeping, batch: Batch, steps: tuple[str, ...]) -> None:
-    summary, done, to_do = _steps_left(batch, keeping.identity, steps)
-    if not to_do:
-        assert summary is not None
-        left_out = [(name, stage, reason) for name, stage, reason in summary["left_out"]]
-        own.finished.append(BatchNews(batch.number, Statistics.from_json(summary["statistics"]), left_out))
-        BatchRecords.discard(batch)
-        return
-    own.done[batch.number] = done
-    begun = BatchRecords.begun(batch)
-    if begun and set(begun) <= set(done):
-        # a kill came between the files and the removal of the journal
-        BatchRecords.discard(batch)
-        begun = ()
-    if begun and begun != to_do:
-        raise InputError(
-            f"steps={'+'.join(to_do)}: batch {batch.number} in {batch.folder} was begun with steps={'+'.join(begun)}: "
-            "finish it with these first, or use restart=True to begin anew"
-        )
-    if begun:
-        try:
-            records = keeping.records(batch.number, to_do)
-        except ValueError as error:
-            raise InputError(f"{error}: use restart=True to begin anew") from None
-        if records.complete:
-            # a kill came between the last record and the files
-            own.finished.append(finish(records, done + to_do))
-            return
-        own.records[batch.number] = records
-        own.pending.extend(records.missing)
-    else:
-        own.pending.append((batch.first, batch.stop))
-    own.steps[batch.number] = to_do
-
 
 @dataclass
-class FailureShare:
-    """On rank 0, how images fail and whether too many do so in one way; `most` is the largest share that is let pass.
-
-    A share is taken of the images that came to the stage: blank images and images without a lattice are no failures
-    of integration.
-    """
-
-    most: float
-    images: Counter = field(default_factory=Counter)
-    failed: Counter = field(default_factory=Counter)
-    #: what to tell the user once it is too many
-    verdict: str = ""
-
-    def add(self, hit: bool, indexed: bool, failure: str) -> None:
-        """Count an image; `failure` is "stage: reason" or empty."""
-        self.images.update({"images": 1, "hits": int(hit), "indexed images": int(indexed)})
-        if not failure or self.verdict:
-            return
-        self.failed[failure] += 1
-        stage = failure.partition(":")[0]
-        of = {"index": "hits", "integrate": "indexed images"}.get(stage, "images")
-        count, total = self.failed[failure], self.images[of]
-        if total >= _FEWEST_TO_JUDGE and count > self.most * total:
-            self.verdict = f"{count} of {total} {of} failed in one way ({failure}), over max_failures={self.most:g}"
-
-
-def _outcome(result: StillResult) -> tuple[bool, bool, str]:
-    """What rank 0 counts of a finished image: hit, indexed, and the failure that left it with nothing."""
-    lost = bool(result.failures) and not result.crystals
-    first = result.failures[0] if lost else None
-    return result.hit, bool(result.lattices), f"{first.stage}: {first.reason}" if first else ""
-
-
-@dataclass
-class Batches(_Watched):
+class Batches(WatchedJob):
     """All images of the batches that are not finished; each batch is kept by one rank."""
 
     comm: Communicator
@@ -355,39 +60,46 @@ class Batches(_Watched):
             ranges.append((start, stop))
         return [(start, stop) for start, stop in ranges + last if stop > start]
 
-    def work(self, item: int, breathe: Callable[[], None]) -> tuple[tuple[bool, bool, str], bytes] | None:
+    def work(self, item: int, breathe: Callable[[], None]) -> tuple[Outcome, bytes] | None:
+        """Process image `item`; the value is its outcome, the result its record for the journal."""
         steps = self.survey.steps[self.keeping.number_of(item)]
-        result = self.attempt(item, lambda: self._process(item, steps, lambda: self.watch.breathing(breathe)))
-        if result is None:
+        still = self.attempt(item, lambda: self._process(item, steps, lambda: self.watch.breathing(breathe)))
+        if still is None:
             return None
-        return _outcome(result), self.processor.record(result, steps, self.keeping.common)
+        return Outcome.of(still), self.processor.record(still, steps, self.keeping.common)
 
-    def _process(self, item: int, steps: tuple[str, ...], breathe: Callable[[], None]) -> StillResult:
+    def _process(self, item: int, steps: tuple[str, ...], breathe: Callable[[], None]) -> Still:
         if "find_spots" in steps:
-            result = self.processor.find_spots(item)
+            still = self.processor.find_spots(item)
         else:
-            result = self.stored.load(item, indexed="index" not in steps)
+            still = self.stored.load(item, indexed="index" not in steps)
         breathe()
         if "index" in steps:
-            self.processor.index(result)
+            still = self.processor.index(still)
             breathe()
         if "integrate" in steps:
-            self.processor.integrate(result)
-        return result
+            still = self.processor.integrate(still)
+        return still
 
-    def note(self, value: tuple[bool, bool, str]) -> int:
-        self.failures.add(*value)
+    def note(self, value: Outcome) -> int:
+        """Count the outcome of an image on rank 0."""
+        self.failures.add(value)
+        if value.traceback:
+            logger.debug("First failure of its kind on a rank: %s\n%s", value.failure, value.traceback)
         if self.failures.verdict:
             self.watch.ask(f"because {self.failures.verdict}")
         return 0
 
     def name_of(self, image: int) -> str:
+        """Name of an image for the log."""
         return self.processor.maker.images.name(image)
 
     def keeper(self, item: int) -> int:
+        """The rank that keeps the batch of image `item`."""
         return self.keeping.keeper(self.keeping.number_of(item))
 
     def keep(self, item: int, result: bytes) -> BatchNews | None:
+        """Append the record of an image; news when that completes its batch."""
         number = self.keeping.number_of(item)
         steps = self.survey.steps[number]
         if number not in self.survey.records:
@@ -397,30 +109,125 @@ class Batches(_Watched):
         if not records.complete:
             return None
         del self.survey.records[number]
-        news = finish(records, self.survey.done[number] + steps)
+        news = finish_batch(records, self.survey.done[number] + steps)
         return news if self.merge is None else replace(news, merged=self.merge(records.batch.folder))
 
     def news(self, content: BatchNews) -> None:
+        """Rank 0: a batch is finished."""
         self.hear(content)
 
 
-def finish(records: BatchRecords, steps_done: tuple[str, ...]) -> BatchNews:
-    """Write the files of a complete batch and sum it up."""
-    numbers = records.numbers
-    statistics = Statistics()
-    for image in numbers:
-        statistics.add_image(image)
-    left_out = _bad_images(numbers)
-    records.finish(statistics.as_json(), list(steps_done), left_out)
-    return BatchNews(records.batch.number, statistics, left_out)
+def process_batches(comm: Communicator, run: Run, geometry, began: float) -> ExitCode:
+    """Process all images that are not finished yet, in batches over the ranks. Collective.
+
+    Parameters
+    ----------
+    geometry
+        (detector, beam) of all images.
+    began
+        When the run began, by the monotonic clock.
+    """
+    parameters = run.parameters
+    keeping = _keeping(comm, run, geometry)
+    found = survey(comm, keeping, parameters.image_steps)
+    live = LiveReport(run.directory, len(run.images), comm.size, comm.rank == 0, _facts(run, keeping))
+    merging = _live_merge(comm, run, geometry)
+    if merging is not None:
+        earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
+        merging.add(comm.sum(earlier))
+    if comm.rank == 0:
+        for news in found.finished:
+            live.add_finished(news.number, news.statistics, news.bad_images)
+        live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
+
+    def hear(news: BatchNews) -> None:
+        so_far = merging.add(news.merged) if merging is not None else None
+        live.hear(news.number, news.statistics, news.bad_images, so_far)
+
+    job = Batches(
+        comm=comm,
+        keeping=keeping,
+        survey=found,
+        processor=run.processor(geometry),
+        stored=StoredSteps(run.maker.with_geometry(geometry), run.directory, parameters.batch_size),
+        watch=run.watch,
+        failures=FailureShare(parameters.max_failures),
+        hear=hear,
+        progress=live.show,
+        merge=merging.of_batch if merging is not None else None,
+    )
+    _, stopped, traffic = dispatch.run(comm, job, job.pending)
+    for left in found.records.values():
+        left.close()
+    traffics = comm.gather(traffic)
+    status = ExitCode.DONE
+    if traffics is not None:
+        status = _status(run, job, live, stopped)
+        if merging is not None:
+            live.merged = merging.statistics()
+        live.conclude(_state(run, status), time.monotonic() - began, dispatch.summary(traffics))
+        if status == ExitCode.NOTHING_FOUND:
+            logger.warning("No crystal came out. %s", advice(live.total))
+        if stopped:
+            say_stopped(run)
+    return comm.bcast(status)
 
 
-def _bad_images(numbers: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """Name, stage and reason of the images that could not be read or searched, for the log."""
-    bad = [
-        (image["name"], stage, reason)
-        for image in numbers
-        for stage, reason in image["failures"]
-        if stage in _IMAGE_LOST
-    ]
-    return bad[:_MOST_NAMED]
+def _keeping(comm: Communicator, run: Run, geometry) -> BatchKeeping:
+    detector, beam = geometry
+    return BatchKeeping(
+        batches=run.batches,
+        batch_size=run.parameters.batch_size,
+        identity=run.identity,
+        common={"detector": detector.to_dict(), "beam": beam.to_dict()},
+        keep_intermediate=run.parameters.keep_intermediate,
+        size=comm.size,
+    )
+
+
+def _status(run: Run, job: Batches, live: LiveReport, stopped: bool) -> ExitCode:
+    if stopped:
+        return ExitCode.TOO_MANY_FAILURES if job.failures.verdict else ExitCode.STOPPED
+    wanted = "crystals" if "integrate" in run.parameters.steps else "hits"
+    return ExitCode.DONE if live.total.counts[wanted] else ExitCode.NOTHING_FOUND
+
+
+def _state(run: Run, status: ExitCode) -> str:
+    """The state of the run as programs read it."""
+    if status == ExitCode.DONE and REDUCE in run.parameters.steps:
+        return "reducing"
+    return status.name.lower()
+
+
+def _live_merge(comm: Communicator, run: Run, geometry) -> LiveMerge | None:
+    """What merges crystals as batches finish, where that is asked for."""
+    parameters = run.parameters
+    cell, space_group = parameters.unit_cell, parameters.space_group
+    if not parameters.live_merge or "integrate" not in parameters.steps or cell is None or space_group is None:
+        return None
+    from ssx_mpi.reduction.live_merge import LiveMerge, detector_resolution
+
+    detector, beam = geometry
+    limits = (parameters.reduction.d_min, parameters.d_min, detector_resolution(detector, beam.get_s0()))
+    merging = LiveMerge(cell, space_group, next(d for d in limits if d is not None), parameters.reduction)
+    if comm.rank == 0 and merging.n_settings > 1:
+        logger.info(
+            "Crystals fit %d settings alike: until the reduction puts them into one, CC1/2 is that of the average",
+            merging.n_settings,
+        )
+    return merging
+
+
+def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> list[Path]:
+    """Folders of the batches that were finished before and that this rank keeps."""
+    numbers = [news.number for news in found.finished if keeping.keeper(news.number) == comm.rank]
+    return [keeping.batches[number - 1].folder for number in numbers]
+
+
+def _facts(run: Run, keeping: BatchKeeping) -> dict[str, Any]:
+    return {
+        "program": f"ssx_mpi {__version__}",
+        "dials": ".".join(map(str, dials_compat.dials_version())),
+        "parameters": run.parameters.identity(),
+        "n_batches": len(keeping.batches),
+    }

@@ -7,29 +7,29 @@ from typing import Any
 
 from ssx_mpi.records import joined_tables, journal
 from ssx_mpi.records.joined_experiments import COMMON, join
-from ssx_mpi.stages.still_results import StillResult
+from ssx_mpi.stages.still_results import Still, identify
 
 
-def describe(result: StillResult, name: str) -> dict[str, Any]:
+def describe(still: Still, name: str) -> dict[str, Any]:
     """The numbers of one still as plain data."""
     return {
-        "image": result.image,
+        "image": still.image,
         "name": name,
-        "n_spots": result.n_spots,
-        "hit": result.hit,
-        "lattices": [asdict(lattice) for lattice in result.lattices],
-        "crystals": [asdict(crystal) for crystal in result.crystals],
-        "failures": [[f.stage, f.reason] for f in result.failures],
-        "seconds": result.seconds,
+        "n_spots": still.spots.n_spots,
+        "hit": still.hit,
+        "lattices": [asdict(lattice) for lattice in still.indexed.lattices] if still.indexed else [],
+        "crystals": [asdict(crystal) for crystal in still.integrated.numbers] if still.integrated else [],
+        "failures": [[f.stage, f.reason] for f in still.failures],
+        "seconds": dict(still.seconds),
     }
 
 
-def encode(result: StillResult, name: str, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
-    """The record of `result` with the tables of `steps`.
+def encode(still: Still, name: str, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
+    """The record of `still` with the tables of `steps`.
 
     Parameters
     ----------
-    result
+    still
         What became of the still.
     name
         How the log names the image.
@@ -38,20 +38,20 @@ def encode(result: StillResult, name: str, steps: tuple[str, ...], common: dict[
     common
         Detector and beam, as dicts, that need not be in every record.
     """
-    content: dict[str, Any] = {"numbers": describe(result, name), "experiments": {}}
+    content: dict[str, Any] = {"numbers": describe(still, name), "experiments": {}}
     packed: dict[str, tuple[joined_tables.TableLayout, list[bytes]]] = {}
-    if result.experiment is not None:
-        content["experiments"]["imported"] = _plain([result.experiment], common)
-    if "find_spots" in steps and result.strong is not None:
-        packed["strong"] = joined_tables.take_apart(result.strong.as_msgpack())
+    if still.spots.experiment is not None:
+        content["experiments"]["imported"] = _plain([still.spots.experiment], common)
+    if "find_spots" in steps and still.spots.table is not None:
+        packed["strong"] = joined_tables.take_apart(still.spots.table.as_msgpack())
     for step, table, crystals in (
-        ("index", "indexed", result.indexed),
-        ("integrate", "integrated", result.integrated),
+        ("index", "indexed", still.crystals),
+        ("integrate", "integrated", still.integrated.crystals if still.integrated else None),
     ):
         if step in steps and crystals is not None:
             packed[table] = joined_tables.take_apart(crystals.reflections.as_msgpack())
             content["experiments"][table] = _plain(crystals.experiments, common)
-    return journal.encode(result.image, content, packed)
+    return journal.encode(still.image, content, packed)
 
 
 def pack(experiments) -> dict[str, Any]:
@@ -74,16 +74,13 @@ def unpack(packed: list[tuple[int, dict[str, Any], bytes]]):
 
     experiments = ExperimentListFactory.from_dict(join(p for _, p, _ in packed), check_format=False)
     reflections, first = flex.reflection_table(), 0
-    identifiers = {i: e.identifier for i, e in enumerate(experiments)}
     for _, own, data in packed:
         table = flex.reflection_table.from_msgpack(data)
-        for key in list(table.experiment_identifiers().keys()):
-            del table.experiment_identifiers()[key]
+        identify(table, [])
         table["id"] += first
         first += len(own["experiment"])
         reflections.extend(table)
-    for i, identifier in identifiers.items():
-        reflections.experiment_identifiers()[i] = identifier
+    identify(reflections, [experiment.identifier for experiment in experiments])
     return experiments, reflections
 
 

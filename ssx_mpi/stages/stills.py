@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ssx_mpi.images.experiment_maker import ExperimentMaker
-from ssx_mpi.images.frames import BadImage, Frame
+from ssx_mpi.images.frames import BadImage
 from ssx_mpi.stages.packing import describe, encode
+from ssx_mpi.stages.protocols import Engine
 from ssx_mpi.stages.still_results import (
+    CrystalNumbers,
     Crystals,
     Failure,
-    IntegratedCrystal,
-    Lattice,
-    StageError,
-    StillResult,
+    FailureRecorder,
+    Indexed,
+    Integrated,
+    LatticeNumbers,
+    Spots,
+    Still,
     by_lattice,
+    identify,
     library_errors,
     short_reason,
 )
-
-
-@dataclass(frozen=True)
-class Engine:
-    """The algorithms of a run, one callable a stage.
-
-    Attributes
-    ----------
-    read
-        Imageset of one image to its :class:`~ssx_mpi.images.frames.Frame`; raises BadImage.
-    find_spots
-        Experiment and frame to a reflection table of strong spots.
-    index
-        Experiment and strong spots to :class:`Crystals`; raises StageError.
-    integrate
-        Indexed crystals and frame to integrated ones, and why others were not.
-    """
-
-    read: Callable[[Any], Frame]
-    find_spots: Callable[[Any, Frame], Any]
-    index: Callable[[Any, Any], Crystals]
-    integrate: Callable[[Crystals, Frame], tuple[Crystals | None, list[str]]]
 
 
 class StillProcessor:
@@ -64,97 +46,98 @@ class StillProcessor:
         self.maker = maker
         self._engine = engine
         self._min_spots = min_spots
+        self._failures = FailureRecorder()
 
-    def find_spots(self, image: int) -> StillResult:
-        """Strong spots of `image`; an image that cannot be read is a failure in the result."""
-        result = StillResult(image)
+    def find_spots(self, image: int) -> Still:
+        """Find the strong spots of `image`; an image that cannot be read is a failure in the result."""
         began = time.process_time()
+        return self._find_spots(image).took("find_spots", time.process_time() - began)
+
+    def _find_spots(self, image: int) -> Still:
+        frame, experiment = None, None
         try:
             self.maker.check_data(image)
-            result.experiment = self.maker.experiment(image)
-            result.frame = self._engine.read(result.experiment.imageset)
-            table = self._engine.find_spots(result.experiment, result.frame)
+            experiment = self.maker.experiment(image)
+            frame = self._engine.read(experiment.imageset)
+            table = self._engine.spot_finder.find(experiment, frame)
         except BadImage as error:
-            result.failures.append(unread(error))
+            return Still(image, Spots(experiment=experiment), failures=(unread(error),))
         except library_errors() as error:
             # formats raise whatever comes up below them when they make the models of a damaged file
-            stage = "read" if result.frame is None else "find_spots"
-            result.failures.append(Failure(stage, short_reason(error)))
-        else:
-            result.strong = self._labelled(table, image)
-            result.n_spots = len(table)
-            result.hit = len(table) >= self._min_spots
-        result.seconds["find_spots"] = time.process_time() - began
-        return result
+            stage = "read" if frame is None else "find_spots"
+            return Still(image, Spots(experiment=experiment), failures=(self._failures.of(stage, error),))
+        table = self._labelled(table, image)
+        return Still(image, Spots(len(table), len(table) >= self._min_spots, table, experiment, frame))
 
-    def index(self, result: StillResult) -> None:
-        """Index the spots of `result`, when it is a hit that could be read."""
-        if not result.hit or result.experiment is None:
-            return
+    def index(self, still: Still) -> Still:
+        """Index the spots of `still`, when it is a hit that could be read."""
+        if not still.hit or still.spots.experiment is None:
+            return still
         began = time.process_time()
-        try:
-            crystals = self._engine.index(result.experiment, result.strong)
-        except StageError as error:
-            result.failures.append(Failure("index", str(error)))
-        else:
-            result.indexed = self._identified(crystals, result.image)
-            result.lattices = [_describe_lattice(*each) for each in by_lattice(result.indexed)]
-        result.seconds["index"] = time.process_time() - began
+        return self._index(still).took("index", time.process_time() - began)
 
-    def integrate(self, result: StillResult) -> None:
-        """Integrate every lattice of `result`; one that cannot be is a failure, the others stay."""
-        if result.indexed is None:
-            return
-        began = time.process_time()
+    def _index(self, still: Still) -> Still:
         try:
-            frame = result.frame or self._engine.read(result.experiment.imageset)
+            crystals = self._engine.indexer.index(still.spots.experiment, still.spots.table)
+        except library_errors() as error:
+            return still.failed(self._failures.of("index", error))
+        if not len(crystals.experiments):
+            return still.failed(Failure("index", "no lattice found"))
+        crystals = self._identified(crystals, still.image)
+        lattices = tuple(_describe_lattice(*each) for each in by_lattice(crystals))
+        return replace(still, indexed=Indexed(lattices, crystals))
+
+    def integrate(self, still: Still) -> Still:
+        """Integrate every lattice of `still`; one that cannot be is a failure, the others stay."""
+        if still.crystals is None:
+            return still
+        began = time.process_time()
+        return self._integrate(still, still.crystals).took("integrate", time.process_time() - began)
+
+    def _integrate(self, still: Still, crystals: Crystals) -> Still:
+        try:
+            frame = still.spots.frame or self._engine.read(still.spots.experiment.imageset)
             # without strong spots it was not indexed just now, but read from a file
-            crystals = result.indexed if result.strong is None else _as_read_back(result.indexed)
-            result.integrated, reasons = self._engine.integrate(crystals, frame)
+            crystals = crystals if still.spots.table is None else _as_read_back(crystals)
+            done = self._engine.integrator.integrate(crystals, frame)
         except BadImage as error:
-            result.failures.append(unread(error))
-        else:
-            result.failures.extend(Failure("integrate", reason) for reason in reasons)
-            if result.integrated is not None:
-                result.crystals = [_describe_crystal(*each) for each in by_lattice(result.integrated)]
-        result.seconds["integrate"] = time.process_time() - began
+            return still.failed(unread(error))
+        except library_errors() as error:
+            return still.failed(self._failures.of("integrate", error))
+        still = still.failed(*(Failure("integrate", reason) for _, reason in done.failures))
+        if not len(done.experiments):
+            return still
+        crystals = Crystals(done.experiments, done.reflections)
+        numbers = tuple(_describe_crystal(*each) for each in by_lattice(crystals))
+        return replace(still, integrated=Integrated(numbers, crystals))
 
-    def index_again(self, result: StillResult) -> StillResult:
-        """The hit `result` indexed anew, from the spots it had, with the geometry of this processor."""
-        again = StillResult(result.image, result.n_spots, result.hit, seconds=dict(result.seconds))
-        again.experiment, again.strong = self.maker.experiment(result.image), result.strong
-        self.index(again)
-        again.experiment = None
-        return again
+    def index_again(self, still: Still) -> Still:
+        """Index the hit `still` anew, from the spots it had, with the geometry of this processor."""
+        spots = replace(still.spots, experiment=self.maker.experiment(still.image))
+        return self.index(Still(still.image, spots, seconds=still.seconds)).without_experiment()
 
-    def describe(self, result: StillResult) -> dict[str, Any]:
-        """The numbers of `result` as plain data."""
-        return describe(result, self.maker.images.name(result.image))
+    def describe(self, still: Still) -> dict[str, Any]:
+        """The numbers of `still` as plain data."""
+        return describe(still, self.maker.images.name(still.image))
 
-    def record(self, result: StillResult, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
-        """The record of `result` for the journal, with the tables of `steps`."""
-        return encode(result, self.maker.images.name(result.image), steps, common)
+    def record(self, still: Still, steps: tuple[str, ...], common: dict[str, Any]) -> bytes:
+        """The record of `still` for the journal, with the tables of `steps`."""
+        return encode(still, self.maker.images.name(still.image), steps, common)
 
     def _labelled(self, table, image: int):
         """`table` with its identifier set, and 0 for the number of its experiment and imageset."""
         from dials.array_family import flex
 
-        identifiers = table.experiment_identifiers()
-        for key in list(identifiers.keys()):
-            del identifiers[key]
-        identifiers[0] = self.maker.images.identifier(image)
+        identify(table, [self.maker.images.identifier(image)])
         table["id"] = flex.int(len(table), 0)
         table["imageset_id"] = flex.int(len(table), 0)
         return table
 
     def _identified(self, crystals: Crystals, image: int) -> Crystals:
         """`crystals` with identifiers that depend on the image and the number of the lattice alone."""
-        identifiers = crystals.reflections.experiment_identifiers()
-        for key in list(identifiers.keys()):
-            del identifiers[key]
         for lattice, experiment in enumerate(crystals.experiments):
             experiment.identifier = self.maker.images.identifier(image, lattice)
-            identifiers[lattice] = experiment.identifier
+        identify(crystals.reflections, [experiment.identifier for experiment in crystals.experiments])
         return crystals
 
 
@@ -181,17 +164,17 @@ def _as_read_back(crystals: Crystals) -> Crystals:
 
 
 def unread(error: BadImage) -> Failure:
-    """What is wrong with an image that cannot be read, in the words that like faults have in common."""
+    """The failure of an image that cannot be read."""
     details = f" ({short_reason(RuntimeError(error.details))})" if error.details else ""
     return Failure("read", error.reason + details)
 
 
-def _describe_lattice(experiment, reflections) -> Lattice:
+def _describe_lattice(experiment, reflections) -> LatticeNumbers:
     observed = reflections["xyzobs.px.value"].parts()
     calculated = reflections["xyzcal.px"].parts()
     dx, dy = (np.asarray(c - o) for c, o in zip(calculated[:2], observed[:2]))
     d_star = np.asarray(reflections["rlp"].norms())
-    return Lattice(
+    return LatticeNumbers(
         n_indexed=len(reflections),
         rmsd_x=float(np.sqrt(np.mean(dx**2))),
         rmsd_y=float(np.sqrt(np.mean(dy**2))),
@@ -201,13 +184,13 @@ def _describe_lattice(experiment, reflections) -> Lattice:
     )
 
 
-def _describe_crystal(experiment, reflections) -> IntegratedCrystal:
+def _describe_crystal(experiment, reflections) -> CrystalNumbers:
     good = reflections.get_flags(reflections.flags.integrated_sum)
     intensity = np.asarray(reflections["intensity.sum.value"].select(good))
     variance = np.asarray(reflections["intensity.sum.variance"].select(good))
     measured = variance > 0
     ratio = intensity[measured] / np.sqrt(variance[measured])
-    return IntegratedCrystal(
+    return CrystalNumbers(
         n_reflections=int(np.count_nonzero(np.asarray(good))),
         i_over_sigma=float(np.mean(ratio)) if len(ratio) else 0.0,
         cell=tuple(experiment.crystal.get_unit_cell().parameters()),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssx_mpi.images.experiment_maker import ExperimentMaker
 from ssx_mpi.images.frames import BadImage
 from ssx_mpi.records.batch_files import IMAGES
-from ssx_mpi.stages.still_results import Crystals, Failure, Lattice, StillResult
+from ssx_mpi.stages.still_results import Crystals, Failure, Indexed, LatticeNumbers, Spots, Still, identify
 from ssx_mpi.stages.stills import unread
 
 
@@ -36,34 +37,35 @@ class StoredSteps:
         self._experiments: list[Any] = []
         self._first: dict[str, int] = {}
 
-    def load(self, image: int, indexed: bool) -> StillResult:
+    def load(self, image: int, indexed: bool) -> Still:
         """What became of `image` so far, with its strong spots or, with `indexed`, its indexed lattices."""
         batch = image // self._batch_size + 1
         if self._loaded != (batch, indexed):
             self._load_batch(batch, indexed)
         numbers = self._numbers[image]
-        result = StillResult(
+        lattices = tuple(LatticeNumbers(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"])
+        still = Still(
             image,
-            n_spots=numbers["n_spots"],
-            hit=numbers["hit"],
-            lattices=[Lattice(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"]] if indexed else [],
-            failures=[Failure(*f) for f in numbers["failures"]],
-            seconds=dict(numbers["seconds"]),
+            Spots(numbers["n_spots"], numbers["hit"]),
+            Indexed(lattices, None) if indexed else None,
+            failures=tuple(Failure(*f) for f in numbers["failures"]),
+            seconds=numbers["seconds"],
         )
-        if not result.hit or (indexed and not result.lattices):
-            return result
+        if not still.hit or (indexed and not lattices):
+            return still
         try:
             self._maker.check_data(image)
-            result.experiment = self._maker.experiment(image)
+            experiment = self._maker.experiment(image)
         except BadImage as error:
             # it was there when its spots were found
-            result.failures.append(unread(error))
-            return result
+            return still.failed(unread(error))
         if indexed:
-            result.indexed = self._crystals(image, result)
-        else:
-            result.strong = self._own_rows(self._first[self._maker.images.identifier(image)], 1)
-        return result
+            crystals = self._crystals(image, experiment, len(lattices))
+            return replace(
+                still, spots=replace(still.spots, experiment=experiment), indexed=Indexed(lattices, crystals)
+            )
+        table = self._own_rows(self._first[self._maker.images.identifier(image)], 1)
+        return replace(still, spots=replace(still.spots, experiment=experiment, table=table))
 
     def _load_batch(self, batch: int, indexed: bool) -> None:
         from dials.array_family import flex
@@ -88,28 +90,25 @@ class StoredSteps:
 
         ids = self._table["id"]
         own = self._table.select((ids >= first) & (ids < first + count))
-        names = {i: own.experiment_identifiers()[first + i] for i in range(count)}
-        for key in list(own.experiment_identifiers().keys()):
-            del own.experiment_identifiers()[key]
+        names = [own.experiment_identifiers()[first + i] for i in range(count)]
         own["id"] -= first
         own["imageset_id"] = flex.int(len(own), 0)
-        for i, name in names.items():
-            own.experiment_identifiers()[i] = name
+        identify(own, names)
         return own
 
-    def _crystals(self, image: int, result: StillResult) -> Crystals:
+    def _crystals(self, image: int, experiment, n_lattices: int) -> Crystals:
         from dxtbx.model import Experiment, ExperimentList
 
         first = self._first[self._maker.images.identifier(image, 0)]
         own = ExperimentList()
-        for stored in self._experiments[first : first + len(result.lattices)]:
+        for stored in self._experiments[first : first + n_lattices]:
             own.append(
                 Experiment(
-                    imageset=result.experiment.imageset,
-                    beam=result.experiment.beam,
-                    detector=result.experiment.detector,
+                    imageset=experiment.imageset,
+                    beam=experiment.beam,
+                    detector=experiment.detector,
                     crystal=stored.crystal,
                     identifier=stored.identifier,
                 )
             )
-        return Crystals(own, self._own_rows(first, len(result.lattices)))
+        return Crystals(own, self._own_rows(first, n_lattices))

@@ -47,11 +47,11 @@ def main() -> None:
 
     dials_compat.prepare()
     from ssx_mpi.parallel import dispatch
-    from ssx_mpi.processing import batches, watch
+    from ssx_mpi.processing import failures, watch
     from ssx_mpi.stages.stills import StillProcessor
 
     # there are few images
-    batches._FEWEST_TO_JUDGE = 5
+    failures._FEWEST_TO_JUDGE = 5
     # and little time
     dispatch._BEAT, dispatch._SILENT, watch.GRACE = 0.5, 2.5, 3.0
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dials.array_family import flex
+from dxtbx.model import ExperimentList
 from small_chips import small_chip
 
 from ssx_mpi.command_line.process import _parse
@@ -16,8 +19,9 @@ from ssx_mpi.parameters.dials_parameters import dials_parameters
 from ssx_mpi.parameters.run_parameters import Source
 from ssx_mpi.records.journal import decode
 from ssx_mpi.stages.engines import build_engine
-from ssx_mpi.stages.still_results import Crystals, Failure, StageError
-from ssx_mpi.stages.stills import Engine, StillProcessor
+from ssx_mpi.stages.protocols import Engine
+from ssx_mpi.stages.still_results import Crystals, Failure, IntegratedLattices
+from ssx_mpi.stages.stills import StillProcessor
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +84,7 @@ def test_a_bad_image_is_counted_named_and_left_out(images, engines, engine, how)
     harm(images / "x_3.cbf", how)
     good, bad = work.find_spots(3), work.find_spots(2)
     again = work.find_spots(3)
-    work.index(bad)
-    work.integrate(bad)
+    bad = work.integrate(work.index(bad))
     assert [f.stage for f in bad.failures] == ["read"]
     assert bad.failures[0].reason
     assert str(images) not in bad.failures[0].reason
@@ -90,8 +93,8 @@ def test_a_bad_image_is_counted_named_and_left_out(images, engines, engine, how)
     assert numbers["name"] == "x_3.cbf"
     assert numbers["failures"] == [["read", bad.failures[0].reason]]
     # and those before and after it are what they were
-    assert (good.failures, again.failures) == ([], [])
-    assert good.n_spots == again.n_spots > 100
+    assert (good.failures, again.failures) == ((), ())
+    assert good.spots.n_spots == again.spots.n_spots > 100
 
 
 def test_the_same_fault_has_the_same_reason(images, engines):
@@ -106,30 +109,29 @@ def test_a_hit_becomes_a_crystal_and_a_blank_does_not(made, engines):
     work = processor(made, engines["fast"])
     found = []
     for image in range(5):
-        result = work.find_spots(image)
-        work.index(result)
-        work.integrate(result)
+        result = work.integrate(work.index(work.find_spots(image)))
         assert not result.failures
-        found.append((result.hit, len(result.lattices), len(result.crystals)))
-        assert (result.n_spots >= 10) == result.hit
+        found.append((result.hit, result.n_lattices, result.n_crystals))
+        assert (result.spots.n_spots >= 10) == result.hit
         assert set(result.seconds) >= {"find_spots"}
-        if result.crystals:
-            assert result.lattices[0].n_indexed > 50
-            assert np.hypot(result.lattices[0].rmsd_x, result.lattices[0].rmsd_y) < 0.3
-            assert result.crystals[0].cell[:3] == pytest.approx((79.1, 79.1, 38.2), rel=0.01)
-            assert result.crystals[0].n_reflections > 100
+        if result.n_crystals:
+            lattice, crystal = result.indexed.lattices[0], result.integrated.numbers[0]
+            assert lattice.n_indexed > 50
+            assert np.hypot(lattice.rmsd_x, lattice.rmsd_y) < 0.3
+            assert crystal.cell[:3] == pytest.approx((79.1, 79.1, 38.2), rel=0.01)
+            assert crystal.n_reflections > 100
     assert found.count((True, 1, 1)) == 3
     assert found.count((False, 0, 0)) == 2
 
 
 def test_min_spots_decides_what_a_hit_is(made, engines):
     hit = processor(made, engines["fast"]).find_spots(3)
-    assert processor(made, engines["fast"], min_spots=hit.n_spots).find_spots(3).hit
-    assert not processor(made, engines["fast"], min_spots=hit.n_spots + 1).find_spots(3).hit
+    assert processor(made, engines["fast"], min_spots=hit.spots.n_spots).find_spots(3).hit
+    assert not processor(made, engines["fast"], min_spots=hit.spots.n_spots + 1).find_spots(3).hit
 
 
 def test_both_engines_find_the_same_spots(made, engines):
-    fast, dials = (processor(made, engines[name]).find_spots(3).strong for name in ("fast", "dials"))
+    fast, dials = (processor(made, engines[name]).find_spots(3).spots.table for name in ("fast", "dials"))
     assert len(fast) == len(dials)
     for name in ("bbox", "intensity.sum.value", "xyzobs.px.value"):
         assert np.allclose(np.asarray(list(fast[name])), np.asarray(list(dials[name]))), name
@@ -137,69 +139,90 @@ def test_both_engines_find_the_same_spots(made, engines):
 
 def test_the_record_has_all_that_the_files_need(made, engines):
     work = processor(made, engines["fast"])
-    result = work.find_spots(3)
-    work.index(result)
-    work.integrate(result)
+    result = work.integrate(work.index(work.find_spots(3)))
     record = work.record(result, ("find_spots", "index", "integrate"), {})
     entry = decode(record)
     assert entry.image == 3
     assert set(entry.tables) == {"strong", "indexed", "integrated"}
-    assert entry.tables["strong"].n_rows == result.n_spots
+    assert entry.tables["strong"].n_rows == result.spots.n_spots
     assert entry.tables["integrated"].identifiers == {0: work.maker.images.identifier(3, 0)}
-    assert entry.content["numbers"]["crystals"][0]["n_reflections"] == result.crystals[0].n_reflections
+    assert entry.content["numbers"]["crystals"][0]["n_reflections"] == result.integrated.numbers[0].n_reflections
     assert set(entry.content["experiments"]) == {"imported", "indexed", "integrated"}
 
 
 def test_indexed_again_it_keeps_its_spots_and_forgets_old_failures(made, engines):
     work = processor(made, engines["fast"])
-    result = work.find_spots(3)
-    result.failures.append(Failure("index", "no lattice found"))
+    result = work.find_spots(3).failed(Failure("index", "no lattice found"))
     again = work.index_again(result)
-    assert again.failures == []
-    assert len(again.lattices) == 1
-    assert (again.n_spots, again.experiment) == (result.n_spots, None)
+    assert again.failures == ()
+    assert again.n_lattices == 1
+    assert (again.spots.n_spots, again.spots.experiment) == (result.spots.n_spots, None)
+
+
+class Failing:
+    """Every stage of an engine, raising `error`."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def find(self, experiment, frame):
+        raise self.error
+
+    index = integrate = find
 
 
 class TestFailingStages:
     """Stages that fail as libraries do."""
 
     def work(self, made, engines, **changed) -> StillProcessor:
-        fast = engines["fast"]
-        return processor(made, Engine(**{**vars(fast), **changed}))
+        return processor(made, replace(engines["fast"], **changed))
 
-    def test_an_indexer_without_an_answer(self, made, engines):
-        def index(experiment, strong):
-            raise StageError("no lattice found")
+    def test_an_indexer_without_a_lattice(self, made, engines):
+        class Nothing:
+            def index(self, experiment, strong):
+                return Crystals(ExperimentList(), flex.reflection_table())
 
-        work = self.work(made, engines, index=index)
-        result = work.find_spots(3)
-        work.index(result)
-        work.integrate(result)
-        assert result.failures == [Failure("index", "no lattice found")]
+        work = self.work(made, engines, indexer=Nothing())
+        result = work.integrate(work.index(work.find_spots(3)))
+        assert result.failures == (Failure("index", "no lattice found"),)
         assert result.hit
-        assert not result.crystals
+        assert not result.n_crystals
 
     def test_a_crystal_that_cannot_be_integrated(self, made, engines):
-        work = self.work(made, engines, integrate=lambda crystals, frame: (None, ["no room for the background"]))
-        result = work.find_spots(3)
-        work.index(result)
-        work.integrate(result)
-        assert result.failures == [Failure("integrate", "no room for the background")]
-        assert isinstance(result.indexed, Crystals)
+        class Refusing:
+            def integrate(self, crystals, frame):
+                return IntegratedLattices(ExperimentList(), flex.reflection_table(), (("0", "no background"),))
 
-    @pytest.mark.parametrize("error", [RuntimeError("dxtbx Error: 12 of 13"), ValueError("/data/x.cbf"), IndexError()])
-    def test_what_libraries_raise_is_a_reason_without_numbers_and_paths(self, made, engines, error):
-        def find_spots(experiment, frame):
-            raise error
+        work = self.work(made, engines, integrator=Refusing())
+        result = work.integrate(work.index(work.find_spots(3)))
+        assert result.failures == (Failure("integrate", "no background"),)
+        assert isinstance(result.crystals, Crystals)
 
-        (failure,) = self.work(made, engines, find_spots=find_spots).find_spots(3).failures
-        assert failure.stage == "find_spots"
-        assert failure.reason in ("dxtbx Error: # of #", "…", "IndexError")
+    @pytest.mark.parametrize("stage", ["find_spots", "index", "integrate"])
+    @pytest.mark.parametrize("error", [RuntimeError("dxtbx Error: 12 of 13"), OSError("/data/x.cbf")])
+    def test_what_libraries_raise_is_a_reason_without_numbers_and_paths(self, made, engines, stage, error):
+        part = {"find_spots": "spot_finder", "index": "indexer", "integrate": "integrator"}[stage]
+        work = self.work(made, engines, **{part: Failing(error)})
+        first, second = (work.integrate(work.index(work.find_spots(image))) for image in (3, 4))
+        (failure,) = first.failures
+        assert failure.stage == stage
+        assert failure.reason in ("dxtbx Error: # of #", "…")
+        # the first of each reason alone has a traceback
+        assert type(error).__name__ in failure.traceback
+        assert (second.failures, second.failures[0].traceback) == (first.failures, "")
+
+    def test_a_wrong_index_of_a_library_is_a_reason_and_one_of_ours_is_named_as_a_fault(self, made, engines):
+        (theirs,) = self.work(made, engines, spot_finder=Failing(IndexError("12"))).find_spots(3).failures
+        assert theirs.reason == "#"
+        # a broken assumption in our own code: spots of no panel that the image has
+        work = self.work(made, engines)
+        still = work.index(work.find_spots(3))
+        broken = replace(still, spots=replace(still.spots, frame=replace(still.spots.frame, data=(), masks=())))
+        (ours,) = work.integrate(broken).failures
+        assert ours.stage == "integrate"
+        assert ours.reason.startswith("fault in the program (IndexError at ssx_mpi.")
 
     @pytest.mark.parametrize("error", [TypeError("a fault"), NameError("a fault"), MemoryError()])
     def test_faults_of_the_program_end_it(self, made, engines, error):
-        def find_spots(experiment, frame):
-            raise error
-
         with pytest.raises(type(error)):
-            self.work(made, engines, find_spots=find_spots).find_spots(3)
+            self.work(made, engines, spot_finder=Failing(error)).find_spots(3)

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from ssx_mpi.images.frames import Frame
-from ssx_mpi.stages.still_results import Crystals, StageError, by_lattice, joined, library_errors, short_reason
+from ssx_mpi.stages.still_results import Crystals, IntegratedLattices, by_lattice, joined, library_errors, short_reason
 
 
 class DialsSpotFinder:
@@ -23,7 +23,7 @@ class DialsSpotFinder:
     def __init__(self, scope) -> None:
         self._scope = scope
 
-    def __call__(self, experiment, frame: Frame):
+    def find(self, experiment, frame: Frame):
         """Reflection table of the strong spots of the one image of `experiment`; its ``id`` is 0 throughout.
 
         The pixels come from the imageset, which has kept those of `frame`.
@@ -47,15 +47,10 @@ class DialsIndexer:
     def __init__(self, scope) -> None:
         self._scope = scope
 
-    def __call__(self, experiment, strong) -> Crystals:
-        """Index the `strong` spots of a still.
-
-        Raises
-        ------
-        StageError
-            When no lattice is found.
-        """
+    def index(self, experiment, strong) -> Crystals:
+        """Lattices of one still and their spots; no experiment where there is no lattice."""
         from dials.algorithms.indexing.ssx.processing import index_one
+        from dials.array_family import flex
         from dxtbx.model import ExperimentList
 
         # the indexer changes its parameters and its spots
@@ -64,18 +59,15 @@ class DialsIndexer:
         methods = list(scope.method)
         if not scope.indexing.known_symmetry.unit_cell:
             methods = [m for m in methods if m != "real_space_grid_search"]
-        try:
-            experiments = ExperimentList([experiment])
-            spots.centroid_px_to_mm(experiments)
-            spots.map_centroids_to_reciprocal_space(experiments)
-            # the search prints through rstbx
-            with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-                # newer versions return the spots that are left as well; without a method there is nothing at all
-                found, indexed = (index_one(experiment, spots, scope, methods, 0) or (None, None))[:2]
-        except library_errors() as error:
-            raise StageError(short_reason(error)) from error
+        experiments = ExperimentList([experiment])
+        spots.centroid_px_to_mm(experiments)
+        spots.map_centroids_to_reciprocal_space(experiments)
+        # the search prints through rstbx
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            # newer versions return the spots that are left as well; without a method there is nothing at all
+            found, indexed = (index_one(experiment, spots, scope, methods, 0) or (None, None))[:2]
         if not found or not len(found):
-            raise StageError("no lattice found")
+            return Crystals(ExperimentList(), flex.reflection_table())
         return Crystals(found, indexed)
 
 
@@ -95,23 +87,15 @@ class DialsIntegrator:
         self._scope = scope
         self._integrator = EllipsoidIntegrator if scope.algorithm == "ellipsoid" else StillsIntegrator
 
-    def __call__(self, crystals: Crystals, frame: Frame) -> tuple[Crystals | None, list[str]]:
-        """Integrate every lattice of one still; the pixels come from the imageset, which has kept those of `frame`.
-
-        Returns
-        -------
-        integrated
-            The lattices that could be integrated, None when none could.
-        reasons
-            Why the others could not.
-        """
-        done, reasons = [], []
+    def integrate(self, crystals: Crystals, frame: Frame) -> IntegratedLattices:
+        """Integrate every lattice of one still; the pixels come from the imageset, which has kept those of `frame`."""
+        done, failures = [], []
         for experiment, indexed in by_lattice(crystals):
             try:
                 done.append(self._integrate(experiment, indexed))
-            except StageError as error:
-                reasons.append(str(error))
-        return (joined(done) if done else None), reasons
+            except library_errors() as error:
+                failures.append((experiment.identifier, short_reason(error)))
+        return IntegratedLattices(*joined(done), tuple(failures))
 
     def _integrate(self, experiment, indexed) -> Crystals:
         from dxtbx.model import Experiment, ExperimentList
@@ -125,10 +109,7 @@ class DialsIntegrator:
             crystal=copy.deepcopy(experiment.crystal),
             identifier=experiment.identifier,
         )
-        try:
-            refined, reflections, _ = integrator.run(own, copy.deepcopy(indexed))
-        except library_errors() as error:
-            raise StageError(short_reason(error)) from error
+        refined, reflections, _ = integrator.run(own, copy.deepcopy(indexed))
         if "shoebox" in reflections:
             del reflections["shoebox"]
         return Crystals(ExperimentList([refined]), reflections)

@@ -37,6 +37,7 @@ from ssx_mpi.stages.fast.indexed_tables import (
     strong_spots,
 )
 from ssx_mpi.stages.fast.target import FoundLattice, Target
+from ssx_mpi.stages.still_results import Crystals
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +165,7 @@ class FastIndexer:
         left = dials_compat.uncovered(params, _COVERED) + [name for name, present in special.items() if present]
         return not left, ", ".join(left)
 
-    def index(self, experiment: Experiment, strong: flex.reflection_table) -> tuple[ExperimentList, Any]:
+    def index(self, experiment: Experiment, strong: flex.reflection_table) -> Crystals:
         """Lattices of one still and their spots.
 
         Parameters
@@ -182,10 +183,10 @@ class FastIndexer:
             The indexed spots, ``id`` being the number of the experiment.
         """
         if len(strong) < self.settings.min_spots:
-            return ExperimentList(), flex.reflection_table()
+            return Crystals(ExperimentList(), flex.reflection_table())
         table = strong_spots(experiment, strong)
         if len(table) < self.settings.min_spots:
-            return ExperimentList(), flex.reflection_table()
+            return Crystals(ExperimentList(), flex.reflection_table())
         pixel_size = experiment.detector[0].get_pixel_size()[0]
         target, max_cell = self._target, self._max_cell
         spots = spot_arrays(experiment, table)
@@ -193,7 +194,7 @@ class FastIndexer:
             max_cell = _longest_cell(table) if max_cell is None else max_cell
             target = None if max_cell is None else self.discover(spots, pixel_size, max_cell)
             if target is None:
-                return ExperimentList(), flex.reflection_table()
+                return Crystals(ExperimentList(), flex.reflection_table())
         found = self.find(spots, pixel_size, target)
         return self._as_dials(experiment, table, found)
 
@@ -511,10 +512,10 @@ class FastIndexer:
         if limit is not None and change > limit:
             raise _NoFit(f"the volume of the cell changed by {100 * change:.0f}%")
 
-    def _as_dials(self, experiment: Experiment, table: Any, found: list[FoundLattice]) -> tuple[ExperimentList, Any]:
+    def _as_dials(self, experiment: Experiment, table: Any, found: list[FoundLattice]) -> Crystals:
         experiments = ExperimentList()
         if not found:
-            return experiments, flex.reflection_table()
+            return Crystals(experiments, flex.reflection_table())
         imageset = still_imageset(experiment)
         for k, lattice in enumerate(found):
             experiments.append(
@@ -526,7 +527,7 @@ class FastIndexer:
                     identifier=lattice_identifier(experiment, imageset, k),
                 )
             )
-        return experiments, indexed_table(experiment, experiments, table, found)
+        return Crystals(experiments, indexed_table(experiment, experiments, table, found))
 
     def _crystal(self, found: FoundLattice) -> MosaicCrystalSauter2014:
         settings = self.settings

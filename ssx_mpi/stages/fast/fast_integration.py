@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,6 +24,7 @@ from dxtbx import flumpy
 from dxtbx.model import Experiment, ExperimentList
 
 from ssx_mpi import dials_compat
+from ssx_mpi.images.frames import Frame
 from ssx_mpi.kernels import shoeboxes
 from ssx_mpi.kernels.ellipsoid import (
     MODELS,
@@ -44,6 +44,7 @@ from ssx_mpi.kernels.ellipsoid_refinement import (
     refine_mosaicity,
 )
 from ssx_mpi.kernels.prediction import Panels, find_panels, indices_near_ewald_sphere, pixels_to_lab, rays_to_pixels
+from ssx_mpi.stages.still_results import Crystals, IntegratedLattices
 
 logger = logging.getLogger(__name__)
 
@@ -174,25 +175,6 @@ def _backgrounds_from(scope: Any) -> dict[str, shoeboxes.Background]:
     }
 
 
-@dataclass(frozen=True)
-class IntegratedImage:
-    """The integrated lattices of one image, and those that failed.
-
-    Attributes
-    ----------
-    experiments : ExperimentList
-        Refined crystals with their profile models.
-    reflections : flex.reflection_table
-        `id` is the row in `experiments`.
-    failures : list of (str, str)
-        Identifier and reason of each lattice that was not integrated.
-    """
-
-    experiments: ExperimentList
-    reflections: Any
-    failures: list[tuple[str, str]] = field(default_factory=list)
-
-
 class FastEllipsoidIntegrator:
     """Integrates the lattices of one image after another with the same settings.
 
@@ -219,31 +201,23 @@ class FastEllipsoidIntegrator:
         left = dials_compat.uncovered(params, _COVERED)
         return not left, f"{left[0]} is left to DIALS" if left else ""
 
-    def integrate(
-        self,
-        experiments: ExperimentList,
-        reflections: Any,
-        panels_data: Sequence[np.ndarray],
-        panels_mask: Sequence[np.ndarray],
-    ) -> IntegratedImage:
+    def integrate(self, crystals: Crystals, frame: Frame) -> IntegratedLattices:
         """Refine and integrate every lattice of one image.
 
         Parameters
         ----------
-        experiments : ExperimentList
-            One a lattice, all on the same detector and beam.
-        reflections : flex.reflection_table
-            Their indexed strong spots, with shoeboxes, as ``dials.ssx_index`` writes them.
-        panels_data : sequence of (slow, fast) int32 or float64
-            Corrected data of each panel.
-        panels_mask : sequence of (slow, fast) bool
+        crystals
+            Lattices on one detector and beam, and their indexed strong spots with shoeboxes, as ``dials.ssx_index``
+            writes them.
+        frame
+            Corrected data and masks of the image.
         """
-        frame = shoeboxes.Frame(panels_data, panels_mask)
+        pixels = shoeboxes.Frame(frame.data, frame.masks)
         done, tables, failures = ExperimentList(), flex.reflection_table(), []
-        for number, experiment in enumerate(experiments):
-            table = reflections.select(reflections["id"] == number)
+        for number, experiment in enumerate(crystals.experiments):
+            table = crystals.reflections.select(crystals.reflections["id"] == number)
             try:
-                refined, integrated = _integrate_lattice(experiment, table, frame, self.settings)
+                refined, integrated = _integrate_lattice(experiment, table, pixels, self.settings)
             except EllipsoidError as error:
                 failures.append((experiment.identifier, str(error)))
                 continue
@@ -251,7 +225,7 @@ class FastEllipsoidIntegrator:
             integrated.experiment_identifiers()[len(done)] = experiment.identifier
             done.append(refined)
             tables.extend(integrated)
-        return IntegratedImage(done, tables, failures)
+        return IntegratedLattices(done, tables, tuple(failures))
 
 
 # One lattice ----------------------------------------------------------------------------------------------------------

@@ -42,26 +42,6 @@ _COVERED: dict[str, tuple] = {
 _SIGNAL = MaskCode.Foreground | MaskCode.Valid
 
 
-def supports(params) -> tuple[bool, str]:
-    """Whether :class:`FastSpotFinder` covers these parameters of ``dials.find_spots``; if not, which one it does not.
-
-    Parameters
-    ----------
-    params
-        Extracted scope of ``dials.command_line.find_spots.phil_scope``.
-
-    Returns
-    -------
-    supported, reason
-        The reason is empty when supported.
-    """
-    left = [path.removeprefix("spotfinder.") for path in dials_compat.uncovered(params, _COVERED)]
-    # estimated from the first image that comes along, which depends on the order
-    if params.spotfinder.threshold.dispersion.global_threshold is libtbx.Auto:
-        left.append("threshold.dispersion.global_threshold=Auto")
-    return not left, "; ".join(f"the fast spot finder does not do {name}" for name in left)
-
-
 class FastSpotFinder:
     """Finds the spots of stills, one image at a time; made once per rank.
 
@@ -80,11 +60,11 @@ class FastSpotFinder:
     Raises
     ------
     ValueError
-        When :func:`supports` refuses the parameters, or when they make no sense.
+        When :meth:`supports` refuses the parameters, or when they make no sense.
     """
 
     def __init__(self, params, erode_beside_masked: bool | None = None):
-        supported, reason = supports(params)
+        supported, reason = self.supports(params)
         if not supported:
             raise ValueError(reason)
         if erode_beside_masked is None:
@@ -111,15 +91,35 @@ class FastSpotFinder:
         # by shape: panels of a detector have one, or very few
         self._finders: dict[tuple[int, ...], StrongPixelFinder] = {}
 
-    def __call__(self, frame: Frame, experiment: Experiment) -> flex.reflection_table:
+    @staticmethod
+    def supports(params) -> tuple[bool, str]:
+        """Whether these parameters of ``dials.find_spots`` are covered, and if not, which ones are not.
+
+        Parameters
+        ----------
+        params
+            Extracted scope of ``dials.command_line.find_spots.phil_scope``.
+
+        Returns
+        -------
+        supported, reason
+            The reason is empty when supported.
+        """
+        left = [path.removeprefix("spotfinder.") for path in dials_compat.uncovered(params, _COVERED)]
+        # estimated from the first image that comes along, which depends on the order
+        if params.spotfinder.threshold.dispersion.global_threshold is libtbx.Auto:
+            left.append("threshold.dispersion.global_threshold=Auto")
+        return not left, "; ".join(f"the fast spot finder does not do {name}" for name in left)
+
+    def find(self, experiment: Experiment, frame: Frame) -> flex.reflection_table:
         """Spots of one still.
 
         Parameters
         ----------
+        experiment
+            Beam, detector, image set and identifier of the image.
         frame
             The image.
-        experiment
-            Beam, detector, image set and identifier that belong to it.
 
         Returns
         -------

@@ -14,6 +14,7 @@ from dxtbx.model import Experiment, ExperimentList
 from ssx_mpi.kernels import lattice_refinement
 from ssx_mpi.kernels.lattice_refinement import Spots
 from ssx_mpi.stages.fast.target import FoundLattice
+from ssx_mpi.stages.still_results import identify
 
 _SMALLEST_VARIANCE = 1e-6  # mm^2
 
@@ -25,8 +26,7 @@ def strong_spots(experiment: Experiment, strong: Any) -> Any:
     table = strong.select(flagged if flagged.count(True) else flex.bool(len(strong), True))
     if not flagged.count(True):
         table.set_flags(flex.bool(len(table), True), table.flags.strong)
-    for k in list(table.experiment_identifiers().keys()):
-        del table.experiment_identifiers()[k]
+    identify(table, [])
     table["id"] = flex.int(len(table), 0)
     table["imageset_id"] = flex.int(len(table), 0)
     # a scan or a goniometer in the header of a still would turn the spots

@@ -11,6 +11,7 @@ from dials.command_line import ssx_integrate
 from dxtbx import flumpy
 from dxtbx.model import ExperimentList
 
+from ssx_mpi.images.frames import Frame
 from ssx_mpi.kernels.ellipsoid import MODELS
 from ssx_mpi.kernels.shoeboxes import Background
 from ssx_mpi.stages.fast.fast_integration import (
@@ -18,8 +19,15 @@ from ssx_mpi.stages.fast.fast_integration import (
     IntegrationSettings,
     profile_model_for_dials,
 )
+from ssx_mpi.stages.still_results import Crystals
 
 IMAGE = 14  # the thinnest of the stills
+
+
+def pixels(data, masks=None) -> Frame:
+    """A frame with these pixels; without masks, all that are not negative are good."""
+    masks = [part >= 0 for part in data] if masks is None else masks
+    return Frame("thin still", 0, tuple(data), tuple(data), tuple(masks))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def indexed(loader, real_data, tmp_path_factory):
         del table.experiment_identifiers()[key]
     table.experiment_identifiers()[0] = experiments[0].identifier
     data = [flumpy.to_numpy(panel).copy() for panel in experiments[0].imageset.get_raw_data(0)]
-    return experiments, table, data, [part >= 0 for part in data]
+    return Crystals(experiments, table), pixels(data)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def test_a_still_is_integrated_as_by_dials_3_30(loader, result):
     reference = loader.load_integrated()
     on_image = reference["image"] == IMAGE
     reference = {name: column[on_image] for name, column in reference.items()}
-    assert result.failures == []
+    assert result.failures == ()
 
     cell = np.array(result.experiments[0].crystal.get_unit_cell().parameters())
     np.testing.assert_allclose(cell, crystals["cell"][row], rtol=5e-4)
@@ -122,7 +130,7 @@ def test_result_is_written_and_read_by_dials(result, tmp_path):
 
 
 def test_lattices_of_an_image_are_integrated_or_fail_one_by_one(indexed, params, result):
-    (experiment,), table, data, mask = indexed
+    ((experiment,), table), frame = indexed
     experiments, tables = ExperimentList(), flex.reflection_table()
     for k, name in enumerate(("first", "poor", "second")):
         part = table[:8] if name == "poor" else table[:]
@@ -133,7 +141,7 @@ def test_lattices_of_an_image_are_integrated_or_fail_one_by_one(indexed, params,
         tables.extend(part)
         experiments.append(copy.copy(experiment))
         experiments[k].identifier = name
-    found = FastEllipsoidIntegrator(params).integrate(experiments, tables, data, mask)
+    found = FastEllipsoidIntegrator(params).integrate(Crystals(experiments, tables), frame)
     assert [experiment.identifier for experiment in found.experiments] == ["first", "second"]
     assert [name for name, _ in found.failures] == ["poor"]
     assert "strong spots" in found.failures[0][1]
@@ -157,15 +165,15 @@ def test_strong_spots_are_marked_alike_where_numpy_numbers_rows_in_a_column(inde
 
 @pytest.mark.parametrize("change", ["shoebox", "counts", "index"])
 def test_a_hopeless_lattice_fails_with_a_reason(indexed, params, change):
-    experiments, table, data, mask = indexed
+    (experiments, table), frame = indexed
     table = table[:]
     if change == "shoebox":
         del table["shoebox"]
     elif change == "counts":
-        data = [part * 0 for part in data]
+        frame = pixels([part * 0 for part in frame.data])
     else:
         table["xyzobs.px.value"] = flex.vec3_double(np.random.default_rng(0).uniform(0, 2400, (len(table), 3)))
-    found = FastEllipsoidIntegrator(params).integrate(experiments, table, data, mask)
+    found = FastEllipsoidIntegrator(params).integrate(Crystals(experiments, table), frame)
     assert len(found.experiments) == 0 and len(found.reflections) == 0
     ((name, reason),) = found.failures
     assert name == experiments[0].identifier
@@ -176,7 +184,7 @@ def test_a_hopeless_lattice_fails_with_a_reason(indexed, params, change):
 @pytest.mark.parametrize("model", [name for name in MODELS if name != "simple6"])
 def test_other_models_integrate_the_same_spots(indexed, params, result, model):
     found = FastEllipsoidIntegrator(params, model=model).integrate(*indexed)
-    assert found.failures == []
+    assert found.failures == ()
     default = dict(zip(result.reflections["miller_index"], result.reflections["intensity.sum.value"]))
     other = dict(zip(found.reflections["miller_index"], found.reflections["intensity.sum.value"]))
     common = default.keys() & other.keys()
@@ -209,7 +217,7 @@ def test_parameters_come_from_the_scope_of_dials(params):
 def test_resolution_limit_and_fixed_cell_are_kept(indexed, params, result):
     found = FastEllipsoidIntegrator(params, d_min=3.0, fix_unit_cell=True).integrate(*indexed)
     assert found.reflections["d"].all_ge(3.0)
-    start = indexed[0][0].crystal.get_unit_cell().parameters()
+    start = indexed[0].experiments[0].crystal.get_unit_cell().parameters()
     np.testing.assert_allclose(found.experiments[0].crystal.get_unit_cell().parameters(), start, rtol=1e-9)
     assert result.experiments[0].crystal.get_unit_cell().parameters()[0] != pytest.approx(start[0], rel=1e-5)
 
@@ -252,7 +260,8 @@ def test_panels_of_a_detector_are_integrated_as_one(indexed, params, result):
     """The same still on a detector that is cut into an upper and a lower half."""
     from dxtbx.model import Detector, Panel
 
-    (experiment,), table, (data,), (mask,) = indexed
+    ((experiment,), table), frame = indexed
+    (data,), (mask,) = frame.data, frame.masks
     whole, cut = experiment.detector[0].to_dict(), 1200
     halves = Detector()
     for first, last in ((0, cut), (cut, data.shape[0])):
@@ -279,9 +288,9 @@ def test_panels_of_a_detector_are_integrated_as_one(indexed, params, result):
     split.detector = halves
 
     found = FastEllipsoidIntegrator(params).integrate(
-        ExperimentList([split]), table, [data[:cut], data[cut:]], [mask[:cut], mask[cut:]]
+        Crystals(ExperimentList([split]), table), pixels([data[:cut], data[cut:]], [mask[:cut], mask[cut:]])
     )
-    assert found.failures == []
+    assert found.failures == ()
     cell = result.experiments[0].crystal.get_unit_cell().parameters()
     np.testing.assert_allclose(found.experiments[0].crystal.get_unit_cell().parameters(), cell, rtol=1e-4)
     assert set(found.reflections["panel"]) == {0, 1}

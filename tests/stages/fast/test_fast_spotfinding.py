@@ -14,7 +14,7 @@ from dxtbx.model.experiment_list import ExperimentListFactory
 from in_memory_images import imageset_in_memory
 
 from ssx_mpi.images.frames import BadImage, FrameReader
-from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder, supports
+from ssx_mpi.stages.fast.fast_spotfinding import FastSpotFinder
 
 SIZES = "spotfinder.filter.min_spot_size=3\nspotfinder.filter.max_spot_size=20\n"
 
@@ -75,10 +75,10 @@ def assert_same_table(found, expected):
 )
 def test_same_table_as_dials(still, number, text):
     params = params_from(SIZES + text)
-    assert supports(params) == (True, "")
+    assert FastSpotFinder.supports(params) == (True, "")
     experiment = still(number)
     expected = spots_by_dials(experiment, params)
-    found = FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
+    found = FastSpotFinder(params).find(experiment, FrameReader()(experiment.imageset))
     assert len(expected) > 50 or number == 16
     assert_same_table(found, expected)
     assert list(found["n_signal"]) == list(found["shoebox"].count_mask_values(5))
@@ -91,12 +91,12 @@ def test_user_mask_is_honoured(still, tmp_path):
     path = tmp_path / "half.mask"
     path.write_bytes(pickle.dumps((flumpy.from_numpy(masked),)))
     params = params_from(SIZES + f"spotfinder.lookup.mask={path}\n")
-    found = FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
+    found = FastSpotFinder(params).find(experiment, FrameReader()(experiment.imageset))
     assert_same_table(found, spots_by_dials(experiment, params))
     assert min(found["xyzobs.px.value"].parts()[1]) > 1200
     path.write_bytes(pickle.dumps(flumpy.from_numpy(masked[1:])))
     with pytest.raises(ValueError, match=r"lookup\.mask"):
-        FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
+        FastSpotFinder(params).find(experiment, FrameReader()(experiment.imageset))
 
 
 def test_masks_follow_the_geometry(still):
@@ -105,12 +105,12 @@ def test_masks_follow_the_geometry(still):
     finder, reader = FastSpotFinder(params), FrameReader()
     experiment = still(12)
     frame = reader(experiment.imageset)
-    near = finder(frame, experiment)
+    near = finder.find(experiment, frame)
     assert_same_table(near, spots_by_dials(experiment, params))
     panel = experiment.imageset.get_detector()[0]
     x, y, z = panel.get_origin()
     panel.set_frame(panel.get_fast_axis(), panel.get_slow_axis(), (x, y, z * 1.3))
-    far = finder(frame, experiment)
+    far = finder.find(experiment, frame)
     assert_same_table(far, spots_by_dials(experiment, params))
     assert len(far) > len(near) > 50
 
@@ -123,7 +123,7 @@ def test_spots_of_a_multipanel_detector():
         imageset = imageset_in_memory(*[image.astype(kind)] * 3)
         experiment = ExperimentListFactory.from_imageset_and_crystal(imageset, None)[0]
         params = params_from(SIZES)
-        found = FastSpotFinder(params)(FrameReader()(imageset), experiment)
+        found = FastSpotFinder(params).find(experiment, FrameReader()(imageset))
         assert_same_table(found, spots_by_dials(experiment, params))
         assert list(found["panel"]) == [0, 1, 2]
         assert set(found["xyzobs.px.value"].parts()[0]) == {found["xyzobs.px.value"][0][0]}
@@ -133,7 +133,7 @@ def test_blank_has_an_empty_table_with_all_columns():
     imageset = imageset_in_memory(np.zeros((60, 80), np.int32))
     experiment = ExperimentListFactory.from_imageset_and_crystal(imageset, None)[0]
     params = params_from(SIZES)
-    found = FastSpotFinder(params)(FrameReader()(imageset), experiment)
+    found = FastSpotFinder(params).find(experiment, FrameReader()(imageset))
     assert len(found) == 0
     assert_same_table(found, spots_by_dials(experiment, params))
 
@@ -145,7 +145,7 @@ def test_spots_of_dials_3_30(real_data, thaumatin_images):
         centroids, n_signal = columns["xyzobs.px.value"][first], columns["n_signal"][first]
     experiment = ExperimentListFactory.from_filenames([str(thaumatin_images / "thau_3_2_0001.cbf")])[0]
     params = params_from("spotfinder.filter.min_spot_size=3\n")
-    found = FastSpotFinder(params, erode_beside_masked=False)(FrameReader()(experiment.imageset), experiment)
+    found = FastSpotFinder(params, erode_beside_masked=False).find(experiment, FrameReader()(experiment.imageset))
     ours = np.array(found["xyzobs.px.value"])
     distance = np.linalg.norm(centroids[:, None, :2] - ours[None, :, :2], axis=2)
     assert len(centroids) > 250
@@ -159,7 +159,7 @@ def test_too_many_strong_pixels_is_a_bad_image(still):
     with pytest.raises(RuntimeError, match="number of strong pixels"):
         spots_by_dials(experiment, params)
     with pytest.raises(BadImage) as caught:
-        FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
+        FastSpotFinder(params).find(experiment, FrameReader()(experiment.imageset))
     assert caught.value.reason == "too many strong pixels"
 
 
@@ -179,7 +179,7 @@ def test_too_many_strong_pixels_is_a_bad_image(still):
 )
 def test_what_is_not_covered_is_refused_by_name(text):
     params = params_from(text)
-    supported, reason = supports(params)
+    supported, reason = FastSpotFinder.supports(params)
     assert not supported
     assert text.split("=")[0].removeprefix("spotfinder.") in reason
     with pytest.raises(ValueError, match="does not do"):
@@ -195,5 +195,5 @@ def test_parameters_are_left_as_they_were(still):
     params = params_from("spotfinder.filter.untrusted.rectangle=0,100,0,100\n")
     before = phil_scope.format(params).as_str()
     experiment = still(16)
-    FastSpotFinder(params)(FrameReader()(experiment.imageset), experiment)
+    FastSpotFinder(params).find(experiment, FrameReader()(experiment.imageset))
     assert phil_scope.format(params).as_str() == before

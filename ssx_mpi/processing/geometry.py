@@ -1,0 +1,216 @@
+"""The geometry of a run: given, refined before, or found with the first hits and crystals."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssx_mpi.exit_codes import ExitCode
+from ssx_mpi.images.experiment_maker import read_geometry
+from ssx_mpi.kernels.beam_centre import best_shift
+from ssx_mpi.parallel.collective import on_root
+from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.dials_parameters import DialsParameters
+from ssx_mpi.parameters.run_parameters import Parameters
+from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.processing.failures import advice, log_failures
+from ssx_mpi.processing.first_crystals import FirstCrystals, SearchedImages, find_first_crystals, find_first_hits
+from ssx_mpi.processing.importing import Run
+from ssx_mpi.records.files import replacing, write_json
+from ssx_mpi.report import text
+from ssx_mpi.stages.fast import beam_search, joint_refinement
+from ssx_mpi.stages.packing import pack, unpack
+from ssx_mpi.stages.still_results import StageError
+
+logger = logging.getLogger("ssx_mpi")
+
+# geometry and indexing feed each other; on the sets tried so far little was gained after the third round
+_MOST_ROUNDS = 6
+# two dozen stills tell the beam centre to a hundredth of the spacing of spots
+_HITS_FOR_BEAM_CENTRE = 24
+# a shift is taken when it stands out from all others and explains more spots than the header by more than noise
+_SIGNIFICANT = 6.0
+_WORTH_MOVING = 0.05
+
+
+def given_geometry(comm: Communicator, run: Run):
+    """(detector, beam) of ``reference_geometry``, None when none is given. Collective."""
+    path = run.parameters.reference_geometry
+    if path is None:
+        return None
+    return on_root(comm, lambda: read_geometry(path), InputError)
+
+
+def stored_geometry(comm: Communicator, run: Run):
+    """(detector, beam) that an earlier run in this folder refined, None when there is none. Collective."""
+    path = _refined_path(run)
+
+    def read():
+        return read_geometry(path) if path.exists() else None
+
+    found = on_root(comm, read, InputError)
+    if found and comm.rank == 0:
+        logger.info("Geometry as refined before, from %s", path)
+    return found
+
+
+def _refined_path(run: Run) -> Path:
+    return run.directory / "geometry_refinement" / "refined.expt"
+
+
+def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, SearchedImages | None, bool]:
+    """Find out from the first hits whether the beam centre is where the header says. Collective.
+
+    Returns
+    -------
+    geometry
+        (detector, beam) with the detector moved, None when the header is right as far as can be told.
+    searched
+        Images whose spots are known now; None when there was no search.
+    stopped
+        Whether the job was stopped on request meanwhile.
+    """
+    parameters = run.parameters
+    if not parameters.beam_search or parameters.unit_cell is None or parameters.space_group is None:
+        return None, None, False
+    job, end, stopped = find_first_hits(comm, run, _HITS_FOR_BEAM_CENTRE)
+    if stopped:
+        return None, None, True
+    lattice = beam_search.primitive_lattice(parameters.unit_cell, parameters.space_group)
+    start = run.maker.experiment(run.maker.first_readable())
+    grid = beam_search.grid_for(start, lattice)
+    own = [
+        (image, beam_search.score_still(still.spots.experiment, still.spots.table, grid, lattice))
+        for image, still in job.hits(end).items()
+    ]
+    searched = SearchedImages({image: still.without_experiment() for image, still in job.before(end).items()}, end)
+    # averaged in the order of the images, so that not even the last digit depends on who found which hit
+    scores = [score for _, score in sorted((each for part in comm.allgather(own) for each in part), key=lambda x: x[0])]
+    if not scores:
+        return None, searched, False
+    found = best_shift(grid, np.mean(scores, axis=0))
+    moved = worth_moving(found)
+    if comm.rank == 0:
+        logger.info(text.beam_centre_line(found, len(scores), moved))
+    shifted = (beam_search.shifted(start.detector, found.shift), start.beam) if moved else None
+    return shifted, searched, False
+
+
+def worth_moving(found) -> bool:
+    """Whether the best shift of the beam centre stands out, and explains more spots than the header's centre."""
+    return found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
+
+
+def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, ExitCode]:
+    """Index the first crystals and refine the detector with them, again and again while that gains. Collective.
+
+    Returns
+    -------
+    geometry
+        (detector, beam), None when there is none.
+    status
+        Exit code in that case.
+    """
+    start, searched, stopped = search_beam_centre(comm, run)
+    if stopped:
+        return None, ExitCode.STOPPED
+    selection, processor = run.parameters.geometry, run.processor(start)
+    found = find_first_crystals(comm, run, selection, processor, "first crystals", searched)
+    if found.stopped:
+        return None, ExitCode.STOPPED
+    crystals = found.crystals
+    refined: Any = None
+    for round_ in range(1, _MOST_ROUNDS + 1):
+        better = _refine_once(comm, run, crystals, round_)
+        take, again = comm.bcast(verdict(refined, better) if comm.rank == 0 else None)
+        if take:
+            refined = better if refined is None or better is None else better.since(refined)
+        if not again:
+            break
+        geometry = comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None)
+        crystals.index_again(run.processor(geometry))
+        if comm.bcast(run.watch.stopping()):
+            return None, ExitCode.STOPPED
+    if comm.bcast(refined is None):
+        return None, ExitCode.NOTHING_FOUND
+    if comm.rank == 0:
+        _conclude(run, refined)
+    return comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None), ExitCode.DONE
+
+
+def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: int):
+    """Rank 0: refine the crystals of all ranks; None elsewhere, or when that is not possible."""
+    statistics = crystals.statistics(comm)
+    packed = crystals.gather_lattices(comm)
+    if packed is None:
+        return None
+    counts = statistics.counts
+    logger.info(
+        "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%d wanted)",
+        *(round_, counts["images"], counts["hits"], counts["indexed"], counts["lattices"]),
+        run.parameters.geometry.n_crystals,
+    )
+    log_failures(statistics)
+    if not packed:
+        logger.warning("No crystal to refine the geometry with. %s", advice(statistics))
+        return None
+    try:
+        experiments, reflections = unpack(packed)
+        refined = _refine_by_engine(run.parameters, experiments, reflections, run.scopes)
+    except StageError as error:
+        logger.warning(
+            "The geometry could not be refined with %d crystals: %s. Try more images, a smaller d_min, "
+            "geometry_refinement.restrain_cell=True, or give reference_geometry=",
+            *(counts["lattices"], error),
+        )
+        return None
+    logger.info(text.refinement_block(refined))
+    return refined
+
+
+def _refine_by_engine(parameters: Parameters, experiments, reflections, scopes: DialsParameters):
+    """Refine with our own kernel, or with DIALS where the user asks for its engine or gives parameters for it."""
+    if parameters.engine == "dials" or parameters.refinement_phil is not None:
+        return joint_refinement.refine(experiments, reflections, scopes.geometry_refinement)
+    return joint_refinement.refine_fast(
+        experiments, reflections, parameters.unit_cell if parameters.restrain_cell else None
+    )
+
+
+def verdict(before, after) -> tuple[bool, bool]:
+    """Whether to take the geometry `after` a round of indexing and refinement, and whether another round may gain.
+
+    It gains as long as it brings crystals, brings observed and predicted spots clearly together (a little less scatter
+    comes from rejecting more outliers alone), or moves the detector by more than is uncertain.
+    """
+    if after is None:
+        return False, False
+    if before is None:
+        return True, True
+    if after.n_crystals < before.n_crystals:
+        return False, False
+    more = after.n_crystals > before.n_crystals
+    closer = after.rmsd < 0.95 * before.rmsd
+    sigma = after.uncertainty.sigma["distance"] if after.uncertainty else 0.0
+    moved = abs(after.after.distance - before.after.distance) > sigma > 0
+    return more or moved or after.rmsd <= before.rmsd, more or closer or moved
+
+
+def _conclude(run: Run, refined) -> None:
+    given = run.parameters.unit_cell
+    warning = text.cell_warning(refined, given) if given else None
+    if warning:
+        logger.warning(warning)
+    logger.info("Detector and cell since import:\n%s", text.place_table(refined))
+    folder = _refined_path(run).parent
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "geometry_refinement.json", text.refinement_json(refined))
+    # DIALS would write it itself, but not say why it cannot
+    with replacing(folder / "refined.refl") as file:
+        file.write(refined.reflections.as_msgpack())
+    # last: its presence says that the refinement is done
+    write_json(_refined_path(run), pack(refined.experiments))
+    logger.info("Refined geometry: %s", _refined_path(run))
