@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 
 OLDEST_DIALS = (3, 12)
 _UNRELEASED = (4,)
-# scipy and NumPy start these on their own; one rank is one core
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 # with these DIALS writes, and expects, reflections in other forms than the MessagePack that is read and joined here
 _OTHER_FORMS = ("DIALS_USE_PICKLE", "DIALS_USE_H5", "DIALS_USE_GZIP_REFL")
 # what modules of DIALS and dxtbx that are always loaded import at their top, for functions that are seldom called: with
@@ -45,8 +43,6 @@ def prepare() -> None:
     DialsError
         When DIALS is missing or older than :data:`OLDEST_DIALS`, naming what was found.
     """
-    for name in _THREAD_VARIABLES:
-        os.environ.setdefault(name, "1")
     os.environ.setdefault("DIALS_NOBANNER", "1")
     for name in _OTHER_FORMS:
         os.environ.pop(name, None)

@@ -49,7 +49,9 @@ def plain_environment(**more: str) -> dict[str, str]:
     return {**environment, **more}
 
 
-def run_mpi(n: int, arguments: Sequence[str | Path], timeout: float, cwd: Path | None = None) -> Finished:
+def run_mpi(
+    n: int, arguments: Sequence[str | Path], timeout: float, cwd: Path | None = None, **environment: str
+) -> Finished:
     """Run Python with `arguments` (a script, or -m and a module) on `n` ranks that MPI connects.
 
     A launcher that belongs to another MPI starts `n` programs that know nothing of each other: here each rank checks
@@ -59,7 +61,7 @@ def run_mpi(n: int, arguments: Sequence[str | Path], timeout: float, cwd: Path |
     if mpiexec is None:
         pytest.skip("there is no mpiexec")
     checked = [sys.executable, str(TESTS / "on_ranks.py"), str(n), *map(str, arguments)]
-    return run([mpiexec, "-n", str(n), *checked], timeout, cwd)
+    return run([mpiexec, "-n", str(n), *checked], timeout, cwd, **environment)
 
 
 def run(command: Sequence[str], timeout: float, cwd: Path | None = None, **environment: str) -> Finished:

@@ -65,6 +65,24 @@ def test_stills_indexing_can_be_imported():
     assert "xfel_mono_sim_ext" in sys.modules
 
 
+@pytest.mark.parametrize("program", ["process", "reduce", "simulate", "submit"])
+def test_numpy_is_loaded_with_one_thread_whatever_the_environment_says(program):
+    from support import run
+
+    spy = """
+import importlib.abc, os, sys
+class Spy(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "numpy":
+            print("numpy with", os.environ["OPENBLAS_NUM_THREADS"], os.environ["OMP_NUM_THREADS"])
+sys.meta_path.insert(0, Spy())
+import ssx_mpi.command_line.%s
+import numpy
+"""
+    done = run([sys.executable, "-c", spy % program], timeout=60, OPENBLAS_NUM_THREADS="3", OMP_NUM_THREADS="2")
+    assert "numpy with 1 1" in done.out, done.text
+
+
 def test_preparing_again_changes_nothing(monkeypatch):
     import os
 

@@ -399,6 +399,32 @@ class TestRanks:
         assert live == live_before
         assert_merged_alike(done, folder)
 
+    @pytest.mark.parametrize(
+        ("n", "environment"),
+        [
+            (1, {"OPENBLAS_NUM_THREADS": "2", "OMP_NUM_THREADS": "2"}),
+            (2, {"OMPI_MCA_hwloc_base_binding_policy": "core", "PRTE_MCA_bindto": "core"}),
+        ],
+        ids=["threads asked for", "bound to cores"],
+    )
+    def test_results_do_not_depend_on_threads_and_binding(self, chip, done, tmp_path, n, environment):
+        folder = tmp_path / "out"
+        arguments = [f"image={chip.image}", *chip.symmetry, *BATCHES, f"output.directory={folder}"]
+        job = run_mpi(n, ["-m", "ssx_mpi", *arguments], timeout=300, **environment)
+        assert job.status == 0, job.text
+        assert_same_results(done, folder)
+        assert_merged_alike(done, folder)
+
+    def test_a_run_killed_after_the_refinement_goes_on_with_the_same_numbers(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        for left in (*folder.glob("batch_*"), folder / "DataFiles", folder / "LogFiles"):
+            shutil.rmtree(left)
+        arguments = [f"image={chip.image}", *chip.symmetry, *BATCHES, f"output.directory={folder}"]
+        job = run_mpi(2, ["-m", "ssx_mpi", *arguments], timeout=300, OMPI_MCA_hwloc_base_binding_policy="core")
+        assert job.status == 0, job.text
+        assert "Geometry as refined before" in job.out
+        assert_same_results(done, folder)
+
     def test_bad_input_ends_all_ranks_with_one_line(self, chip, tmp_path):
         job = run_mpi(3, ["-m", "ssx_mpi", f"image={tmp_path}/lost.h5", f"output.directory={tmp_path}/out"], timeout=90)
         assert job.status == 2
@@ -515,6 +541,19 @@ class TestGoingOn:
         assert job.err.strip().count("\n") == 0
         assert "d_min was None, is 3.0" in job.err
         assert state(folder) == before
+
+    def test_a_geometry_that_was_changed_since_is_refused(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        path = folder / "geometry_refinement" / "refined.expt"
+        content = json.loads(path.read_text())
+        content["detector"][0]["panels"][0]["origin"][2] += 1.0
+        path.write_text(json.dumps(content))
+        before = state(folder)
+        job = again(chip, folder)
+        assert job.status == 2
+        assert "refined.expt is not the file that this run wrote" in job.err
+        after = state(folder)
+        assert {k for k in before if before[k] != after.get(k)} <= {str(folder / "ssx_mpi.log")}
 
     def test_restart_begins_anew_with_other_parameters(self, chip, done, geometry, tmp_path):
         folder = copied(done, tmp_path)

@@ -12,6 +12,7 @@ import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssx_mpi import dials_compat
 from ssx_mpi.images.frames import BadImage, FrameReader
@@ -362,6 +363,23 @@ def read_geometry(path: Path, like=None):
     if like is not None and [p.get_image_size() for p in detector] != [p.get_image_size() for p in like]:
         raise InputError(f"the detector in {path} has other panels than that of the images")
     return detector, beam
+
+
+def geometry_as_dict(geometry) -> dict[str, Any]:
+    """(detector, beam) as plain data, for :func:`geometry_from_dict`."""
+    detector, beam = geometry
+    return {"detector": detector.to_dict(), "beam": beam.to_dict()}
+
+
+def geometry_from_dict(content: dict[str, Any]):
+    """(detector, beam) of plain data.
+
+    Making a detector normalises the axes of its panels, which may change their last digits. So do pickling and reading
+    a file: whoever is to have the same numbers makes its detector of the same data, and once.
+    """
+    from dxtbx.model import BeamFactory, DetectorFactory
+
+    return DetectorFactory.from_dict(content["detector"]), BeamFactory.from_dict(content["beam"])
 
 
 def read_import_overrides(scope):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.exit_codes import ExitCode
-from ssx_mpi.images.experiment_maker import read_geometry
+from ssx_mpi.images.experiment_maker import geometry_as_dict, geometry_from_dict, read_geometry
 from ssx_mpi.kernels.beam_centre import best_shift
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
@@ -19,7 +21,7 @@ from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.failures import advice, log_failures
 from ssx_mpi.processing.first_crystals import FirstCrystals, SearchedImages, find_first_crystals, find_first_hits
 from ssx_mpi.processing.importing import Run
-from ssx_mpi.records.files import replacing, write_json
+from ssx_mpi.records.files import read_json, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.stages.fast import beam_search, joint_refinement
 from ssx_mpi.stages.packing import pack, unpack
@@ -34,6 +36,21 @@ _HITS_FOR_BEAM_CENTRE = 24
 # a shift is taken when it stands out from all others and explains more spots than the header by more than noise
 _SIGNIFICANT = 6.0
 _WORTH_MOVING = 0.05
+# numbers of the refinement, and in them the digest of the file with the refined models
+_NUMBERS = "geometry_refinement.json"
+_DIGEST = "refined.expt sha256"
+
+
+def shared_geometry(comm: Communicator, geometry):
+    """The (detector, beam) of rank 0, with the same numbers on every rank to the last digit. Collective.
+
+    Parameters
+    ----------
+    geometry
+        On rank 0; ignored elsewhere. None is None everywhere.
+    """
+    content = comm.bcast(geometry_as_dict(geometry) if comm.rank == 0 and geometry is not None else None)
+    return None if content is None else geometry_from_dict(content)
 
 
 def given_geometry(comm: Communicator, run: Run):
@@ -41,24 +58,47 @@ def given_geometry(comm: Communicator, run: Run):
     path = run.parameters.reference_geometry
     if path is None:
         return None
-    return on_root(comm, lambda: read_geometry(path), InputError)
+    return shared_geometry(comm, on_root(comm, lambda: read_geometry(path), InputError))
 
 
 def stored_geometry(comm: Communicator, run: Run):
-    """(detector, beam) that an earlier run in this folder refined, None when there is none. Collective."""
+    """(detector, beam) that was refined in this folder, None when there is none. Collective.
+
+    Raises
+    ------
+    InputError
+        On every rank, when the file is not the one that was written.
+    """
     path = _refined_path(run)
 
     def read():
-        return read_geometry(path) if path.exists() else None
+        if not path.exists():
+            return None
+        recorded = read_json(path.with_name(_NUMBERS)).get(_DIGEST) if path.with_name(_NUMBERS).exists() else None
+        if recorded not in (None, _digest(path.read_bytes())):
+            raise InputError(
+                f"{path} is not the file that this run wrote: put that one back, begin anew with restart=True, or give "
+                "this one as reference_geometry= with another output.directory"
+            )
+        return read_geometry(path)
 
-    found = on_root(comm, read, InputError)
-    if found and comm.rank == 0:
-        logger.info("Geometry as refined before, from %s", path)
+    return shared_geometry(comm, on_root(comm, read, InputError))
+
+
+def geometry_refined_before(comm: Communicator, run: Run):
+    """(detector, beam) that an earlier start in this folder refined, None when there is none. Collective."""
+    found = stored_geometry(comm, run)
+    if found is not None and comm.rank == 0:
+        logger.info("Geometry as refined before, from %s", _refined_path(run))
     return found
 
 
 def _refined_path(run: Run) -> Path:
     return run.directory / "geometry_refinement" / "refined.expt"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | None, SearchedImages | None, bool]:
@@ -130,7 +170,7 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
             refined = better if refined is None or better is None else better.since(refined)
         if not again:
             break
-        geometry = comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None)
+        geometry = shared_geometry(comm, (refined.detector, refined.beam) if comm.rank == 0 else None)
         crystals.index_again(run.processor(geometry))
         if comm.bcast(run.watch.stopping()):
             return None, ExitCode.STOPPED
@@ -138,7 +178,8 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
         return None, ExitCode.NOTHING_FOUND
     if comm.rank == 0:
         _conclude(run, refined)
-    return comm.bcast((refined.detector, refined.beam) if comm.rank == 0 else None), ExitCode.DONE
+    # as a run that goes on will find it
+    return stored_geometry(comm, run), ExitCode.DONE
 
 
 def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: int):
@@ -207,10 +248,12 @@ def _conclude(run: Run, refined) -> None:
     logger.info("Detector and cell since import:\n%s", text.place_table(refined))
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
-    write_json(folder / "geometry_refinement.json", text.refinement_json(refined))
+    content = json.dumps(pack(refined.experiments), indent=1).encode()
+    write_json(folder / _NUMBERS, {**text.refinement_json(refined), _DIGEST: _digest(content)})
     # DIALS would write it itself, but not say why it cannot
     with replacing(folder / "refined.refl") as file:
         file.write(refined.reflections.as_msgpack())
     # last: its presence says that the refinement is done
-    write_json(_refined_path(run), pack(refined.experiments))
+    with replacing(_refined_path(run)) as file:
+        file.write(content)
     logger.info("Refined geometry: %s", _refined_path(run))

@@ -14,7 +14,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
 from ssx_mpi.processing.assessing import assess_crystals
 from ssx_mpi.processing.batches import process_batches
-from ssx_mpi.processing.geometry import given_geometry, refine_geometry, stored_geometry
+from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
 from ssx_mpi.processing.resume import check_steps
@@ -55,7 +55,9 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     if parameters.image_steps and parameters.image_steps[0] != STEPS[0]:
         # before the geometry is refined for nothing
         check_steps(comm, run.batches, run.identity, parameters.image_steps)
-    geometry = given_geometry(comm, run) or stored_geometry(comm, run)
+    geometry = given_geometry(comm, run)
+    if geometry is None:
+        geometry = geometry_refined_before(comm, run)
     if geometry is None:
         geometry, status = refine_geometry(comm, run)
         if geometry is None:
