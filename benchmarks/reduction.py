@@ -66,6 +66,7 @@ from ssx_mpi.reduction.merge import merge  # noqa: E402
 from ssx_mpi.simulation import truth as simulated  # noqa: E402
 from ssx_mpi.simulation.simulation_parameters import HeaderParameters  # noqa: E402
 from ssx_mpi.stages.intensities import reflection_data as stage  # noqa: E402
+from ssx_mpi.stages.intensities.reflection_data import Selection  # noqa: E402
 
 COMM = SerialCommunicator()
 LATTICES = {"lysozyme": synthetic.LYSOZYME, "ambiguous": synthetic.AMBIGUOUS}
@@ -378,7 +379,7 @@ def _against_multiplicity(folder: Path, run: Path, lattice: str) -> None:
     truth, _ = _read_merged(folder / "truth.mtz", unique, np.eye(3))
     parameters = ReductionParameters()
     sources = loading.find_sources([], [run])
-    loaded = loading.load(COMM, sources, parameters.partiality_threshold)
+    loaded = loading.load(COMM, sources, Selection(parameters.partiality_threshold))
     everything = loaded.observations
     shells = merging.resolution_shells(unique.d_star_sq, 20)
     include = np.ones(everything.n_crystals, dtype=bool)
@@ -451,7 +452,9 @@ def rounds_of_few_crystals() -> None:
         command = [f"image={image}", *SYMMETRY, f"output.directory={run}", "batch_size=10", "nproc=1"]
         command = [sys.executable, "-m", "ssx_mpi", *command, "steps=find_spots+index+integrate"]
         subprocess.run(command, check=True, capture_output=True, timeout=600, env=_mpi_environment())
-        loaded = loading.load(COMM, loading.find_sources([], [run]), ReductionParameters().partiality_threshold)
+        loaded = loading.load(
+            COMM, loading.find_sources([], [run]), Selection(ReductionParameters().partiality_threshold)
+        )
         observations = loaded.observations
         cell, space_group = SYMMETRY[1].split("=")[1], "P 43 21 2"
         highest = stage.largest_d_star_sq(tuple(map(float, cell.split(","))), observations.hkl)

@@ -60,6 +60,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     from ssx_mpi.parameters.user_input import InputError, PathReader
     from ssx_mpi.records.files import StorageError, storing
     from ssx_mpi.reduction import loading, run_step
+    from ssx_mpi.report.text import reduction_block
 
     try:
         params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
@@ -96,10 +97,10 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     if numbers["state"] != "done":
         return _refuse(comm, numbers["reason"], NO_CRYSTALS)
     if comm.rank == 0:
-        for what, number in numbers["crystals"].items():
-            logger.info("%7d crystals %s", number, what)
-        logger.info("merged intensities: %s", folder / "DataFiles" / "merged.mtz")
-    return 0
+        if "merge" in settings.steps:
+            logger.info("\nMerged intensities: %s", folder / "DataFiles" / "merged.mtz")
+        logger.info("%s", reduction_block(numbers))
+    return NO_CRYSTALS if settings.strict and numbers["warnings"] else 0
 
 
 def run(args: list[str] | None = None) -> None:

@@ -27,6 +27,8 @@ from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import CRYSTALS, Indexed, Merged, Scales, crystals
 
 _MIN_FOR_CORRELATION = 3
+# fewer reflections in both half-sets than this, and CC1/2 is chance: its standard deviation is 0.14 where there is none
+LEAST_PAIRS = 50
 # a correlation of 10 numbers has a standard error of 0.3 where there is none
 _MIN_PAIRS = 10
 # reflections in a shell by which the resolution is estimated, at least
@@ -161,6 +163,12 @@ class HalfSets:
     cc_half: np.ndarray
     r_split: np.ndarray
     cc_anom: np.ndarray
+    #: reflections that are in both half-sets
+    pairs: np.ndarray
+
+    def meaningful(self, values: np.ndarray) -> np.ndarray:
+        """Values (n_shells + 1,), nan where there are too few pairs for a correlation."""
+        return np.where(self.pairs.mean(axis=0) >= LEAST_PAIRS, values, np.nan)
 
 
 def half_set(crystal_number: np.ndarray, repeat: int) -> np.ndarray:
@@ -181,7 +189,7 @@ def scramble(number: np.ndarray, stream: int) -> np.ndarray:
 
 
 def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> tuple[np.ndarray, ...]:
-    """CC1/2, Rsplit and anomalous CC1/2 of two half-sets.
+    """CC1/2, Rsplit and anomalous CC1/2 of two half-sets, and how many reflections are in both.
 
     Parameters
     ----------
@@ -190,7 +198,7 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
 
     Returns
     -------
-    cc_half, r_split, cc_anom : (n_shells + 1,) float64 each, the last for all shells together
+    cc_half, r_split, cc_anom, pairs : (n_shells + 1,) float64 each, the last for all shells together
     """
     one, two = Merged.from_sums(first), Merged.from_sums(second)
     both = (one.weight > 0) & (two.weight > 0)
@@ -200,7 +208,7 @@ def compare_half_sets(first: np.ndarray, second: np.ndarray, shells: Shells) -> 
     r_split = _ratio(with_total(shells.sum(difference)), np.sqrt(2.0) * with_total(shells.sum(mean)))
     paired = np.all(first[1] > 0, axis=1) & np.all(second[1] > 0, axis=1)
     cc_anom = shell_correlation(_anomalous_difference(first), _anomalous_difference(second), paired, shells)
-    return cc_half, r_split, cc_anom
+    return cc_half, r_split, cc_anom, with_total(shells.sum(both.astype(np.float64)))
 
 
 def shell_correlation(x: np.ndarray, y: np.ndarray, use: np.ndarray, shells: Shells) -> np.ndarray:
@@ -263,8 +271,8 @@ def statistics(
         n_possible=total(np.ones(len(n))).astype(np.int64),
         mean_intensity=_ratio(total(np.where(seen, merged.intensity, 0.0)), n_unique),
         mean_i_over_sigma=_ratio(total(ratio), n_unique),
-        cc_half=_mean(halves.cc_half),
-        cc_half_sd=_spread(halves.cc_half),
+        cc_half=halves.meaningful(_mean(halves.cc_half)),
+        cc_half_sd=halves.meaningful(_spread(halves.cc_half)),
         r_split=_mean(halves.r_split),
         r_split_sd=_spread(halves.r_split),
         r_factors=r_factors(scatter, shells),

@@ -29,8 +29,8 @@ class Observations:
     intensity, variance
         (n,) float64; of the full reflection: corrected for Lorentz, polarisation, efficiency and partiality.
     offset_sq
-        (n,) float32; squared distance of the reflection from the Ewald sphere over the squared width that integration
-        gave it, -2 ln(partiality); 0 where it was recorded whole.
+        (n,) float32; squared distance of the reflection from the Ewald sphere over the variance of its width, -2
+        ln(partiality); 0 where it was recorded whole.
     """
 
     start: np.ndarray

@@ -39,6 +39,7 @@ References
 ----------
 Hamilton, Rollett & Sparks (1965). Acta Cryst. 18, 129: scales and means by alternating least squares.
 Dempster, Laird & Rubin (1977). J. R. Stat. Soc. B 39, 1: expectation maximisation.
+Efron & Morris (1975). J. Am. Stat. Assoc. 70, 311: priors from the data themselves.
 Wilson (1949). Acta Cryst. 2, 318; French & Wilson (1978). Acta Cryst. A34, 517: the prior.
 White (2014). Phil. Trans. R. Soc. B 369, 20130330; Uervirojnangkoorn et al. (2015). eLife 4, e05421: partialities
 refined against merged intensities.
@@ -59,6 +60,9 @@ from ssx_mpi.kernels.reflections import Observations
 N_KNOTS = 6
 # largest change of the logarithm of a scale in one step: the exponential is not linear
 _LARGEST_STEP = 1.0
+# spread of log k, B (angstrom^2) and width that is assumed, for how many crystals that counts, and how far it may go
+_SPREAD, _ASSUMED = np.array([1.0, 10.0, 0.3]), 4
+_SPREAD_LIMITS = np.array([0.05, 0.5, 0.03]), np.array([5.0, 50.0, 0.6])
 
 
 @dataclass(frozen=True)
@@ -321,6 +325,10 @@ class Equations:
         solved = np.linalg.solve(self.own, right)
         return self.common - _over(1, self.cross[:, :, :, None] * solved[:, :, None, :])
 
+    def variances(self) -> np.ndarray:
+        """Variances (n_crystals, 3) of the parameters of the crystals, the trend given."""
+        return np.diagonal(np.linalg.inv(self.own), axis1=1, axis2=2)
+
     def steps(self, of_trend: np.ndarray) -> np.ndarray:
         """Steps of the crystals, (n_crystals, 3), that go with a step (n_knots,) of the trend."""
         right = self.own_gradient - _over(2, self.cross * of_trend)
@@ -329,21 +337,51 @@ class Equations:
 
 @dataclass(frozen=True)
 class Restraints:
-    """Standard deviations of weak restraints to zero; None holds a parameter where it is.
+    """Standard deviations of the priors about zero; None holds a parameter where it is.
+
+    Those of the crystals are learned from the crystals themselves, see :meth:`learned`.
 
     Parameters
     ----------
     b_factor
-        In angstrom^2. It matters for crystals with few reflections or a narrow range of resolution.
+        In angstrom^2.
     width
         Of a crystal about the trend.
     trend
         Of each value of the trend.
+    log_k
+        Of the logarithm of the scale; infinite for no prior.
     """
 
     b_factor: float | None = 30.0
     width: float | None = 0.3
     trend: float | None = 1.0
+    log_k: float = np.inf
+
+    def learned(self, squares: np.ndarray, number: float) -> Restraints:
+        r"""The same with the spread of the crystals in place of that which was assumed (empirical Bayes).
+
+        Scale, B and width of a crystal are drawn from normal distributions of which the variances are unknown. Given
+        the present ones, the expected square of a parameter is that of its estimate plus its variance a posteriori;
+        the mean of it over the crystals is the next variance (expectation maximisation). A few crystals do not tell
+        their spread: the assumed one counts as :data:`_ASSUMED` crystals. With plenty of reflections the estimates are
+        what they are without a prior, and with few they stay near the others.
+
+        Parameters
+        ----------
+        squares
+            (3,) sums of these squares over the crystals, of log k, B and width.
+        number
+            Of crystals.
+        """
+        variance = (squares + _ASSUMED * _SPREAD**2) / (number + _ASSUMED)
+        log_k, b_factor, width = np.clip(np.sqrt(variance), *_SPREAD_LIMITS)
+        return Restraints(
+            None if self.b_factor is None else float(b_factor),
+            None if self.width is None else float(width),
+            self.trend,
+            float(log_k),
+        )
 
 
 def scale_equations(
@@ -363,7 +401,13 @@ def scale_equations(
         Finds the outliers, where it has counts.
     expectation
         What the scales are fitted to.
+
+    Notes
+    -----
+    The limit on offsets is not applied. It follows the widths, so narrower ones would leave out the observations that
+    speak against them, until nothing was left.
     """
+    scales = replace(scales, max_offset=np.inf)
     n, n_knots = data.observations.n_crystals, len(scales.trend.knots)
     own, own_gradient, cross = np.zeros((n, 3, 3)), np.zeros((n, 3)), np.zeros((n, 3, n_knots))
     common = np.zeros((n, n_knots, n_knots + 1))
@@ -395,6 +439,8 @@ def scale_equations(
             cross[:, p] = 0.0
     # crystals that nothing is known about stay where they are
     idle = (used < 2) | (own[:, 0, 0] <= 0)
+    own[:, 0, 0] += restraints.log_k**-2
+    own_gradient[:, 0] -= scales.log_k / restraints.log_k**2
     own[idle], own_gradient[idle], cross[idle] = np.eye(3), 0.0, 0.0
     return Equations(own, own_gradient, cross, common, used)
 

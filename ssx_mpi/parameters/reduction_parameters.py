@@ -12,6 +12,9 @@ REDUCTION_PHIL = """
 steps = *scale *merge
   .type = choice(multi=True)
   .help = "merge alone takes files that were scaled before; scale alone leaves scaled files."
+strict = False
+  .type = bool
+  .help = "End with exit code 3 when the reduction warns of something; what it wrote stays."
 engine = *fast dials
   .type = choice
   .help = "fast: over all ranks, at linear cost. dials: dials.scale and dials.merge in one process on rank 0."
@@ -273,6 +276,8 @@ class ReductionParameters:
     """All parameters of a reduction; the fields bear the names of the PHIL scope, where their help is."""
 
     steps: tuple[str, ...] = ("scale", "merge")
+    #: whether a warning is a failure; the results are the same
+    strict: bool = field(default=False, metadata={"affects_results": False})
     engine: str = "fast"
     d_min: float | None = None
     d_max: float | None = None
@@ -323,6 +328,7 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
     methods = [str(method) for method in params.filtering.method]
     clustering = params.clustering
     return ReductionParameters(
+        strict=params.strict,
         steps=tuple(params.steps),
         engine=params.engine,
         d_min=params.d_min,

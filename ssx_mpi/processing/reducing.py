@@ -41,10 +41,12 @@ def reduce_crystals(comm: Communicator, run: Run) -> ExitCode:
             logger.warning("The crystals are integrated, but not reduced: %s", error)
             record_reduction(run.directory, "not_reduced", {"state": "refused", "reason": str(error)})
         raise
+    warned = bool(numbers.get("warnings"))
     if comm.rank == 0:
-        record_reduction(run.directory, "done", numbers)
+        record_reduction(run.directory, "done_with_warnings" if warned else "done", numbers)
         _conclude(run, numbers)
-    return ExitCode.DONE if numbers["state"] == "done" or not alone else ExitCode.NOTHING_FOUND
+    failed = (warned and parameters.reduction.strict) or (numbers["state"] != "done" and alone)
+    return ExitCode.NOTHING_FOUND if failed else ExitCode.DONE
 
 
 def say_stopped(run: Run) -> None:
@@ -56,6 +58,6 @@ def _conclude(run: Run, numbers: dict[str, Any]) -> None:
     if numbers["state"] != "done":
         logger.warning("No merged intensities: %s. The integrated crystals are kept", numbers["reason"])
         return
-    logger.info("\n%s", text.reduction_block(numbers))
     if "merge" in run.parameters.reduction.steps:
-        logger.info("Merged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
+        logger.info("\nMerged intensities: %s", run.directory / "DataFiles" / "merged.mtz")
+    logger.info("%s", text.reduction_block(numbers))

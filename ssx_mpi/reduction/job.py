@@ -63,7 +63,7 @@ class Job:
     @property
     def selection(self) -> Selection:
         """Limits under which observations were read."""
-        return Selection(self.parameters.partiality_threshold, self.parameters.d_min, self.parameters.d_max)
+        return self.loaded.selection
 
     def count(self, mask: np.ndarray) -> int:
         """How many entries are true on all ranks. Collective."""

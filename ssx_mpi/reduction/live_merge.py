@@ -24,6 +24,7 @@ from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction import loading, resolve, scaling_rounds
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.reflection_data import Selection
 
 _SHELLS = 10
 # a unit of the fixed point: intensities are in units of their mean, weights below one
@@ -107,8 +108,9 @@ class LiveMerge:
             return self.nothing()
         source = loading.Source(folder / "integrated_1.expt", reflections)
         how = self._parameters
+        selection = Selection(how.partiality_threshold, how.d_min, how.d_max)
         try:
-            loaded = loading.load(SerialCommunicator(), [source], how.partiality_threshold, how.d_min, how.d_max)
+            loaded = loading.load(SerialCommunicator(), [source], selection)
         except InputError as error:
             raise RuntimeError(f"a batch of this run cannot be read: {error}") from error
         return self.sums(loaded.observations, crystal_numbers(folder, len(loaded.crystals.identifier)))

@@ -12,17 +12,21 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ssx_mpi.images.experiment_maker import WAVELENGTH_TOLERANCE
+from ssx_mpi.kernels.ewald_width import EwaldWidth, ProfileBins, fit_width
 from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystal_list import Crystals
 from ssx_mpi.reduction.errors import InputError, raise_together
 from ssx_mpi.stages.intensities import reflection_data as stage
+
+# crystals of which the width of reflections is found
+_SAMPLED = 500
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Loaded:
         Crystals of all ranks.
     first_number
         (n_sources + 1,) int64, number of the first crystal of each source.
+    selection
+        Under which the observations were taken.
     """
 
     crystals: Crystals
@@ -54,6 +60,7 @@ class Loaded:
     space_group: str
     n_total: int
     first_number: np.ndarray
+    selection: stage.Selection
 
 
 def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled: bool = False) -> list[Source]:
@@ -107,17 +114,18 @@ def share(n_total: int, size: int, rank: int) -> tuple[int, int]:
 def load(
     comm: Communicator,
     sources: list[Source],
-    partiality_threshold: float,
-    d_min: float | None = None,
-    d_max: float | None = None,
+    selection: stage.Selection,
     scaled: bool = False,
+    find_width: bool = True,
 ) -> Loaded:
     """Read this rank's share of the crystals. Collective.
 
     Parameters
     ----------
-    partiality_threshold, d_min, d_max
+    selection
         Which observations to take.
+    find_width
+        Have the intensities tell the width of reflections, from which partialities follow, where they can.
     scaled
         Take intensities that were scaled before, divided by their scale factors.
 
@@ -132,7 +140,7 @@ def load(
     if n_total == 0:
         raise InputError("the files hold no crystals")
     begin, end = share(n_total, comm.size, comm.rank)
-    parts: list[tuple[Crystals, Observations]] = []
+    shares: list[tuple[Source, Crystals]] = []
     groups: list[str] = []
     message = None
     try:
@@ -143,20 +151,60 @@ def load(
             offset = int(first_number[number])
             crystals, found = _read_crystals(source, number, int(low) - offset, int(high) - offset, offset)
             groups.extend(found)
-            observations = stage.read_observations(
-                str(source.reflections),
-                crystals.identifier,
-                crystals.position,
-                stage.Selection(partiality_threshold, d_min, d_max),
-                scaled,
-            )
+            shares.append((source, crystals))
+    except InputError as error:
+        message = str(error)
+    raise_together(comm, message)
+    if find_width and not scaled:
+        selection = replace(selection, width=_ewald_width(comm, shares, n_total, selection))
+    parts: list[tuple[Crystals, Observations]] = []
+    try:
+        for source, crystals in shares:
+            path = str(source.reflections)
+            observations = stage.read_observations(path, crystals.identifier, crystals.position, selection, scaled)
             parts.append((crystals, observations))
-    except (InputError, stage.ReflectionFileError) as error:
+    except stage.ReflectionFileError as error:
         message = str(error)
     raise_together(comm, message)
     crystals, observations = _joined(parts)
     _refuse_twice(comm, sources, crystals)
-    return Loaded(crystals, observations, _agree_on_models(comm, crystals, groups), n_total, first_number)
+    return Loaded(crystals, observations, _agree_on_models(comm, crystals, groups), n_total, first_number, selection)
+
+
+def _ewald_width(
+    comm: Communicator, shares: list[tuple[Source, Crystals]], n_total: int, selection: stage.Selection
+) -> EwaldWidth | None:
+    """The width of reflections that the intensities of a sample of the crystals show. Collective."""
+    every = max(1, n_total // _SAMPLED)
+    found: list[tuple[np.ndarray, ...]] = []
+    known, message = True, None
+    try:
+        for source, crystals in shares:
+            sampled = np.flatnonzero(crystals.number % every == 0)
+            if not len(sampled):
+                continue
+            identifiers = tuple(crystals.identifier[row] for row in sampled)
+            arrays = stage.read_excitation(str(source.reflections), identifiers, crystals.position[sampled], selection)
+            known &= arrays is not None
+            if arrays is not None:
+                found.append(arrays)
+    except stage.ReflectionFileError as error:
+        message = str(error)
+    raise_together(comm, message)
+    d_star_sq, excitation, intensity = (
+        np.concatenate([arrays[k] for arrays in found]) if found else np.zeros(0) for k in range(3)
+    )
+    unknown, *largest = comm.max(
+        np.array([float(not known), *(float(np.abs(x).max(initial=0.0)) for x in (d_star_sq, excitation, intensity))])
+    )
+    if unknown or not min(largest):
+        return None
+    bins = ProfileBins.up_to(*largest[:2])
+    # rounded so far that their squares can be summed exactly, too
+    step = 2.0 ** np.ceil(np.log2(largest[2]) - 14)
+    rounded = np.rint(intensity / step)
+    sums = comm.sum(bins.sums(d_star_sq, excitation, rounded))
+    return fit_width(bins, sums)
 
 
 def _refuse_twice(comm: Communicator, sources: list[Source], crystals: Crystals) -> None:

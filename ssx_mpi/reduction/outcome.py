@@ -99,7 +99,14 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
     written = sorted(number for part in job.comm.allgather(written) for number in part)
     if job.comm.rank == 0:
         output.write_index(
-            state, job.sources, scaled.noise, scaled.scales.trend, frame.settings, frame.unique, scaled.merged
+            state,
+            job.sources,
+            scaled.noise,
+            scaled.scales.trend,
+            frame.settings,
+            job.selection.width,
+            frame.unique,
+            scaled.merged,
         )
         if export.unmerged_mtz or export.unmerged_mmcif:
             _export_unmerged(job, [data_files / f"scaled_{number + 1}" for number in written])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ssx_mpi.kernels.ewald_width import EwaldWidth
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
 from ssx_mpi.records.files import placing, write_json
@@ -68,6 +69,8 @@ class Previous:
         For each source, where its scales are.
     noise, trend, settings
         Error model, trend of the widths, and the settings that crystals were put into.
+    width
+        That gave the partialities; None where integration gave them.
     hkl, intensity, weight
         Merged intensities.
     """
@@ -77,6 +80,7 @@ class Previous:
     noise: Noise
     trend: Trend
     settings: np.ndarray
+    width: EwaldWidth | None
     hkl: np.ndarray
     intensity: np.ndarray
     weight: np.ndarray
@@ -224,6 +228,7 @@ def write_index(
     noise: Noise,
     trend: Trend,
     settings: np.ndarray,
+    width: EwaldWidth | None,
     unique: UniqueReflections,
     merged: Merged,
 ) -> None:
@@ -233,6 +238,7 @@ def write_index(
         "noise": [noise.a, noise.b, noise.c],
         "trend": [trend.knots.tolist(), trend.values.tolist()],
         "settings": settings.tolist(),
+        "ewald_width": None if width is None else [width.common, width.growth],
     }
     with placing(folder / "merged.npz") as path:
         np.savez(path, hkl=unique.hkl, intensity=merged.intensity, weight=merged.weight)
@@ -257,7 +263,16 @@ def read_previous(output: Path) -> Previous:
     sources = tuple(Source(Path(expt), Path(refl)) for expt, refl in index["sources"])
     files = tuple(folder / f"scales_{number + 1}.npz" for number in range(len(sources)))
     trend = Trend(*(np.array(values) for values in index["trend"]))
-    return Previous(sources, files, Noise(*index["noise"]), trend, np.array(index["settings"]), hkl, intensity, weight)
+    width = index.get("ewald_width")
+    return Previous(
+        sources,
+        files,
+        Noise(*index["noise"]),
+        trend,
+        np.array(index["settings"]),
+        None if width is None else EwaldWidth(*width),
+        *(hkl, intensity, weight),
+    )
 
 
 def previous_results(

@@ -27,7 +27,7 @@ from ssx_mpi.reduction import (
 )
 from ssx_mpi.reduction.crystal_list import FATE_TEXT, Fate
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.job import Frame, Job, logger, require_some, say
+from ssx_mpi.reduction.job import Frame, Job, require_some, say
 from ssx_mpi.reduction.loading import Loaded, Source
 from ssx_mpi.reduction.merge import MergedData, merge
 from ssx_mpi.reduction.outcome import Summary
@@ -36,8 +36,6 @@ from ssx_mpi.report import merging_report as report
 from ssx_mpi.stages.intensities import reflection_data as stage
 
 _RADIAL_SHELLS = 20
-# CC1/2 of all reflections together; intensities that fall off with resolution alone give more
-_NO_SIGNAL = 0.3
 _FIRST_NOISE = Noise(a=1.0, b=0.1)
 
 
@@ -87,7 +85,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     if previous is not None:
         sources = [*previous.sources, *(source for source in sources if source not in previous.sources)]
     grouping = None if parameters.grouping is None else groups.read_grouping(parameters.grouping)
-    loaded = _load(comm, sources, parameters)
+    loaded = _load(comm, sources, parameters, previous)
     fate = np.where(
         np.diff(loaded.observations.start) < parameters.scaling.min_observations, Fate.NO_REFLECTIONS, Fate.KEPT
     ).astype(np.int64)
@@ -119,16 +117,18 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     return summary
 
 
-def _load(comm: Communicator, sources: list[Source], parameters: ReductionParameters) -> Loaded:
-    loaded = loading.load(
-        comm,
-        sources,
-        parameters.partiality_threshold,
-        parameters.d_min,
-        parameters.d_max,
-        scaled="scale" not in parameters.steps,
-    )
+def _load(
+    comm: Communicator, sources: list[Source], parameters: ReductionParameters, previous: output.Previous | None
+) -> Loaded:
+    # crystals that are added get their partialities as those before them
+    width = None if previous is None else previous.width
+    selection = stage.Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max, width)
+    scaled = "scale" not in parameters.steps
+    loaded = loading.load(comm, sources, selection, scaled, find_width=previous is None)
     say(comm, "%d crystals in %d files", loaded.n_total, len(sources))
+    if loaded.selection.width is not None:
+        low, high = np.sqrt(loaded.selection.width.at(np.array([0.01, 0.25])))
+        say(comm, "width of reflections across the Ewald sphere: %.5f / angstrom at 10 angstrom, %.5f at 2", low, high)
     return loaded
 
 
@@ -262,9 +262,10 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
     require_some(comm, fate)
     say(
         comm,
-        "scaled in %d rounds%s; error model a = %.3f, b = %.4f, c = %.4f; rms normalised deviation %.3f",
+        "scaled in %d rounds%s by %s; error model a = %.3f, b = %.4f, c = %.4f; rms normalised deviation %.3f",
         scaled.rounds,
         "" if scaled.converged else f", not converged: scales still change by {100 * scaled.change:.1f}% in a round",
+        scaled.model,
         scaled.noise.a,
         scaled.noise.b,
         scaled.noise.c,
@@ -301,9 +302,6 @@ def _merge(
         how = " (where CC1/2 falls to the cutoff)" if data.d_min_estimated else ""
         say(job.comm, "\n%s: %d crystals merged to %.2f angstrom%s", title, data.n_crystals, data.d_min, how)
         say(job.comm, "%s", report.shell_table(data.cut))
-        cc_half, mean = data.cut.cc_half[-1], data.cut.mean_intensity[-1]
-        if job.comm.rank == 0 and (cc_half < _NO_SIGNAL or mean <= 0):
-            logger.warning("%s: hardly any signal: CC1/2 %.2f, mean intensity %.1f over all", name, cc_half, mean)
 
     merge_set("merged", "all crystals", kept)
     chosen = groups.Groups((), (), np.full(len(kept), -1))
@@ -340,6 +338,8 @@ def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
     return {
         "rounds": scaled.rounds,
         "converged": scaled.converged,
+        "model": scaled.model,
+        "simplified": scaled.simplified,
         "error_model": {"a": scaled.noise.a, "b": scaled.noise.b, "c": scaled.noise.c},
         "normalised_deviation": deviation if np.isfinite(deviation) else None,
         "width_trend": {"d_star": trend.knots.tolist(), "log_variance_ratio": trend.values.tolist()},

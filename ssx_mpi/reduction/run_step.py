@@ -17,6 +17,7 @@ from ssx_mpi.reduction import groups, loading, output, procedure, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
 from ssx_mpi.reduction.loading import Source
+from ssx_mpi.report.reduction_verdict import reduction_warnings
 from ssx_mpi.stages.intensities import reflection_data as stage
 
 # its presence says that the reduction is done
@@ -119,6 +120,7 @@ def reduce_files(
         numbers = {"state": "done", **summary.numbers()}
         if summary.scaling is None:
             numbers["merged"] = _merged_by_dials(folder)
+        numbers["warnings"] = reduction_warnings(numbers)
     numbers["seconds"] = round(time.monotonic() - began, 3)
     if comm.rank == 0:
         if "scale" in parameters.steps:

@@ -14,7 +14,7 @@ from ssx_mpi.kernels import error_model, merging, scaling
 from ssx_mpi.kernels.error_model import Deviations
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
-from ssx_mpi.kernels.scaling import Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
+from ssx_mpi.kernels.scaling import Equations, Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ScalingSettings
 from ssx_mpi.reduction.acceleration import Acceleration
@@ -50,6 +50,8 @@ class Scaled:
         Root mean square relative change of the scales in the last of them.
     converged
         Whether that is within the tolerance.
+    model, simplified
+        Name of the model that was refined, and whether it is not the one that was asked for.
     """
 
     include: np.ndarray
@@ -61,6 +63,8 @@ class Scaled:
     rounds: int
     change: float
     converged: bool
+    model: str = ""
+    simplified: bool = False
 
 
 def radial_means(
@@ -96,6 +100,36 @@ def radial_means(
     return scales, expected
 
 
+@dataclass(frozen=True)
+class ScalingModel:
+    """What is refined of each crystal beside its scale, and for all of them."""
+
+    name: str
+    trend: bool = True
+    widths: bool = True
+    b_factors: bool = True
+    scales: bool = True
+
+    def restraints(self, full: Restraints) -> Restraints:
+        """Those of the full model, with what this one does not refine held."""
+        return replace(
+            full,
+            trend=full.trend if self.trend else None,
+            width=full.width if self.widths else None,
+            b_factor=full.b_factor if self.b_factors else None,
+        )
+
+
+#: from the whole model to what any data can tell
+MODELS = (
+    ScalingModel("scales, B factors, and widths of reflections with a trend"),
+    ScalingModel("scales, B factors, and widths of reflections without a trend", trend=False),
+    ScalingModel("scales and B factors", trend=False, widths=False),
+    ScalingModel("scales", trend=False, widths=False, b_factors=False),
+    ScalingModel("mean intensities", trend=False, widths=False, b_factors=False, scales=False),
+)
+
+
 def scale(
     comm: Communicator,
     data: Indexed,
@@ -105,7 +139,39 @@ def scale(
     settings: ScalingSettings,
     noise: Noise = Noise(a=1.0, b=0.1),  # noqa: B008  (frozen)
 ) -> Scaled:
-    """Alternate scales and merged intensities to convergence, and the error model between them.
+    """Scale by the fullest model that converges; see :func:`scale_by`. Collective."""
+    models = [model for model in MODELS if settings.widths or not model.widths]
+    for model in models:
+        scaled = scale_by(model, comm, data, unique, start, expected, settings, noise)
+        if scaled.converged:
+            break
+        if comm.rank == 0:
+            logger.info("scaling by %s did not converge in %d rounds", model.name, scaled.rounds)
+    return replace(scaled, simplified=scaled.model != models[0].name)
+
+
+def _unrefined(scales: Scales, model: ScalingModel) -> Scales:
+    # the scales to start from, without what the model does not have
+    zero = np.zeros_like(scales.log_k)
+    return replace(
+        scales,
+        b_factor=scales.b_factor if model.b_factors else zero,
+        width=scales.width if model.widths else zero,
+        trend=scales.trend if model.trend else Trend(scales.trend.knots, np.zeros(len(scales.trend.knots))),
+    )
+
+
+def scale_by(
+    model: ScalingModel,
+    comm: Communicator,
+    data: Indexed,
+    unique: UniqueReflections,
+    start: Scales,
+    expected: np.ndarray,
+    settings: ScalingSettings,
+    noise: Noise,
+) -> Scaled:
+    """Alternate scales and merged intensities to convergence, and the error model between them. Collective.
 
     The error model is estimated after a few rounds each time, until it has settled; then the scales are brought to
     convergence with it, and it is estimated once more.
@@ -118,8 +184,8 @@ def scale(
         Error model to start from.
     """
     bound, shells = settings.robust_bound, merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
-    restraints, measure = _restraints(comm, data, settings.widths), _Measure.of(comm, data)
-    scales, largest = start, largest_of(comm, data.observations)
+    restraints, measure = model.restraints(_restraints(comm, data, settings.widths)), _Measure.of(comm, data)
+    scales, largest = _unrefined(start, model), largest_of(comm, data.observations)
 
     def merge(scales: Scales, noise: Noise, merged: Merged, bound: float) -> np.ndarray:
         return comm.sum(scaling.accumulate(data, scales, noise, merged, bound, largest))
@@ -138,11 +204,15 @@ def scale(
     mean = _shell_means(np.maximum(expected, 0.0), expected > 0, unique, shells)
     acceleration, cycle, change = Acceleration(comm), 0, np.inf
     rounds = 0
-    while rounds < settings.max_rounds:
+    if not model.scales:
+        # there is nothing to refine but the errors
+        noise, sums = estimate_noise(noise, merged)
+        merged, change = Merged.from_sums(sums), 0.0
+    while model.scales and rounds < settings.max_rounds:
         rounds += 1
         expectation, mean = _posterior(merged, mean, unique, shells)
-        improved, used = _improved(comm, data, scales, noise, merged, expectation, bound, restraints)
-        data = data.only(data.include & (used >= settings.min_observations))
+        improved, equations = _improved(comm, data, scales, noise, merged, expectation, bound, restraints)
+        data = data.only(data.include & (equations.used >= settings.min_observations))
         improved, mean = _centred(comm, data, improved, mean)
         moved = measure(scales, improved, data.include)
         n_included = comm.sum(np.array([np.count_nonzero(data.include)]))[0]
@@ -154,6 +224,7 @@ def scale(
         if change < settings.tolerance or (not settled and rounds % _SETTLING == 0):
             previous = noise
             noise, sums = estimate_noise(noise, merged)
+            restraints = _learned(comm, scales, equations, data.include, restraints)
             merged = Merged.from_sums(sums)
             cycle += 1
             acceleration.forget()
@@ -165,7 +236,10 @@ def scale(
                 break
     converged = change < settings.tolerance
     left = comm.sum(error_model.deviation_sums(data, scales, noise, merged))
-    return Scaled(data.include, scales, noise, merged, sums, error_model.deviations(left), rounds, change, converged)
+    return Scaled(
+        *(data.include, scales, noise, merged, sums, error_model.deviations(left), rounds, change, converged),
+        model=model.name,
+    )
 
 
 def as_scaled(comm: Communicator, data: Indexed, expected: np.ndarray) -> Scaled:
@@ -282,8 +356,8 @@ def _improved(
     expectation: Expectation,
     bound: float,
     restraints: Restraints,
-) -> tuple[Scales, np.ndarray]:
-    # one step of all scales and of the trend, and how many observations of each crystal took part
+) -> tuple[Scales, Equations]:
+    # one step of all scales and of the trend, and the equations that it came from
     equations = scaling.scale_equations(data, scales, noise, merged, expectation, bound, restraints)
     of_trend = np.zeros(len(scales.trend.knots))
     of_crystals = equations.reduced()
@@ -294,7 +368,17 @@ def _improved(
         bend = np.diff(np.eye(len(gradient)), 2, axis=0)
         precision = restraints.trend**-2 * (0.1 * np.eye(len(gradient)) + 10.0 * bend.T @ bend)
         of_trend = np.linalg.solve(matrix + precision, gradient - precision @ scales.trend.values)
-    return scaling.stepped(scales, equations.steps(of_trend), of_trend), equations.used
+    return scaling.stepped(scales, equations.steps(of_trend), of_trend), equations
+
+
+def _learned(
+    comm: Communicator, scales: Scales, equations: Equations, include: np.ndarray, restraints: Restraints
+) -> Restraints:
+    # priors of the spread that the crystals have; one that does not fit at all counts as far as it does for the mean
+    values = np.stack([scales.log_k, scales.b_factor, scales.width], axis=1)[include]
+    squares = np.clip(values, -_FARTHEST, _FARTHEST) ** 2 + np.minimum(equations.variances()[include], _FARTHEST**2)
+    number = comm.sum(np.array([len(values)]))[0]
+    return restraints.learned(exact_sum(comm, squares), float(number))
 
 
 def _centred(comm: Communicator, data: Indexed, scales: Scales, mean: np.ndarray) -> tuple[Scales, np.ndarray]:

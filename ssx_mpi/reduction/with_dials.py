@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,9 @@ def _write_selected(job: Job, name: str, setting: np.ndarray, fate: np.ndarray) 
     for number, of_file in output.collect_by_file(job, results).items():
         kept = output.kept_crystals(of_file, job.frame.settings)
         if kept:
-            output.write_selected(job.sources[number], kept, _stem(job, name, number), job.selection)
+            # DIALS has the partialities that integration wrote
+            selection = replace(job.selection, width=None)
+            output.write_selected(job.sources[number], kept, _stem(job, name, number), selection)
             written.append(number)
     return sorted(number for part in job.comm.allgather(written) for number in part)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from ssx_mpi.report.reduction_verdict import has_signal
 from ssx_mpi.report.statistics import CELL_NAMES, Statistics
 
 _MOST_REASONS = 8
@@ -103,15 +104,22 @@ def final_block(total: Statistics, done: int, seconds: float, n_ranks: int) -> s
 
 def reduction_block(numbers: dict[str, Any]) -> str:
     """What became of the crystals in a reduction, and the statistics of each set of merged intensities."""
-    lines = [f"{n:7d} crystals {fate}" for fate, n in numbers["crystals"].items()]
+    lines = [f"{n:7d} {'crystal' if n == 1 else 'crystals'} {fate}" for fate, n in numbers["crystals"].items()]
     for name, merged in numbers["merged"].items():
-        shown = [f"{title} {merged[key]:{form}}{unit}" for key, title, form, unit in _MERGED if key in merged]
+        known = has_signal(merged)
+        shown = [
+            f"{title} {merged[key]:{form}}{unit}"
+            for key, title, form, unit in _MERGED
+            if merged.get(key) is not None and (known or key != "d_min")
+        ]
         lines.append(f"{name}: {', '.join(shown)}")
+    lines += [f"WARNING: {warning}" for warning in numbers.get("warnings", ())]
     return "\n".join(lines)
 
 
 _MERGED = [
     ("d_min", "resolution", ".2f", " Å"),
+    ("n_uniq", "reflections", "d", ""),
     ("completeness", "completeness", ".1f", "%"),
     ("multiplicity", "multiplicity", ".2f", ""),
     ("i_over_sigma_mean", "I/sigma", ".1f", ""),

@@ -144,10 +144,17 @@ def test_half_sets_are_compared_shell_by_shell():
         halves.append(sums)
     halves[1][:, :9] = 0
     shells = merging.Shells(np.array([0.0, 0.1, 0.2]), np.repeat([0, 1], 450))
-    cc, r_split, cc_anom = merging.compare_half_sets(*halves, shells)
+    cc, r_split, cc_anom, pairs = merging.compare_half_sets(*halves, shells)
+    assert list(pairs) == [441, 450, 891]
     # a half-set's mean of two has half the variance
     spread = truth[9:450].var(), truth[450:].var()
     expected = [v / (v + s**2 / 2) for v, s in zip(spread, (5, 100))]
     np.testing.assert_allclose(cc[:2], expected, atol=0.08)
     assert r_split[0] < 0.1 < 0.3 < r_split[1]
     assert np.all(np.abs(cc_anom) < 0.15)
+
+
+def test_a_correlation_of_few_pairs_is_no_number():
+    pairs = np.array([[40.0, 49.0, 51.0], [60.0, 50.0, 51.0]])
+    halves = merging.HalfSets(*3 * [np.full((2, 3), 0.9)], pairs)
+    np.testing.assert_array_equal(halves.meaningful(np.full(3, 0.9)), [0.9, np.nan, 0.9])

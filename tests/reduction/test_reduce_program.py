@@ -74,7 +74,7 @@ def test_merged_files_of_lysozyme(lysozyme, tmp_path, capsys):
     assert expected <= set(table)
     assert table["F"].min() > 0
     log = (tmp_path / "ssx_mpi.reduce.log").read_text()
-    assert "79 crystals merged" in log and "1 crystals unit cell outside the tolerance" in log
+    assert "79 crystals merged" in log and "1 crystal unit cell outside the tolerance" in log
     assert "no indexing ambiguity" in log
     stats = json.loads((tmp_path / "LogFiles" / "dials.merge.json").read_text())["1.00000"]["merging_stats"]
     assert len(stats["cc_one_half"]) == 20

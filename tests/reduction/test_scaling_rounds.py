@@ -1,12 +1,14 @@
 """Known answers: scales, error model, ambiguity and merged intensities of synthetic crystals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import synthetic
 
 from ssx_mpi.kernels import ambiguity, merging
 from ssx_mpi.kernels.ambiguity import relative_agreement
-from ssx_mpi.kernels.scaling import Merged
+from ssx_mpi.kernels.scaling import Merged, Restraints
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.parameters.reduction_parameters import AmbiguitySettings, MergingSettings, ScalingSettings
 from ssx_mpi.reduction import references, resolve, scaling_rounds
@@ -164,3 +166,54 @@ def test_merged_data_of_few_crystals_are_cut_where_they_turn_to_noise():
     d_min = (np.log(1000.0**2 / (variance * 0.3 / 0.7)) / 20.0) ** -0.5
     assert data.d_min_estimated
     assert data.d_min == pytest.approx(d_min, abs=0.15)
+
+
+class TestRunaways:
+    """Data that made the widths run away, or say little of each crystal."""
+
+    def test_widths_that_are_far_too_large_leave_out_nothing_that_was_recorded(self):
+        # integration had the variance of reflections six times too large: what is far from the sphere is not there
+        observations, truth = synthetic.simulate(
+            synthetic.LYSOZYME, 60, per_crystal=300, b=0.05, background=10.0, broadening=2.0
+        )
+        partial = np.exp(-0.5 * observations.offset_sq * (6.0 - 1.0)) * 6.0**0.5
+        wide = replace(observations, intensity=observations.intensity * partial)
+        _, _, indexed, start, expected = prepared(wide, truth, np.zeros(60, dtype=np.int64))
+        scaled = scaling_rounds.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
+        assert scaled.include.all()
+        assert scaled.converged
+        seen = scaled.merged.weight > 0
+        recorded = np.unique(indexed.unique[(indexed.unique >= 0) & (6.0 * observations.offset_sq < 3.0)])
+        assert np.mean(seen[recorded]) > 0.95
+        assert np.corrcoef(scaled.merged.intensity[seen], truth.intensity[seen])[0, 1] > 0.9
+
+    @pytest.mark.parametrize("n", [3, 6, 12])
+    def test_no_crystal_of_a_few_is_lost(self, n):
+        observations, truth = synthetic.simulate(synthetic.LYSOZYME, n, per_crystal=200, seed=n)
+        _, _, indexed, start, expected = prepared(observations, truth, np.zeros(n, dtype=np.int64))
+        scaled = scaling_rounds.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
+        assert scaled.include.all()
+        assert scaled.converged
+        # the spread of B that is assumed where the crystals do not tell it
+        assert np.abs(scaled.scales.b_factor).max() < 40
+
+    def test_a_model_that_does_not_converge_gives_way_to_a_simpler_one(self, caplog):
+        observations, truth = synthetic.simulate(synthetic.LYSOZYME, 20, per_crystal=200)
+        _, _, indexed, start, expected = prepared(observations, truth, np.zeros(20, dtype=np.int64))
+        hasty = ScalingSettings(max_rounds=2)
+        scaled = scaling_rounds.scale(COMM, indexed, truth.unique, start, expected, hasty)
+        assert scaled.simplified
+        assert (scaled.model, scaled.converged) == ("mean intensities", True)
+        assert scaled.include.all()
+        np.testing.assert_array_equal(scaled.scales.log_k, start.log_k)
+
+
+def test_the_spread_of_the_crystals_is_learned_from_them():
+    restraints = Restraints()
+    many = restraints.learned(1000 * np.array([0.25, 9.0, 0.01]), 1000)
+    assert (many.log_k, many.b_factor, many.width) == pytest.approx((0.5, 3.0, 0.1), rel=0.03)
+    # of two crystals little is learned
+    two = restraints.learned(2 * np.array([0.25, 9.0, 0.01]), 2)
+    assert two.b_factor == pytest.approx(np.sqrt((2 * 9.0 + 4 * 100.0) / 6))
+    # what is held stays held, and nothing grows without limit
+    assert Restraints(b_factor=None, width=None).learned(np.full(3, 1e9), 10) == Restraints(None, None, 1.0, 5.0)

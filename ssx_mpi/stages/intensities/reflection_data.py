@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from cctbx import crystal, miller, sgtbx, uctbx
@@ -14,6 +14,7 @@ from dxtbx import flumpy
 from libtbx.utils import Sorry
 
 from ssx_mpi.kernels import scaling
+from ssx_mpi.kernels.ewald_width import EwaldWidth
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
 from ssx_mpi.stages.intensities.reference import FreeFlags
@@ -29,11 +30,22 @@ class ReflectionFileError(ValueError):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which observations of a file are used: the limits under which they were read."""
+    """Which observations of a file are used, and which partialities they have.
+
+    Attributes
+    ----------
+    partiality_threshold
+        Least partiality.
+    d_min, d_max
+        Limits of resolution in angstrom.
+    width
+        Gives the partialities; None takes those that integration wrote.
+    """
 
     partiality_threshold: float
     d_min: float | None = None
     d_max: float | None = None
+    width: EwaldWidth | None = None
 
 
 def space_group_symbol(space_group: str) -> str:
@@ -70,7 +82,10 @@ def read_observations(
         When the file is no reflection table, was not integrated, or knows nothing of a crystal.
     """
     table = _read_table(path)
-    rows, crystal, correction = _usable(table, path, identifiers, positions, selection)
+    if scaled:
+        # what was scaled was chosen before, whatever partiality integration gave it
+        selection = replace(selection, partiality_threshold=0.0, width=None)
+    rows, crystal, correction, offset_sq = _usable(table, path, identifiers, positions, selection)
     intensity, variance = "intensity.sum.value", "intensity.sum.variance"
     if scaled:
         intensity, variance = "intensity.scale.value", "intensity.scale.variance"
@@ -83,7 +98,7 @@ def read_observations(
         hkl=_miller_indices(table)[rows],
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
-        offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else _offset_sq(table)[rows],
+        offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else offset_sq,
     )
 
 
@@ -100,8 +115,9 @@ def _usable(
     identifiers: tuple[str, ...],
     positions: np.ndarray,
     selection: Selection,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # rows of the wanted crystals in order of crystal, number of the crystal in `identifiers`, correction to full
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    # rows of the wanted crystals in order of crystal, number of the crystal in `identifiers`, correction to full, and
+    # squared offset from the Ewald sphere over the variance of the reflection
     if "intensity.sum.value" not in table:
         raise ReflectionFileError(f"{path} holds no integrated intensities")
     known = {identifier: int(number) for number, identifier in dict(table.experiment_identifiers()).items()}
@@ -116,18 +132,19 @@ def _usable(
     crystal_of[wanted] = np.arange(len(wanted))
     crystal = np.where(number >= 0, crystal_of[number], -1)
 
-    correction = np.ones(len(table))
-    use = (crystal >= 0) & flumpy.to_numpy(table.get_flags(table.flags.integrated_sum)).astype(bool)
-    efficiency_name = next((name for name in ("qe", "dqe") if name in table), None)
-    if efficiency_name is not None:
-        efficiency = flumpy.to_numpy(table[efficiency_name])
-        use &= efficiency > 0
-        correction = correction / np.where(efficiency > 0, efficiency, 1.0)
-    if "lp" in table:
-        correction = correction * flumpy.to_numpy(table["lp"])
-    if "partiality" in table:
+    recorded, correction = _recorded(table)
+    use = (crystal >= 0) & recorded
+    offset_sq = np.zeros(len(table))
+    least = max(selection.partiality_threshold, 1e-6)
+    if selection.width is not None:
+        variance = selection.width.at(flumpy.to_numpy(table["d"]) ** -2.0)
+        offset_sq = _excitation(table) ** 2 / variance
+        use &= offset_sq <= -2.0 * np.log(least)
+        correction = correction * np.exp(0.5 * np.where(use, offset_sq, 0.0)) * selection.width.spread(variance)
+    elif "partiality" in table:
         partiality = flumpy.to_numpy(table["partiality"])
-        use &= partiality >= max(selection.partiality_threshold, 1e-6)
+        offset_sq = -2.0 * np.log(np.clip(partiality, 1e-6, 1.0))
+        use &= partiality >= least
         correction = correction / np.where(use, partiality, 1.0)
     if "d" in table:
         d = flumpy.to_numpy(table["d"])
@@ -137,14 +154,53 @@ def _usable(
     use &= (variance > 0) & np.isfinite(intensity) & np.isfinite(variance)
     rows = np.flatnonzero(use)
     rows = rows[np.argsort(crystal[rows], kind="stable")]
-    return rows, crystal[rows], correction[rows]
+    return rows, crystal[rows], correction[rows], offset_sq[rows].astype(np.float32)
 
 
-def _offset_sq(table) -> np.ndarray:
-    # squared Ewald offset over the variance of the rlp, of which the partiality is the Gaussian
-    if "partiality" not in table:
-        return np.zeros(len(table), dtype=np.float32)
-    return (-2.0 * np.log(np.clip(flumpy.to_numpy(table["partiality"]), 1e-6, 1.0))).astype(np.float32)
+def _recorded(table) -> tuple[np.ndarray, np.ndarray]:
+    # rows that were integrated, and what recorded intensities are multiplied with, partiality apart
+    correction = np.ones(len(table))
+    good = flumpy.to_numpy(table.get_flags(table.flags.integrated_sum)).astype(bool)
+    efficiency_name = next((name for name in ("qe", "dqe") if name in table), None)
+    if efficiency_name is not None:
+        efficiency = flumpy.to_numpy(table[efficiency_name])
+        good &= efficiency > 0
+        correction = correction / np.where(efficiency > 0, efficiency, 1.0)
+    if "lp" in table:
+        correction = correction * flumpy.to_numpy(table["lp"])
+    return good, correction
+
+
+def _excitation(table) -> np.ndarray:
+    # absolute excitation error in 1/angstrom
+    lengths = [np.linalg.norm(flumpy.to_numpy(table[name]).reshape(-1, 3), axis=1) for name in ("s2", "s1")]
+    return np.abs(lengths[0] - lengths[1])
+
+
+def read_excitation(
+    path: str, identifiers: tuple[str, ...], positions: np.ndarray, selection: Selection
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """What :mod:`ssx_mpi.kernels.ewald_width` needs to know of the reflections of some crystals of a file.
+
+    Returns
+    -------
+    d_star_sq, excitation, intensity : (n,) float64
+        1/d^2 in 1/angstrom^2, absolute excitation error in 1/angstrom, recorded intensity corrected for all but the
+        partiality. None for the whole where the file does not say where reciprocal lattice points are.
+
+    Raises
+    ------
+    ReflectionFileError
+        As :func:`read_observations`.
+    """
+    table = _read_table(path)
+    if any(name not in table for name in ("s1", "s2", "d", "partiality")):
+        return None
+    everything = replace(selection, partiality_threshold=0.0, width=None)
+    rows, *_ = _usable(table, path, identifiers, positions, everything)
+    _, correction = _recorded(table)
+    intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
+    return flumpy.to_numpy(table["d"])[rows] ** -2.0, _excitation(table)[rows], intensity[rows]
 
 
 def _miller_indices(table) -> np.ndarray:
@@ -180,7 +236,7 @@ class ScaledCrystal:
 
 def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
     """Write the usable reflections of some crystals as they were integrated, in the common setting."""
-    table, _, _, _ = _selected(source, crystals, selection)
+    table, *_ = _selected(source, crystals, selection)
     table.as_file(target)
 
 
@@ -199,12 +255,12 @@ def write_scaled_reflections(
     ``intensity.scale.value`` is the full intensity before scaling, ``intensity.scale.variance`` its variance by the
     error model, ``inverse_scale_factor`` what both are to be divided by (once and squared).
     """
-    table, hkl, crystal, correction = _selected(source, crystals, selection)
+    table, hkl, crystal, correction, offset_sq = _selected(source, crystals, selection)
     row, _ = unique.locate(hkl)
     present = row >= 0
     table = table.select(flumpy.from_numpy(np.flatnonzero(present).astype(np.uint64)))
     _name_crystals(table, crystals)
-    crystal, correction, row = crystal[present], correction[present], row[present]
+    crystal, correction, row, offset_sq = crystal[present], correction[present], row[present], offset_sq[present]
     d_star_sq = unique.d_star_sq[row]
     scales = Scales(
         np.array([c.log_k for c in crystals]),
@@ -215,7 +271,7 @@ def write_scaled_reflections(
     start = np.concatenate([[0], np.cumsum(np.bincount(crystal, minlength=len(crystals)))]).astype(np.int64)
     intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
     variance = flumpy.to_numpy(table["intensity.sum.variance"]) * correction**2
-    observations = Observations(start, hkl[present], intensity, variance, _offset_sq(table))
+    observations = Observations(start, hkl[present], intensity, variance, offset_sq)
     everything = np.ones(len(crystals), dtype=bool)
     data = Indexed(observations, unique.d_star_sq, row, np.zeros(len(row), dtype=np.uint8), everything)
     g = scaling.scale_factors(data, scales)
@@ -257,7 +313,7 @@ class IntegratedSpots:
 
 def read_integrated(source: str, crystals: list[ScaledCrystal]) -> list[IntegratedSpots]:
     """All integrated reflections of some crystals, however partial, in the common setting."""
-    table, hkl, crystal, _ = _selected(source, crystals, Selection(0.0))
+    table, hkl, crystal, *_ = _selected(source, crystals, Selection(0.0))
     n = len(table)
     positions = "xyzobs.px.value" if "xyzobs.px.value" in table else "xyzcal.px"
     xyz = flumpy.to_numpy(table[positions]).reshape(-1, 3)
@@ -287,9 +343,9 @@ def lattice_type(space_group: str) -> tuple[str, str, str]:
 
 
 def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
-    # table of the usable reflections, reindexed, with its indices, crystals and corrections as arrays
+    # table of the usable reflections, reindexed, with its indices, crystals, corrections and offsets as arrays
     table = _read_table(source)
-    rows, crystal, correction = _usable(
+    rows, crystal, correction, offset_sq = _usable(
         table,
         source,
         tuple(c.identifier for c in crystals),
@@ -302,7 +358,7 @@ def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
     table["miller_index"] = _to_miller_index(hkl)
     table["id"] = flumpy.from_numpy(crystal.astype(np.int32))
     _name_crystals(table, crystals)
-    return table, hkl, crystal, correction
+    return table, hkl, crystal, correction, offset_sq
 
 
 def _name_crystals(table, crystals: list[ScaledCrystal]) -> None:
