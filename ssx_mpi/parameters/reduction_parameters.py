@@ -221,7 +221,7 @@ class ScalingSettings:
 
     robust_bound: float = 4.0
     tolerance: float = 1e-3
-    max_rounds: int = 100
+    max_rounds: int = 200
     error_cycles: int = 4
     min_observations: int = 10
     widths: bool = True

@@ -364,9 +364,9 @@ def _improved(
     reduced = exact_sum(comm, of_crystals)
     if restraints.trend is not None:
         matrix, gradient = reduced[:, :-1], reduced[:, -1]
-        # a weak pull to zero, and a stronger one to a straight line: where the data say nothing the trend goes on
+        # a pull to zero, and a stronger one to a straight line: where the data say nothing the trend goes on
         bend = np.diff(np.eye(len(gradient)), 2, axis=0)
-        precision = restraints.trend**-2 * (0.1 * np.eye(len(gradient)) + 10.0 * bend.T @ bend)
+        precision = restraints.trend**-2 * (np.eye(len(gradient)) + 10.0 * bend.T @ bend)
         of_trend = np.linalg.solve(matrix + precision, gradient - precision @ scales.trend.values)
     return scaling.stepped(scales, equations.steps(of_trend), of_trend), equations
 
