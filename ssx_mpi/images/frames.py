@@ -7,6 +7,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 _CBF_DATA_FOLLOW = bytes.fromhex("0c1a04d5")
 # headers seen have 1 to 3 kB; those of detectors with long descriptions some more
 _CBF_LONGEST_HEADER = 1 << 16
+# every so many rows and columns of counts are looked at for negative ones
+_SAMPLED = 8
+# fewer negative pixels than this, and this share of all, are faults of pixels
+_FEWEST_NEGATIVE, _LEAST_NEGATIVE = 50, 1e-3
 
 
 class BadImage(Exception):
@@ -65,6 +70,31 @@ class Frame:
     def n_pixels(self) -> int:
         """Number of pixels of all panels."""
         return sum(panel.size for panel in self.raw)
+
+    @cached_property
+    def readout(self) -> tuple[float, ...]:
+        """Variance of the readout noise of each panel, 0 where pixels are counts."""
+        return tuple(readout_variance(data, mask) for data, mask in zip(self.data, self.masks))
+
+
+def readout_variance(data: np.ndarray, mask: np.ndarray) -> float:
+    """Variance of the readout noise of a calibrated panel, in squared photons; 0 where its pixels are counts.
+
+    Nothing but noise makes a pixel negative. Those without a photon are distributed about zero, so that the median of
+    the absolute values of the negative ones is that of a half-normal distribution, 0.6745 standard deviations.
+
+    Parameters
+    ----------
+    data, mask
+        (slow, fast), and which pixels can be trusted.
+    """
+    # of counts a sample tells: where a detector has negative counts, many pixels have them
+    every = 1 if data.dtype.kind == "f" else _SAMPLED
+    sample, good = data[::every, ::every], mask[::every, ::every]
+    negative = sample[(sample < 0) & good]
+    if len(negative) < max(_FEWEST_NEGATIVE, _LEAST_NEGATIVE * sample.size):
+        return 0.0
+    return float((np.median(-negative) / 0.6745) ** 2)
 
 
 class FrameReader:

@@ -6,10 +6,21 @@ The rest of the box around it is background. Its level b is by default the robus
 
     sum_i [ psi_c((y_i - mu)/sqrt(mu)) - E psi_c ] sqrt(mu) = 0,    psi_c(r) = max(-c, min(c, r)),
 
-by Newton's method in ln mu with the expected information, from the median (Cantoni & Ronchetti 2001). With n foreground
-pixels, N background pixels and P the sum over the foreground (Leslie 1999),
+by Newton's method in ln mu with the expected information, from the median (Cantoni & Ronchetti 2001).
 
-    I = P - n b        var I = |I| + |n b| (1 + n/N).
+Calibrated pixels are not counts: to the photons comes the noise of the readout, Gaussian with variance r about zero.
+The residual is then (y_i - mu) / s with s² = max(mu, 0) + r, and its expectation is that over the Poisson distribution
+of the photons k of
+
+    E psi_c((k - mu)/s + z sqrt(r)/s),    z normal,
+
+which is closed. The score is positive for the smallest pixel value and negative for the largest, so a root between
+them is always found. Here c is at least a photon and three standard deviations of the readout: where photons are rare,
+one of them is no outlier. Where r is 0 and Newton's method does not come to an end within the data, the same is done.
+
+With n foreground pixels, N background pixels and P the sum over the foreground (Leslie 1999),
+
+    I = P - n b        var I = |I| + (|n b| + n r) (1 + n/N).
 """
 
 from __future__ import annotations
@@ -59,10 +70,13 @@ class Frame:
         Other types are copied to float64.
     mask : sequence of (slow, fast) bool
         True where a pixel can be trusted.
+    readout : sequence of float
+        Variance of the readout noise of each panel, in squared photons; none where pixels are counts.
     """
 
     data: Sequence[np.ndarray]
     mask: Sequence[np.ndarray]
+    readout: Sequence[float] = ()
 
     def __post_init__(self) -> None:
         data = [
@@ -70,6 +84,10 @@ class Frame:
         ]
         object.__setattr__(self, "data", tuple(data))
         object.__setattr__(self, "mask", tuple(np.ascontiguousarray(m, dtype=bool) for m in self.mask))
+
+    def readout_of(self, panel: int) -> float:
+        """Variance of the readout noise of a panel."""
+        return float(self.readout[panel]) if len(self.readout) else 0.0
 
     def arguments(self, panel: int) -> tuple:
         """Data, whether they are floating point, mask, height and width, as the compiled loops take them."""
@@ -94,7 +112,7 @@ class Measured:
     n_valid, n_foreground, n_background, n_background_used : (n,) int32
         Pixels of the box, all of them trusted.
     failed : (n,) int32
-        Bits: FAILED_BACKGROUND (too few pixels, or no convergence), FAILED_SUMMATION (pixels of the peak cannot be
+        Bits: FAILED_BACKGROUND (too few pixels), FAILED_SUMMATION (pixels of the peak cannot be
         trusted), FAILED_CENTROID (no counts above background), OVERLOADED (pixels of the box are beyond the trusted
         range).
     """
@@ -230,8 +248,9 @@ _OUT, _OUT_VECTORS = array(np.float64, 1, writeable=True), array(np.float64, 2, 
 _OUT_COUNTS, _OUT_FAILED = array(np.int32, 2, writeable=True), array(np.int32, 1, writeable=True)
 # data, whether floating point, mask, height, width; panel
 _FRAME = (c_void_p, c_int, _FRAME_MASK, c_int, c_int, _FLOATS)
-# method, tuning, minimum number of pixels; largest box and scratch space for it; sums, counts, failures
-_FIT = (c_int, c_double, c_int, c_int64, _OUT, _OUT_VECTORS, _OUT_COUNTS, _OUT_FAILED)
+# method, tuning, minimum number of pixels, variance of the readout; largest box and scratch space for it; sums, counts,
+# failures
+_FIT = (c_int, c_double, c_int, c_double, c_int64, _OUT, _OUT_VECTORS, _OUT_COUNTS, _OUT_FAILED)
 
 
 @cache
@@ -308,6 +327,7 @@ def integrate_ellipses(
             _METHODS[background.method],
             background.tuning,
             background.min_pixels,
+            frame.readout_of(int(p)),
             largest,
             scratch,
             *part,
@@ -414,6 +434,7 @@ def measure_strong_spots(
             _METHODS[background.method],
             background.tuning,
             background.min_pixels,
+            frame.readout_of(int(p)),
             largest,
             scratch,
             *part,
@@ -447,3 +468,22 @@ def robust_poisson_mean(values: np.ndarray, tuning: float = 1.345, max_iteration
     ):
         raise ValueError("the robust mean did not converge")
     return float(mean[0])
+
+
+@cache
+def _robust_noisy_mean() -> Any:
+    return declare("ssx_robust_noisy_mean", [c_int64, _FLOATS, c_double, c_double], c_double)
+
+
+def robust_noisy_mean(values: np.ndarray, readout: float, tuning: float = 1.345) -> float:
+    """Robust mean of photons with Gaussian noise.
+
+    Parameters
+    ----------
+    values : (n,) float64
+        Not empty.
+    readout : float
+        Variance of the noise, positive.
+    tuning : float
+    """
+    return float(_robust_noisy_mean()(len(values), np.asarray(values, dtype=float), readout, tuning))

@@ -53,6 +53,8 @@ class Loaded:
         (n_sources + 1,) int64, number of the first crystal of each source.
     selection
         Under which the observations were taken.
+    without_background
+        Share of all reflections for which integration found no background; they are left out.
     """
 
     crystals: Crystals
@@ -61,6 +63,7 @@ class Loaded:
     n_total: int
     first_number: np.ndarray
     selection: stage.Selection
+    without_background: float
 
 
 def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled: bool = False) -> list[Source]:
@@ -158,17 +161,25 @@ def load(
     if find_width and not scaled:
         selection = replace(selection, width=_ewald_width(comm, shares, n_total, selection))
     parts: list[tuple[Crystals, Observations]] = []
+    background = np.zeros(2, dtype=np.int64)
     try:
         for source, crystals in shares:
             path = str(source.reflections)
-            observations = stage.read_observations(path, crystals.identifier, crystals.position, selection, scaled)
+            observations, counted = stage.read_observations(
+                path, crystals.identifier, crystals.position, selection, scaled
+            )
             parts.append((crystals, observations))
+            background += counted
     except stage.ReflectionFileError as error:
         message = str(error)
     raise_together(comm, message)
     crystals, observations = _joined(parts)
     _refuse_twice(comm, sources, crystals)
-    return Loaded(crystals, observations, _agree_on_models(comm, crystals, groups), n_total, first_number, selection)
+    n_reflections, n_without = comm.sum(background)
+    return Loaded(
+        *(crystals, observations, _agree_on_models(comm, crystals, groups), n_total, first_number, selection),
+        without_background=float(n_without / max(n_reflections, 1)),
+    )
 
 
 def _ewald_width(

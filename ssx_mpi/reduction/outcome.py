@@ -33,6 +33,8 @@ class Summary:
         By name: the statistics of each merged set; none when DIALS merged.
     ambiguity, scaling
         How these went, in numbers; None where they had no part.
+    without_background
+        Share of the reflections that were left out because integration found no background for them.
     """
 
     fates: dict[str, int]
@@ -42,6 +44,7 @@ class Summary:
     merged: dict[str, MergedData]
     ambiguity: dict[str, Any] | None = None
     scaling: dict[str, Any] | None = None
+    without_background: float = 0.0
 
     def numbers(self) -> dict[str, Any]:
         """All of it as plain data, for programs."""
@@ -52,6 +55,7 @@ class Summary:
             "wavelength": self.wavelength,
             "ambiguity": self.ambiguity,
             "scaling": self.scaling,
+            "without_background": round(self.without_background, 4),
             "merged": {
                 name: {
                     "n_crystals": data.n_crystals,

@@ -330,6 +330,7 @@ def _summary(
         merged,
         how,
         None if scaled is None else _scaling_in_numbers(scaled),
+        job.loaded.without_background,
     )
 
 

@@ -16,6 +16,8 @@ _AGREEMENT = 0.9
 # rms normalised deviations outside of this: errors that do not mean what they say
 _DEVIATIONS = (0.8, 1.25)
 _KEPT = "merged"
+# share of the reflections without a background
+_WITHOUT_BACKGROUND = 0.05
 
 
 def reduction_warnings(numbers: dict[str, Any]) -> list[str]:
@@ -28,6 +30,7 @@ def reduction_warnings(numbers: dict[str, Any]) -> list[str]:
     """
     return [
         *_crystals_left_out(numbers["crystals"]),
+        *_background(numbers.get("without_background", 0.0)),
         *_ambiguity(numbers.get("ambiguity")),
         *_scaling(numbers.get("scaling")),
         *(warning for name, merged in numbers["merged"].items() for warning in _merged(name, merged)),
@@ -40,6 +43,15 @@ def _crystals_left_out(crystals: dict[str, int]) -> list[str]:
         return []
     reasons = ", ".join(f"{n} {reason}" for reason, n in crystals.items() if reason != _KEPT)
     return [f"only {kept} of {total} crystals are merged: {reasons}"]
+
+
+def _background(share: float) -> list[str]:
+    if share <= _WITHOUT_BACKGROUND:
+        return []
+    return [
+        f"no background was found for {100 * share:.0f}% of the reflections, which are left out: look at the pixel "
+        "values (gain, pedestal, trusted range)"
+    ]
 
 
 def _ambiguity(ambiguity: dict[str, Any] | None) -> list[str]:

@@ -164,3 +164,29 @@ def test_rejected_image_is_a_bad_image():
 def test_panels_of_another_shape_are_a_bad_image():
     with pytest.raises(BadImage, match="does not fit the detector"):
         FrameReader()(imageset_in_memory(np.zeros((10, 12), np.int32), shape=(12, 10)))
+
+
+class TestReadoutNoise:
+    """Pixels that are photons with noise, and pixels that are counts."""
+
+    @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0])
+    @pytest.mark.parametrize("mean", [0.05, 0.5])
+    def test_its_variance_is_that_of_the_pixels_without_a_photon(self, sigma, mean):
+        rng = np.random.default_rng(1)
+        data = rng.poisson(mean, (300, 300)) + rng.normal(0, sigma, (300, 300))
+        found = frames.readout_variance(data, np.ones(data.shape, bool))
+        assert found == pytest.approx(sigma**2, rel=0.15)
+
+    def test_counts_have_none(self):
+        counts = np.random.default_rng(2).poisson(1.0, (300, 300))
+        everywhere = np.ones(counts.shape, bool)
+        assert frames.readout_variance(counts.astype(np.int32), everywhere) == 0
+        assert frames.readout_variance(counts.astype(np.float64), everywhere) == 0
+
+    def test_masked_pixels_and_a_few_bad_ones_do_not_count(self):
+        data = np.random.default_rng(3).poisson(1.0, (300, 300)).astype(np.float64)
+        data[:50] = -1.0
+        data[60, :80] = -5.0
+        good = np.ones(data.shape, bool)
+        good[:50] = False
+        assert frames.readout_variance(data, good) == 0

@@ -11,6 +11,8 @@ enum { VALID = 1, BACKGROUND = 2, FOREGROUND = 4, BACKGROUND_USED = 16 };
 enum { FAILED_BACKGROUND = 1, FAILED_SUMMATION = 2, FAILED_CENTROID = 4, OVERLOADED = 8 };
 enum { ROBUST_POISSON = 0, MEAN = 1 };
 enum { SMALL_COUNTS = 256 };
+/* variance of the readout where there is none, in squared counts */
+static const double NO_READOUT = 1e-4;
 
 /* panel: origin[3], fast[3], slow[3] in mm, pixel size x, y in mm, attenuation mu in 1/mm, thickness in mm */
 static void pixel_to_lab(const double *panel, double x, double y, double lab[3]) {
@@ -185,12 +187,83 @@ static int robust_poisson_mean(const double *y, int n, double tuning, int max_it
     return 0;
 }
 
+/* E psi_c(a + t z) for a standard normal z */
+static double clipped_normal(double a, double t, double c) {
+    const double low = (-c - a) / t, high = (c - a) / t, root = 0.7071067811865476, norm = 0.3989422804014327;
+    double below = 0.5 * erfc(-low * root), above = 0.5 * erfc(high * root);
+    return c * (above - below) + a * (1 - above - below) +
+           t * norm * (exp(-0.5 * low * low) - exp(-0.5 * high * high));
+}
+
+/* E psi_c of the Pearson residual of Poisson counts of mean mu with Gaussian noise added; s: its standard deviation */
+static double noisy_expectation(double mu, double readout, double s, double tuning) {
+    if (mu <= 0 || mu > 400) return 0; /* symmetric, or as good as that */
+    double t = sqrt(readout) / s, reach = 8 * sqrt(mu) + 8, sum = 0;
+    double first = floor(mu - reach), term;
+    if (first < 0) first = 0;
+    term = poisson(mu, first);
+    for (double k = first; k <= mu + reach; k++) {
+        sum += term * clipped_normal((k - mu) / s, t, tuning);
+        term *= mu / (k + 1);
+    }
+    return sum;
+}
+
+static double noisy_score(const double *y, int n, double mu, double readout, double tuning) {
+    double s = sqrt((mu > 0 ? mu : 0) + readout), sum = 0;
+    /* a single photon is no outlier, however few there are: limiting its pull would cost half of what is known */
+    double photon = (1 + 3 * sqrt(readout)) / s;
+    if (tuning < photon) tuning = photon;
+    for (int i = 0; i < n; i++) {
+        double r = (y[i] - mu) / s;
+        sum += r < -tuning ? -tuning : r > tuning ? tuning : r;
+    }
+    return sum - n * noisy_expectation(mu, readout, s, tuning);
+}
+
+/* Robust mean of Poisson counts with Gaussian noise of variance `readout` > 0. The score is positive at the smallest value
+ * and negative at the largest, so that the root between them is always found (regula falsi, Illinois variant). */
+static double robust_noisy_mean(const double *y, int n, double readout, double tuning) {
+    double low = y[0], high = y[0];
+    for (int i = 1; i < n; i++) {
+        if (y[i] < low) low = y[i];
+        if (y[i] > high) high = y[i];
+    }
+    if (!(high > low)) return low;
+    double at_low = noisy_score(y, n, low, readout, tuning), at_high = noisy_score(y, n, high, readout, tuning);
+    if (at_low <= 0) return low;
+    if (at_high >= 0) return high;
+    int side = 0;
+    for (int iteration = 0; iteration < 200; iteration++) {
+        double mu = (low * at_high - high * at_low) / (at_high - at_low);
+        if (!(mu > low && mu < high)) mu = 0.5 * (low + high);
+        double score = noisy_score(y, n, mu, readout, tuning);
+        if (score > 0) {
+            low = mu, at_low = score;
+            if (side == 1) at_high *= 0.5;
+            side = 1;
+        } else {
+            high = mu, at_high = score;
+            if (side == -1) at_low *= 0.5;
+            side = -1;
+        }
+        /* to a thousandth of the standard deviation of the mean */
+        if (fabs(score) < 1e-3 * sqrt(n) || high - low < 1e-9 * (1 + fabs(mu))) return mu;
+    }
+    return 0.5 * (low + high);
+}
+
 int ssx_robust_poisson_mean(int64_t n, const double *y, double tuning, int max_iterations, double *scratch,
                             double *mean) {
     return robust_poisson_mean(y, (int)n, tuning, max_iterations, scratch, mean);
 }
 
-static int fit_background(box_t *box, int method, double tuning, int min_pixels, double *scratch, double *level) {
+double ssx_robust_noisy_mean(int64_t n, const double *y, double readout, double tuning) {
+    return robust_noisy_mean(y, (int)n, readout, tuning);
+}
+
+static int fit_background(box_t *box, int method, double tuning, int min_pixels, double readout, double *scratch,
+                          double *level) {
     int n = 0, size = box->nx * box->ny;
     uint8_t *restrict code = box->code;
     const double *restrict value = box->value;
@@ -201,10 +274,17 @@ static int fit_background(box_t *box, int method, double tuning, int min_pixels,
     }
     if (n < min_pixels) return 0;
     int negative = 0;
-    for (int i = 0; i < n; i++) negative |= scratch[i] < 0;
-    if (negative) return 0;
-    if (method == ROBUST_POISSON) {
-        if (!robust_poisson_mean(scratch, n, tuning, 100, scratch + n, level)) return 0;
+    double largest = 0;
+    for (int i = 0; i < n; i++) {
+        negative |= scratch[i] < 0;
+        if (scratch[i] > largest) largest = scratch[i];
+    }
+    if (method == ROBUST_POISSON && (negative || readout > 0)) {
+        *level = robust_noisy_mean(scratch, n, readout > 0 ? readout : NO_READOUT, tuning);
+    } else if (method == ROBUST_POISSON) {
+        /* Newton's method in the logarithm, as DIALS has it, where it comes to an end within the data */
+        if (!robust_poisson_mean(scratch, n, tuning, 100, scratch + n, level) || *level > largest)
+            *level = robust_noisy_mean(scratch, n, NO_READOUT, tuning);
     } else {
         double sum = 0;
         for (int i = 0; i < n; i++) sum += scratch[i];
@@ -217,7 +297,7 @@ static int fit_background(box_t *box, int method, double tuning, int min_pixels,
 
 /* sums: intensity, its variance, background under the peak, its variance, level, x, y, variance of x, of y
  * counts: valid, foreground, background, background used. Returns the FAILED_ bits. */
-static int measure(const box_t *box, double level, double *sums, int32_t *counts) {
+static int measure(const box_t *box, double level, double readout, double *sums, int32_t *counts) {
     double peak = 0, s = 0, s2 = 0, sx = 0, sy = 0, sxx = 0, syy = 0;
     int failed = 0, valid = 0, foreground = 0, outside = 0, used = 0;
     for (int j = 0; j < box->ny; j++) {
@@ -256,6 +336,10 @@ static int measure(const box_t *box, double level, double *sums, int32_t *counts
     sums[1] = fabs(sums[0]) + fabs(under) * ratio;
     sums[2] = under;
     sums[3] = fabs(under) * ratio;
+    if (readout > 0) {
+        sums[1] += counts[1] * readout * ratio;
+        sums[3] += counts[1] * readout * (ratio - 1.0);
+    }
     sums[4] = level;
     if (s > 0 && s * s > s2) {
         double x = sx / s, y = sy / s;
@@ -284,15 +368,15 @@ static void lay_out(double *scratch, int64_t largest, box_t *box, double **row, 
 void ssx_integrate(int64_t n, const int32_t *bbox, const double *axes, const double *mean, const double *precision,
                    double limit, double radius, const void *frame, int is_float, const uint8_t *frame_mask, int height,
                    int width, const double *panel, double saturation, int method, double tuning, int min_pixels,
-                   int64_t largest, double *scratch, double *sums, int32_t *counts, int32_t *failed) {
+                   double readout, int64_t largest, double *scratch, double *sums, int32_t *counts, int32_t *failed) {
     box_t box;
     double *row, *sample, level;
     lay_out(scratch, largest, &box, &row, &sample);
     for (int64_t r = 0; r < n; r++) {
         cut_box(frame, is_float, frame_mask, height, width, bbox + 4 * r, &box);
         mark_ellipse(panel, axes + 6 * r, mean + 2 * r, precision + 3 * r, limit, radius, &box, row);
-        failed[r] = fit_background(&box, method, tuning, min_pixels, sample, &level) ? 0 : FAILED_BACKGROUND;
-        failed[r] |= measure(&box, level, sums + 9 * r, counts + 4 * r);
+        failed[r] = fit_background(&box, method, tuning, min_pixels, readout, sample, &level) ? 0 : FAILED_BACKGROUND;
+        failed[r] |= measure(&box, level, readout, sums + 9 * r, counts + 4 * r);
         int over = 0;
         for (int i = 0; i < box.nx * box.ny; i++) over |= box.value[i] > saturation;
         if (over) failed[r] |= OVERLOADED;
@@ -331,7 +415,7 @@ void ssx_angular_variance(int64_t n, const int32_t *bbox, const int64_t *offset,
 void ssx_strong_spots(int64_t n, const int32_t *bbox, const double *axes, double inverse_variance, const int32_t *strong_bbox,
                       const int64_t *offset, const uint8_t *strong, const double *s0, const void *frame, int is_float,
                       const uint8_t *frame_mask, int height, int width, const double *panel, int method, double tuning,
-                      int min_pixels, int64_t largest, double *scratch, double *sums, int32_t *counts, int32_t *failed,
+                      int min_pixels, double readout, int64_t largest, double *scratch, double *sums, int32_t *counts, int32_t *failed,
                       double *direction, double *moments) {
     box_t box;
     double *row, *sample, level;
@@ -349,9 +433,9 @@ void ssx_strong_spots(int64_t n, const int32_t *bbox, const double *axes, double
                 if (*mask++ && i >= 0 && j >= 0 && i < box.nx && j < box.ny) box.code[j * box.nx + i] |= FOREGROUND;
             }
         }
-        failed[r] = fit_background(&box, method, tuning, min_pixels, sample, &level) ? 0 : FAILED_BACKGROUND;
+        failed[r] = fit_background(&box, method, tuning, min_pixels, readout, sample, &level) ? 0 : FAILED_BACKGROUND;
         double *out = sums + 9 * r, *m = moments + 6 * r, *d = direction + 3 * r;
-        failed[r] |= measure(&box, level, out, counts + 4 * r);
+        failed[r] |= measure(&box, level, readout, out, counts + 4 * r);
 
         double lab[3], e1[3], e2[3];
         pixel_to_lab(panel, out[5], out[6], lab);

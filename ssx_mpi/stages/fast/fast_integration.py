@@ -212,7 +212,7 @@ class FastEllipsoidIntegrator:
         frame
             Corrected data and masks of the image.
         """
-        pixels = shoeboxes.Frame(frame.data, frame.masks)
+        pixels = shoeboxes.Frame(frame.data, frame.masks, frame.readout)
         done, tables, failures = ExperimentList(), flex.reflection_table(), []
         for number, experiment in enumerate(crystals.experiments):
             table = crystals.reflections.select(crystals.reflections["id"] == number)

@@ -49,6 +49,10 @@ class FastSpotFinder:
     detector or, where it matters, the beam changes. Strong pixels come from :mod:`ssx_mpi.kernels.spots`; shoeboxes and
     centroids are left to DIALS, which needs few milliseconds for the pixels of spots of an allowed size.
 
+    The thresholds assume counts, whose variance is their mean. Calibrated pixels have the noise of the readout, of
+    variance r, as well; with r added to each of them mean and variance are the same again (Huang et al. 2013, Nat.
+    Methods 10, 653).
+
     Parameters
     ----------
     params
@@ -133,8 +137,9 @@ class FastSpotFinder:
         """
         masks = self._region_masks(experiment.imageset)
         strong = [
-            self._strong_pixels(data, mask if region is None else mask & region)
-            for data, mask, region in zip(frame.data, frame.masks, masks)
+            # photons with readout noise, moved by its variance, have the mean and the variance of counts
+            self._strong_pixels(data + readout if readout else data, mask if region is None else mask & region)
+            for data, readout, mask, region in zip(frame.data, frame.readout, frame.masks, masks)
         ]
         self._check_fraction(frame, sum(map(len, strong)))
         shoeboxes = self._shoeboxes(frame, strong, self._min_spot_size(experiment))

@@ -59,7 +59,7 @@ def read_observations(
     positions: np.ndarray,
     selection: Selection,
     scaled: bool = False,
-) -> Observations:
+) -> tuple[Observations, np.ndarray]:
     """Integrated reflections of some crystals of a file, as full intensities.
 
     Summed intensities are corrected for Lorentz and polarisation factors and detector efficiency as DIALS does it
@@ -75,6 +75,13 @@ def read_observations(
         Which reflections are taken.
     scaled
         Take scaled intensities divided by their scale factors instead.
+
+    Returns
+    -------
+    observations
+        Of these crystals.
+    background
+        (2,) int64, reflections of these crystals, and those among them for which no background was found.
 
     Raises
     ------
@@ -93,13 +100,17 @@ def read_observations(
             raise ReflectionFileError(f"{path} holds no scaled intensities")
         correction = 1.0 / flumpy.to_numpy(table["inverse_scale_factor"])[rows]
     sizes = np.bincount(crystal, minlength=len(identifiers))
-    return Observations(
+    lost = _without_background(table)
+    of_these = _of_crystals(table, path, identifiers, positions) >= 0
+    background = np.array([np.count_nonzero(of_these), np.count_nonzero(of_these & lost)], dtype=np.int64)
+    observations = Observations(
         start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
         hkl=_miller_indices(table)[rows],
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
         offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else offset_sq,
     )
+    return observations, background
 
 
 def _read_table(path: str):
@@ -120,18 +131,7 @@ def _usable(
     # squared offset from the Ewald sphere over the variance of the reflection
     if "intensity.sum.value" not in table:
         raise ReflectionFileError(f"{path} holds no integrated intensities")
-    known = {identifier: int(number) for number, identifier in dict(table.experiment_identifiers()).items()}
-    wanted = np.asarray(positions)
-    if known:
-        missing = [identifier for identifier in identifiers if identifier not in known]
-        if missing:
-            raise ReflectionFileError(f"{path} does not match its .expt file: no reflections of crystal {missing[0]}")
-        wanted = np.array([known[identifier] for identifier in identifiers], dtype=np.int64)
-    number = flumpy.to_numpy(table["id"]).astype(np.int64)
-    crystal_of = np.full(max(number.max(initial=0), wanted.max(initial=0)) + 1, -1, dtype=np.int64)
-    crystal_of[wanted] = np.arange(len(wanted))
-    crystal = np.where(number >= 0, crystal_of[number], -1)
-
+    crystal = _of_crystals(table, path, identifiers, positions)
     recorded, correction = _recorded(table)
     use = (crystal >= 0) & recorded
     offset_sq = np.zeros(len(table))
@@ -157,10 +157,26 @@ def _usable(
     return rows, crystal[rows], correction[rows], offset_sq[rows].astype(np.float32)
 
 
+def _of_crystals(table, path: str, identifiers: tuple[str, ...], positions: np.ndarray) -> np.ndarray:
+    # number in `identifiers` of the crystal of each row, -1 for others
+    known = {identifier: int(number) for number, identifier in dict(table.experiment_identifiers()).items()}
+    wanted = np.asarray(positions)
+    if known:
+        missing = [identifier for identifier in identifiers if identifier not in known]
+        if missing:
+            raise ReflectionFileError(f"{path} does not match its .expt file: no reflections of crystal {missing[0]}")
+        wanted = np.array([known[identifier] for identifier in identifiers], dtype=np.int64)
+    number = flumpy.to_numpy(table["id"]).astype(np.int64)
+    crystal_of = np.full(max(number.max(initial=0), wanted.max(initial=0)) + 1, -1, dtype=np.int64)
+    crystal_of[wanted] = np.arange(len(wanted))
+    return np.where(number >= 0, crystal_of[number], -1)
+
+
 def _recorded(table) -> tuple[np.ndarray, np.ndarray]:
-    # rows that were integrated, and what recorded intensities are multiplied with, partiality apart
+    # rows that were integrated, and what recorded intensities are multiplied with, partiality apart; a sum from which
+    # no background was taken is no intensity
     correction = np.ones(len(table))
-    good = flumpy.to_numpy(table.get_flags(table.flags.integrated_sum)).astype(bool)
+    good = flumpy.to_numpy(table.get_flags(table.flags.integrated_sum)).astype(bool) & ~_without_background(table)
     efficiency_name = next((name for name in ("qe", "dqe") if name in table), None)
     if efficiency_name is not None:
         efficiency = flumpy.to_numpy(table[efficiency_name])
@@ -169,6 +185,10 @@ def _recorded(table) -> tuple[np.ndarray, np.ndarray]:
     if "lp" in table:
         correction = correction * flumpy.to_numpy(table["lp"])
     return good, correction
+
+
+def _without_background(table) -> np.ndarray:
+    return flumpy.to_numpy(table.get_flags(table.flags.failed_during_background_modelling)).astype(bool)
 
 
 def _excitation(table) -> np.ndarray:
