@@ -18,6 +18,7 @@ SOURCES := setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
+export PRTE_MCA_mapby := :oversubscribe
 
 # the batch system and modules that the tests start, where they can be had
 CLUSTER_PACKAGES := slurm-wlm munge libpmix-dev lmod
@@ -35,7 +36,7 @@ for requirement in requires("ssx_mpi"):
 endef
 export MISSING
 
-.PHONY: help setup install demo cluster test lint clean
+.PHONY: help setup install demo cluster test test-newest lint clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -55,9 +56,11 @@ $(VENV)/installed: $(SOURCES)
 	@$(DIALS_PYTHON) -m venv --system-site-packages $(VENV)
 	@$(PIP) --no-deps -e .
 	@missing=$$($(BIN)/python -c "$$MISSING"); [ -z "$$missing" ] || $(PIP) $$missing
-	@# Debian's hdf5plugin comes without the plugins
-	@$(BIN)/python -c 'import h5py, hdf5plugin; raise SystemExit(not h5py.h5z.filter_avail(32008))' \
+	@# bitshuffle, LZ4, Blosc and Zstandard; Debian's hdf5plugin comes without the plugins
+	@$(BIN)/python -c 'import h5py, hdf5plugin; filters = 32001, 32004, 32008, 32015; \
+	  raise SystemExit(not all(map(h5py.h5z.filter_avail, filters)))' \
 	  || $(PIP) --ignore-installed --no-deps hdf5plugin
+	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; raise SystemExit(d.lacks_gemmi())' || $(PIP) gemmi
 	@$(BIN)/python -c 'from ssx_mpi import dials_compat as d; d.prepare(); print("-- DIALS", ".".join(map(str, d.dials_version())))'
 	@touch $@
 
@@ -112,8 +115,13 @@ test: setup cluster
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+# the part of the tests that depends on DIALS, MPI, Python or NumPy, on the newest of each; where no such tree can be made
+# the last line says so
+test-newest:
+	.ci/newest_dials.sh test
+
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build *.egg-info ssx_mpi/kernels/_loops*.so $(DEMO)
+	rm -rf $(VENV) .venv-newest build *.egg-info ssx_mpi/kernels/_loops*.so $(DEMO)

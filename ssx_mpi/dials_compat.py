@@ -58,7 +58,22 @@ def prepare() -> None:
         raise DialsError(
             f"DIALS {'.'.join(map(str, version))} is too old: ssx_mpi needs {'.'.join(map(str, OLDEST_DIALS))} or newer"
         )
+    if lacks_gemmi():
+        raise DialsError(
+            f"DIALS {'.'.join(map(str, version))} merges with gemmi, which is not installed: pip install gemmi "
+            "(conda-forge: gemmi; Debian: python3-gemmi)"
+        )
     _provide_mono_sim()
+
+
+def lacks_gemmi() -> bool:
+    """Whether the DIALS of this Python merges with gemmi, and there is none."""
+    if importlib.util.find_spec("gemmi") is not None:
+        return False
+    found = importlib.util.find_spec("dials")
+    folders = found.submodule_search_locations if found else None
+    merging = [Path(folder) / "algorithms" / "merging" / "merge.py" for folder in folders or ()]
+    return any("import gemmi" in path.read_text(errors="replace") for path in merging if path.is_file())
 
 
 def _defer(names: tuple[str, ...]) -> None:

@@ -42,6 +42,7 @@ def plain_environment(**more: str) -> dict[str, str]:
         OMPI_ALLOW_RUN_AS_ROOT="1",
         OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
         OMPI_MCA_rmaps_base_oversubscribe="1",
+        PRTE_MCA_mapby=":oversubscribe",
         # several jobs at a time would otherwise all be tied to the first core
         OMPI_MCA_hwloc_base_binding_policy="none",
         PYTHONFAULTHANDLER="1",

@@ -286,7 +286,7 @@ def test_parameters_of_structure_factors_are_found_where_each_cctbx_has_them(mon
     [("fast_spotfinding", "find_spots"), ("fast_indexing", "ssx_index"), ("fast_integration", "ssx_integrate")],
 )
 def test_a_version_without_the_rarer_parameters_is_covered(stage, program):
-    module = importlib.import_module(f"ssx_mpi.stages.{stage}")
+    module = importlib.import_module(f"ssx_mpi.stages.fast.{stage}")
     scope = dials_compat.program_phil(program).extract()
     for path in module._COVERED:
         parent, _, name = path.rpartition(".")
@@ -295,3 +295,24 @@ def test_a_version_without_the_rarer_parameters_is_covered(stage, program):
         if hasattr(place, name) and path != "spotfinder.threshold.algorithm":
             delattr(place, name)
     assert dials_compat.uncovered(scope, module._COVERED) == []
+
+
+def test_a_dials_that_merges_with_gemmi_needs_it(monkeypatch, tmp_path):
+    merging = tmp_path / "dials" / "algorithms" / "merging"
+    merging.mkdir(parents=True)
+    find_spec = importlib.util.find_spec
+
+    def without_gemmi(name, *arguments):
+        if name == "gemmi":
+            return None
+        if name == "dials":
+            return types.SimpleNamespace(submodule_search_locations=[str(tmp_path / "dials")])
+        return find_spec(name, *arguments)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without_gemmi)
+    (merging / "merge.py").write_text("import iotbx.mtz\n")
+    assert not dials_compat.lacks_gemmi()
+    (merging / "merge.py").write_text("import gemmi\n")
+    assert dials_compat.lacks_gemmi()
+    with pytest.raises(dials_compat.DialsError, match="pip install gemmi"):
+        dials_compat.prepare()

@@ -218,7 +218,8 @@ def _trusted_range(panel: Panel) -> tuple[float, float]:
 def _trusted_range_is_inclusive() -> bool:
     """Whether this dxtbx counts the ends of the trusted range as valid: it did not before dxtbx #536 (DIALS 3.13)."""
     panel = DetectorFactory.simple("PAD", 1.0, (0.0, 0.0), "+x", "-y", (1.0, 1.0), (1, 1), (0.0, 1.0))[0]
-    return panel.get_trusted_range_mask(flumpy.from_numpy(np.zeros((1, 1))))[0]
+    pixel = flumpy.from_numpy(np.zeros((1, 1)))
+    return panel.get_trusted_range_mask(pixel)[0]
 
 
 def _agrees_with_dxtbx(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,12 @@ from ssx_mpi.parallel.relay import QUIET
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
 
 # by which a user or a site has settled the binding
-_BINDING_VARIABLES = ("OMPI_MCA_hwloc_base_binding_policy", "PRTE_MCA_hwloc_default_binding_policy", "HYDRA_BINDING")
+_BINDING_VARIABLES = (
+    "OMPI_MCA_hwloc_base_binding_policy",
+    "PRTE_MCA_hwloc_default_binding_policy",
+    "PRTE_MCA_bindto",
+    "HYDRA_BINDING",
+)
 
 
 class LaunchError(Exception):
@@ -96,25 +102,39 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
     if mpiexec is None:
         raise LaunchError(f"no mpiexec on the PATH to start {n_ranks} ranks with: install MPI, or give nproc=1")
     # Open MPI counts cores its own way and refuses more ranks than that, and refuses root, who started us already
-    os.environ.setdefault("OMPI_MCA_rmaps_base_oversubscribe", "1")
-    os.environ.setdefault("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe")
+    known = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
+    for name, value in _oversubscribing(known).items():
+        os.environ.setdefault(name, value)
     if os.geteuid() == 0:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     print(f"Starting on {n_ranks} ranks with {mpiexec} (nproc= sets the number)", flush=True)
-    command = [mpiexec, "-n", str(n_ranks), *_options(mpiexec, n_ranks), sys.executable, "-m", module, *arguments]
+    command = [mpiexec, "-n", str(n_ranks), *_options(known, n_ranks), sys.executable, "-m", module, *arguments]
     os.execv(sys.executable, [sys.executable, "-m", "ssx_mpi.parallel.relay", *command])
 
 
-def _options(mpiexec: str, n_ranks: int) -> list[str]:
-    """Options of `mpiexec` that bind each rank to a core when there is one for each, and leave them free otherwise.
+def _oversubscribing(known: str) -> dict[str, str]:
+    """What has the launcher that says `known` of its version start more ranks than it counts cores."""
+    if "OpenRTE" in known:
+        return {"OMPI_MCA_rmaps_base_oversubscribe": "1"}
+    version = re.search(r"Open MPI\) (\d+)", known)
+    if version is None:
+        return {}
+    # version 6 says in seven lines that the name of version 5 is deprecated
+    name = "PRTE_MCA_rmaps_default_mapping_policy" if int(version.group(1)) < 6 else "PRTE_MCA_mapby"
+    return {name: ":oversubscribe"}
+
+
+def _options(known: str, n_ranks: int) -> list[str]:
+    """Options that bind each rank to a core when there is one for each, and leave them free otherwise.
+
+    `known` is what the launcher says of its version.
 
     Launchers bind from the first core on. Runs beside each other would share those and leave the others idle, so ranks
     that do not fill the machine are not bound.
 
     Open MPI says in ten lines below ours that the job was aborted, whatever exit code but 0 it has: it is told not to.
     """
-    known = subprocess.run([mpiexec, "--version"], capture_output=True, text=True, check=False).stdout
     options = [QUIET] if "OpenRTE" in known else []
     binds = "Open MPI" in known or "OpenRTE" in known or "HYDRA" in known
     if binds and not any(name in os.environ for name in _BINDING_VARIABLES):

@@ -37,7 +37,8 @@ def write_cbf(path: Path, counts: np.ndarray, header: FlatDetector) -> None:
     from dxtbx import flumpy
     from dxtbx.ext import compress
 
-    packed = compress(flumpy.from_numpy(np.ascontiguousarray(counts, np.int32)))
+    pixels = flumpy.from_numpy(np.ascontiguousarray(counts, np.int32))
+    packed = compress(pixels)
     packed = packed if isinstance(packed, bytes) else bytes(packed, "latin-1")
     ny, nx = counts.shape
     digest = base64.b64encode(hashlib.md5(packed, usedforsecurity=False).digest()).decode()

@@ -57,7 +57,7 @@ def test_started_plainly_is_one_process_alone(environment):
 
 def test_singletons_of_another_launcher_are_told_apart(environment):
     # as MPICH's mpiexec does it with an mpi4py for Open MPI: four programs, none of which knows the others
-    program = "from ssx_mpi.parallel import launch; launching.guarded(lambda comm: print('worked') or 0)"
+    program = "from ssx_mpi.parallel import launching; launching.guarded(lambda comm: print('worked') or 0)"
     done = run([sys.executable, "-c", program], timeout=60, PMI_SIZE="4", PMI_RANK="0")
     assert done.status == 2
     assert "started 4 processes" in done.err
@@ -119,12 +119,22 @@ def test_ranks_are_bound_when_they_fill_the_cores(monkeypatch, tmp_path, version
     monkeypatch.setattr(launching.os, "sched_getaffinity", lambda pid: set(range(8)))
     assert launching._physical_cores(tmp_path) == 4
     monkeypatch.setattr(launching, "_physical_cores", lambda: 4)
-    mpiexec = tmp_path / "mpiexec"
-    mpiexec.write_text(f"#!/bin/sh\necho '{version}'\n")
-    mpiexec.chmod(0o755)
-    assert launching._options(str(mpiexec), n_ranks) == options
+    assert launching._options(version, n_ranks) == options
     monkeypatch.setenv("HYDRA_BINDING", "numa")
-    assert launching._options(str(mpiexec), n_ranks) == [option for option in options if option == "-q"]
+    assert launching._options(version, n_ranks) == [option for option in options if option == "-q"]
+
+
+@pytest.mark.parametrize(
+    ("version", "name"),
+    [
+        ("mpiexec (OpenRTE) 4.1.4", "OMPI_MCA_rmaps_base_oversubscribe"),
+        ("mpiexec (Open MPI) 5.0.11", "PRTE_MCA_rmaps_default_mapping_policy"),
+        ("mpiexec (Open MPI) 6.0.0rc2", "PRTE_MCA_mapby"),
+        ("HYDRA build details:", None),
+    ],
+)
+def test_each_launcher_is_told_in_its_own_words_to_start_more_ranks_than_cores(version, name):
+    assert list(launching._oversubscribing(version)) == ([name] if name else [])
 
 
 def test_no_launcher_is_started_from_within_one(environment, monkeypatch):
@@ -137,7 +147,7 @@ FAILING = """
 import signal
 import subprocess
 import sys
-from ssx_mpi.parallel import launch
+from ssx_mpi.parallel import launching
 
 def main(comm):
     if comm.rank == comm.size - 1:
@@ -173,7 +183,9 @@ def test_a_rank_that_fails_ends_all_within_seconds(tmp_path, fault, status, said
 
 def test_the_highest_status_is_that_of_the_job(tmp_path):
     script = tmp_path / "agreeing.py"
-    script.write_text("from ssx_mpi.parallel import launch\nlaunch.guarded(lambda comm: 3 if comm.rank == 1 else 0)\n")
+    script.write_text(
+        "from ssx_mpi.parallel import launching\nlaunching.guarded(lambda comm: 3 if comm.rank == 1 else 0)\n"
+    )
     assert run_mpi(3, [script], timeout=60).status == 3
 
 

@@ -16,7 +16,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from cctbx.array_family import flex as cctbx_flex
 from dials.algorithms.integration import Corrections, CorrectionsMulti
 from dials.algorithms.shoebox import MaskCode
 from dials.array_family import flex
@@ -44,6 +43,7 @@ from ssx_mpi.kernels.ellipsoid_refinement import (
     refine_mosaicity,
 )
 from ssx_mpi.kernels.prediction import Panels, find_panels, indices_near_ewald_sphere, pixels_to_lab, rays_to_pixels
+from ssx_mpi.stages.flex_arrays import to_int6, to_miller_index
 from ssx_mpi.stages.still_results import Crystals, IntegratedLattices
 
 logger = logging.getLogger(__name__)
@@ -471,7 +471,7 @@ def _predict(still: _Still, crystal: Any, fitted: _Fitted, d_min: float) -> _Pre
     widest = np.linalg.eigvalsh(model.sigma(fitted.parameters))[2]
     widest += np.linalg.eigvalsh(model.sigma_angular(fitted.parameters))[2] / d_min**2
     indices = indices_near_ewald_sphere(A, still.s0, d_min, np.sqrt(limit * widest))
-    absent = crystal.get_space_group().is_sys_absent(_miller_array(indices))
+    absent = crystal.get_space_group().is_sys_absent(to_miller_index(indices))
     indices = indices[~flumpy.to_numpy(absent)]
 
     r = indices @ A.T
@@ -522,18 +522,13 @@ def _predict_and_integrate(still: _Still, experiment: Experiment, fitted: _Fitte
     return table
 
 
-def _miller_array(indices: np.ndarray) -> Any:
-    parts = [flumpy.from_numpy(np.ascontiguousarray(indices[:, k], dtype=np.int32)) for k in range(3)]
-    return cctbx_flex.miller_index(*parts)
-
-
 def _vectors(xy: np.ndarray, z: float) -> Any:
     return flumpy.vec_from_numpy(np.column_stack([xy, np.full(len(xy), z)]))
 
 
 def _table(still: _Still, predicted: _Predicted, boxes: np.ndarray, measured: shoeboxes.Measured) -> Any:
     table, n = flex.reflection_table(), len(boxes)
-    table["miller_index"] = _miller_array(predicted.indices)
+    table["miller_index"] = to_miller_index(predicted.indices)
     table["entering"] = flex.bool(n, False)
     table["panel"] = flumpy.from_numpy(predicted.panel.astype(np.uint64))
     table["s1"] = flumpy.vec_from_numpy(predicted.s1)
@@ -541,9 +536,7 @@ def _table(still: _Still, predicted: _Predicted, boxes: np.ndarray, measured: sh
     table["xyzcal.px"] = _vectors(predicted.px, 0)
     table["xyzcal.mm"] = _vectors(predicted.mm, 0)
     limits = np.column_stack([boxes, np.zeros(n, np.int32), np.ones(n, np.int32)])
-    table["bbox"] = flex.int6(
-        *[flumpy.from_numpy(np.ascontiguousarray(limits[:, k], dtype=np.int32)) for k in range(6)]
-    )
+    table["bbox"] = to_int6(limits)
     for name, column in (
         ("intensity.sum.value", measured.intensity),
         ("intensity.sum.variance", measured.variance),

@@ -17,6 +17,7 @@ from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.ewald_width import EwaldWidth
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
+from ssx_mpi.stages.flex_arrays import from_miller_index, rows_of, to_miller_index
 from ssx_mpi.stages.intensities.reference import FreeFlags
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def read_observations(
     background = np.array([np.count_nonzero(of_these), np.count_nonzero(of_these & lost)], dtype=np.int64)
     observations = Observations(
         start=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
-        hkl=_miller_indices(table)[rows],
+        hkl=from_miller_index(table["miller_index"])[rows],
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
         offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else offset_sq,
@@ -223,15 +224,6 @@ def read_excitation(
     return flumpy.to_numpy(table["d"])[rows] ** -2.0, _excitation(table)[rows], intensity[rows]
 
 
-def _miller_indices(table) -> np.ndarray:
-    return table["miller_index"].as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
-
-
-def _to_miller_index(hkl: np.ndarray):
-    columns = (flumpy.from_numpy(np.ascontiguousarray(hkl[:, k], dtype=np.int32)) for k in range(3))
-    return flex.miller_index(*columns)
-
-
 @dataclass(frozen=True)
 class ScaledCrystal:
     """What scaling found for one crystal of a file that is written again.
@@ -278,7 +270,7 @@ def write_scaled_reflections(
     table, hkl, crystal, correction, offset_sq = _selected(source, crystals, selection)
     row, _ = unique.locate(hkl)
     present = row >= 0
-    table = table.select(flumpy.from_numpy(np.flatnonzero(present).astype(np.uint64)))
+    table = rows_of(table, np.flatnonzero(present))
     _name_crystals(table, crystals)
     crystal, correction, row, offset_sq = crystal[present], correction[present], row[present], offset_sq[present]
     d_star_sq = unique.d_star_sq[row]
@@ -373,9 +365,11 @@ def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
         selection,
     )
     settings = np.array([c.setting for c in crystals]).reshape(-1, 3, 3)
-    hkl = np.rint(np.einsum("ni,nij->nj", _miller_indices(table)[rows], settings[crystal])).astype(np.int32)
-    table = table.select(flumpy.from_numpy(rows.astype(np.uint64)))
-    table["miller_index"] = _to_miller_index(hkl)
+    hkl = np.rint(np.einsum("ni,nij->nj", from_miller_index(table["miller_index"])[rows], settings[crystal])).astype(
+        np.int32
+    )
+    table = rows_of(table, rows)
+    table["miller_index"] = to_miller_index(hkl)
     table["id"] = flumpy.from_numpy(crystal.astype(np.int32))
     _name_crystals(table, crystals)
     return table, hkl, crystal, correction, offset_sq
@@ -407,7 +401,7 @@ def unique_table(cell: tuple[float, ...], space_group: str, d_min: float) -> Uni
         In angstrom.
     """
     indices = miller.build_set(_symmetry(cell, space_group), anomalous_flag=False, d_min=d_min)
-    hkl = indices.indices().as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+    hkl = from_miller_index(indices.indices())
     d_star_sq = indices.d_star_sq().data().as_numpy_array()
     return unique_reflections(hkl, d_star_sq, point_group_rotations(space_group))
 
@@ -521,7 +515,7 @@ def write_merged_mtz(
     number = sums[2].sum(axis=1)
     seen = inside & (number > 0)
     count = flumpy.from_numpy(np.ascontiguousarray(number[seen]).astype(np.int32))
-    indices = miller.set(symmetry, _to_miller_index(unique.hkl[seen]), anomalous_flag=False)
+    indices = miller.set(symmetry, to_miller_index(unique.hkl[seen]), anomalous_flag=False)
     dataset.add_miller_array(indices.array(data=count), "N")
     if free is not None:
         row, _ = unique.locate(free.hkl)
@@ -530,8 +524,9 @@ def write_merged_mtz(
         known = np.zeros(len(unique), dtype=bool)
         known[row[row >= 0]] = True
         known &= seen
-        indices = miller.set(symmetry, _to_miller_index(unique.hkl[known]), anomalous_flag=False)
-        flags = indices.array(data=flumpy.from_numpy(flagged[known]))
+        indices = miller.set(symmetry, to_miller_index(unique.hkl[known]), anomalous_flag=False)
+        values = flumpy.from_numpy(flagged[known])
+        flags = indices.array(data=values)
         dataset.add_miller_array(flags, free.label, column_types="I")
     for half, label in zip(half_sums, ("IHALF1", "IHALF2")):
         array = _intensities(symmetry, unique.hkl, Merged.from_sums(half), inside)
@@ -577,11 +572,10 @@ def _symmetry(cell: tuple[float, ...], space_group: str):
 
 def _intensities(symmetry, hkl: np.ndarray, merged: Merged, inside: np.ndarray):
     seen = inside & (merged.weight > 0)
-    indices = miller.set(symmetry, _to_miller_index(hkl[seen]), anomalous_flag=False)
-    return indices.array(
-        data=flumpy.from_numpy(np.ascontiguousarray(merged.intensity[seen])),
-        sigmas=flumpy.from_numpy(merged.weight[seen] ** -0.5),
-    ).set_observation_type_xray_intensity()
+    indices = miller.set(symmetry, to_miller_index(hkl[seen]), anomalous_flag=False)
+    intensity = flumpy.from_numpy(np.ascontiguousarray(merged.intensity[seen]))
+    sigma = flumpy.from_numpy(merged.weight[seen] ** -0.5)
+    return indices.array(data=intensity, sigmas=sigma).set_observation_type_xray_intensity()
 
 
 def _anomalous_intensities(symmetry, unique: UniqueReflections, sums: np.ndarray, inside: np.ndarray):
@@ -592,10 +586,9 @@ def _anomalous_intensities(symmetry, unique: UniqueReflections, sums: np.ndarray
         hkl.append(sign * unique.hkl[seen])
         intensity.append(sums[0, seen, mate] / weight[seen, mate])
         sigma.append(weight[seen, mate] ** -0.5)
-    indices = miller.set(symmetry, _to_miller_index(np.concatenate(hkl)), anomalous_flag=True)
-    return indices.array(
-        data=flumpy.from_numpy(np.concatenate(intensity)), sigmas=flumpy.from_numpy(np.concatenate(sigma))
-    ).set_observation_type_xray_intensity()
+    indices = miller.set(symmetry, to_miller_index(np.concatenate(hkl)), anomalous_flag=True)
+    values, errors = flumpy.from_numpy(np.concatenate(intensity)), flumpy.from_numpy(np.concatenate(sigma))
+    return indices.array(data=values, sigmas=errors).set_observation_type_xray_intensity()
 
 
 def _group(space_group: str) -> sgtbx.space_group:
