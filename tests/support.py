@@ -104,7 +104,7 @@ def ssx_mpi(*arguments: str) -> Finished:
     """Run the program on this process alone, as its users start it with ``nproc=1``; nothing of it stays behind."""
     from ssx_mpi.command_line import process
 
-    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    signals = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in signals]
     logger = logging.getLogger("ssx_mpi")
     logged = list(logger.handlers)

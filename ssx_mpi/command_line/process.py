@@ -15,7 +15,7 @@ from typing import IO
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.parallel import launching
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.parameters.user_input import InputError, as_phil, unknown_parameter
+from ssx_mpi.parameters.user_input import InputError, as_phil, check_numbers, names_given, unknown_parameter
 from ssx_mpi.processing.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
@@ -154,8 +154,10 @@ def _parse(arguments: list[str]):
             if "=" not in argument and argument.endswith((".phil", ".params")):
                 if not Path(argument).is_file():
                     raise InputError(f"{argument}: there is no such file")
-                if not iotbx.phil.parse(file_name=argument).objects:
+                given = iotbx.phil.parse(file_name=argument)
+                if not given.objects:
                     raise InputError(f"{argument}: there are no parameters in it")
+                check_numbers(given, scope, f"{argument}: ")
         quoted = [as_phil(argument, scope) for argument in arguments]
         extract, options, unknown = parser.parse_args(quoted, return_unhandled=True)
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
@@ -163,7 +165,8 @@ def _parse(arguments: list[str]):
     if unknown:
         bare = "images are given as image=, template= or directory="
         raise InputError(unknown_parameter(unknown[0], scope, bare))
-    return run_parameters.read(extract, Path.cwd()), options.verbose
+    typed = {name for argument in arguments for name in names_given(argument, scope)}
+    return run_parameters.read(extract, Path.cwd(), typed), options.verbose
 
 
 def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:

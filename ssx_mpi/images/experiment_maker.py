@@ -16,6 +16,7 @@ from typing import Any
 
 from ssx_mpi import dials_compat
 from ssx_mpi.images.frames import BadImage, FrameReader
+from ssx_mpi.images.mask_files import load_mask_file
 from ssx_mpi.images.sources import HDF5_SUFFIXES, ImageSources, StackSource, first_line, format_class
 from ssx_mpi.parameters.user_input import InputError
 
@@ -411,18 +412,12 @@ def read_mask(path: Path, detector) -> UserMask:
     InputError
         When the file is no mask or belongs to another detector.
     """
-    import pickle
-
-    from dials.array_family import flex
-
     try:
-        with path.open("rb") as file:
-            loaded = pickle.load(file, encoding="bytes")
-    except Exception as error:  # unpickling what is no pickle raises nearly anything
+        panels = load_mask_file(path)
+    except (ValueError, OSError) as error:
         raise InputError(f"mask={path}: not a DIALS mask file ({first_line(error)})") from None
-    panels = (loaded,) if isinstance(loaded, flex.bool) else tuple(loaded)
     expected = [tuple(reversed(p.get_image_size())) for p in detector]
-    if not all(isinstance(p, flex.bool) for p in panels) or [tuple(p.all()) for p in panels] != expected:
+    if [tuple(p.all()) for p in panels] != expected:
         raise InputError(f"mask={path}: its panels do not have the shape of the detector, {expected}")
     return UserMask(path, panels)
 

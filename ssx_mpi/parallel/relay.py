@@ -18,6 +18,10 @@ import time
 from pathlib import Path
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# of the terminal; ranks hear SIGTERM instead
+_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+# what a program ends with after a second interrupt from the keyboard, as in exit_codes.py
+_INTERRUPTED = 130
 # what a launcher that handles it passes on, looked for in this order: Open MPI handles SIGUSR1 too, and keeps it to
 # itself; Hydra (MPICH) handles SIGUSR1 alone
 _PASSED_ON = (signal.SIGUSR2, signal.SIGUSR1)
@@ -72,9 +76,27 @@ class Relay:
         self._most_tries = 0 if elsewhere else _ELSEWHERE
         self._number = signal.SIGTERM
         self._tries = 0
+        #: whether an interrupt came from the keyboard, and another one
+        self.interrupted = self.killed = False
         for number in _REQUESTS:
             signal.signal(number, self._ask)
+        for number in _OF_TERMINAL:
+            # nohup, or a job in the background
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._leave)
         signal.signal(signal.SIGALRM, self._ask)
+
+    def _leave(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self.interrupted:
+            self.killed = True
+            for process in [*descendants(self._launcher), self._launcher]:
+                try:
+                    os.kill(process, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            return
+        self.interrupted |= number == signal.SIGINT
+        self._ask(signal.SIGTERM, frame)
 
     def _ask(self, number: int, frame) -> None:
         if number != signal.SIGALRM:
@@ -97,16 +119,25 @@ class Relay:
 def main(command: list[str]) -> int:
     """Run `command` and pass requests to stop on to the ranks that it starts; returns its exit code."""
     # what comes from here on waits until there is someone to hear it
-    signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    waiting = (*_REQUESTS, *_OF_TERMINAL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+
+    def begin() -> None:
+        # in a group of its own: an interrupt from the keyboard would have the launcher kill the ranks
+        os.setpgid(0, 0)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
+
     try:
-        launcher = subprocess.Popen(command, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS))
+        launcher = subprocess.Popen(
+            command,
+            preexec_fn=begin,
+            stdin=subprocess.DEVNULL if sys.stdin is not None and sys.stdin.isatty() else None,
+        )
     except OSError as error:
         print(f"ssx_mpi: {command[0]} cannot be started: {error.strerror}", file=sys.stderr)
         return 2
-    Relay(launcher.pid, elsewhere=command[0].rpartition("/")[2] == "srun")
-    # the terminal sends it to the launcher too, which ends the ranks
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+    relay = Relay(launcher.pid, elsewhere=command[0].rpartition("/")[2] == "srun")
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
     # only our own start is quiet, and has its ranks on this machine
     had_ranks = not {QUIET, sys.executable} <= set(command)
     while not had_ranks and launcher.poll() is None:
@@ -114,7 +145,7 @@ def main(command: list[str]) -> int:
         time.sleep(0.1)
     status = launcher.wait()
     signal.alarm(0)
-    status = status if status >= 0 else 128 - status
+    status = _INTERRUPTED if relay.killed else status if status >= 0 else 128 - status
     if status and not had_ranks:
         trial = shlex.join([*(word for word in command[: command.index(sys.executable)] if word != QUIET), "true"])
         why = f"{command[0]} ended with {status} and started nothing; this tells why: {trial}"

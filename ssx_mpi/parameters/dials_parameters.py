@@ -12,7 +12,7 @@ from typing import Any
 
 from ssx_mpi import dials_compat
 from ssx_mpi.parameters.run_parameters import Parameters
-from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.parameters.user_input import InputError, check_numbers
 
 # which program each of our phil parameters is for
 _PROGRAMS = {
@@ -86,10 +86,30 @@ def dials_parameters(parameters: Parameters, texts: dict[str, str]) -> DialsPara
             if default is not None:
                 theirs = attrgetter(path)(scopes[stage])
                 if theirs != attrgetter(path)(default) and theirs != value:
-                    notes.append(f"{stage}.phil sets {path} = {theirs}; the parameter of ssx_mpi wins: {value}")
+                    if _NAMES[path] not in parameters.typed:
+                        # a value that somebody wrote wins over a default that nobody did
+                        notes.append(f"{stage}.phil: {path} = {theirs}")
+                        continue
+                    notes.append(f"{stage}.phil sets {path} = {theirs}; what was typed wins: {_NAMES[path]}={value}")
             _set(scopes[stage], path, value)
     _quiet(scopes)
     return DialsParameters(**scopes, notes=tuple(notes))
+
+
+# our name of what a parameter of DIALS stands for
+_NAMES = {
+    "spotfinder.filter.min_spot_size": "spotfinding.min_spot_size",
+    "spotfinder.filter.max_spot_size": "spotfinding.max_spot_size",
+    "spotfinder.filter.d_min": "d_min",
+    "spotfinder.filter.d_max": "d_max",
+    "prediction.d_min": "d_min",
+    "algorithm": "integration.algorithm",
+    "indexing.multiple_lattice_search.max_lattices": "max_lattices",
+    "min_spots": "min_spots",
+    "indexing.known_symmetry.space_group": "space_group",
+    "indexing.known_symmetry.unit_cell": "unit_cell",
+    "profile.ellipsoid.rlp_mosaicity.model": "integration.ellipsoid.rlp_mosaicity",
+}
 
 
 def _ours(p: Parameters) -> dict[str, dict[str, Any]]:
@@ -137,8 +157,11 @@ def _extract(stage: str, defaults: str | None, user_text: str | None):
         return scope.fetch(sources=sources).extract()
     try:
         theirs = libtbx.phil.parse(user_text)
+        check_numbers(theirs, scope, f"{stage}.phil: ")
         _, unused = scope.fetch(sources=[theirs], track_unused_definitions=True)
         extracted = scope.fetch(sources=[*sources, theirs]).extract()
+    except InputError:
+        raise
     except Exception as error:  # PHIL raises RuntimeError, Sorry and bare exceptions for malformed text
         raise InputError(f"{stage}.phil: not valid PHIL ({str(error).splitlines()[0]})") from None
     if unused:

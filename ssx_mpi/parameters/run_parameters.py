@@ -7,7 +7,7 @@ The names are those that xia2's SSX pipeline has taught its users. Everything af
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,8 @@ class Parameters:
     reduction: ReductionParameters = field(metadata={"affects_results": False})
     #: the assignments that make it what it is, for a command line
     reduction_given: tuple[str, ...] = field(metadata={"affects_results": False})
+    #: full names of the parameters that were given: these win over a file for DIALS, our defaults do not
+    typed: tuple[str, ...] = ()
 
     @property
     def symmetry_known(self) -> bool:
@@ -260,7 +262,11 @@ class Parameters:
 
         A file counts by its contents too, so that editing it is noticed.
         """
-        return identity(self)
+        found = identity(self)
+        if not any((self.spotfinding.phil, self.indexing_phil, self.integration.phil)):
+            # who gave a value matters beside files for DIALS alone
+            del found["typed"]
+        return found
 
 
 def scope():
@@ -270,7 +276,7 @@ def scope():
     return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{reduction_parameters.REDUCTION_PHIL}\n}}\n")
 
 
-def read(extract, cwd: Path) -> Parameters:
+def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
     """The dataclasses for an extracted PHIL scope.
 
     Parameters
@@ -279,6 +285,8 @@ def read(extract, cwd: Path) -> Parameters:
         ``scope_extract`` of :func:`scope`.
     cwd
         Absolute folder that relative paths are relative to.
+    typed
+        Full names of the parameters that the user gave.
 
     Raises
     ------
@@ -334,6 +342,7 @@ def read(extract, cwd: Path) -> Parameters:
         live_merge=extract.live_merge,
         reduction=reduction_parameters.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
         reduction_given=tuple(_reduction_given(extract, path)),
+        typed=tuple(sorted(typed)),
     )
 
 

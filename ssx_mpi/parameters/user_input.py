@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -59,12 +60,69 @@ def unknown_parameter(argument: str, known_scope, without_name: str) -> str:
     return f"unknown parameter {argument!r}; {hint if '=' in argument else without_name}"
 
 
+# PHIL evaluates what is given for a number as Python; numbers and sums of them need nothing else than this
+_PLAIN = re.compile(r"[-+*/().,\s\deE]*")
+_NUMBERS = ("int", "ints", "float", "floats")
+
+
+def check_numbers(given, known_scope, where: str = "") -> None:
+    """Make sure that what is given for a number is one: PHIL would evaluate any Python.
+
+    Parameters
+    ----------
+    given
+        Parsed PHIL of the user.
+    known_scope
+        Scope that knows the types.
+    where
+        What to name before the parameter.
+
+    Raises
+    ------
+    InputError
+        For anything else.
+    """
+    kinds = {d.path: _kind(d) for d in known_scope.all_definitions()}
+    for definition in given.all_definitions():
+        if kinds.get(definition.path) in _NUMBERS:
+            _check_number(where + definition.path, " ".join(word.value for word in definition.object.words))
+
+
+def _check_number(name: str, value: str) -> None:
+    if value.strip().lower() not in ("none", "auto") and (not _PLAIN.fullmatch(value) or "**" in value):
+        raise InputError(f"{name}={value}: not a number")
+
+
+def _kind(definition) -> str | None:
+    return getattr(definition.object.type, "phil_type", None)
+
+
+def names_given(argument: str, known_scope) -> list[str]:
+    """Full names of the parameters that an argument, or the PHIL file that it names, may stand for."""
+    import iotbx.phil
+
+    if "=" not in argument:
+        if not argument.endswith((".phil", ".params")):
+            return []
+        return [definition.path for definition in iotbx.phil.parse(file_name=argument).all_definitions()]
+    name = argument.partition("=")[0].strip()
+    return [d.path for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")]
+
+
 def as_phil(argument: str, known_scope) -> str:
-    """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs."""
+    """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs.
+
+    Raises
+    ------
+    InputError
+        For a number that is none, see :func:`check_numbers`.
+    """
     from libtbx.phil.tokenizer import quote_python_str
 
     name, _, value = (part.strip() for part in argument.partition("="))
-    kinds = {d.object.type.phil_type for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")}
+    kinds = {_kind(d) for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")}
+    if kinds & set(_NUMBERS):
+        _check_number(name, value)
     if not kinds or not kinds <= {"str", "path"} or value.lower() in ("", "none", "auto") or value[0] in "\"'":
         return argument
     return f"{name}={quote_python_str(chr(34), value)}"

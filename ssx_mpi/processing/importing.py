@@ -73,7 +73,7 @@ class Run:
     def processor(self, geometry=None) -> StillProcessor:
         """Processor of stills with the geometry of their headers, or with (detector, beam) given."""
         maker = self.maker.with_geometry(geometry) if geometry else self.maker
-        return StillProcessor(maker, build_engine(self.parameters, self.scopes), self.parameters.min_spots)
+        return StillProcessor(maker, build_engine(self.parameters, self.scopes), self.scopes.indexing.min_spots)
 
 
 @dataclass(frozen=True)

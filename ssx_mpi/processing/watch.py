@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.records import in_hand
 
@@ -25,8 +26,10 @@ logger = logging.getLogger("ssx_mpi")
 
 T = TypeVar("T")
 
-# what asks for an orderly end
-_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+# what asks for an orderly end; the last two come from the terminal, and are left alone where whoever started us ignores
+# them (nohup, a job in the background)
+_REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal.SIGHUP)
+_OF_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 #: seconds that images in hand have after a request to stop
 GRACE = 30.0
 # the run stops so many seconds before its time limit, or a fifth of the time where that is less: the images in hand
@@ -76,7 +79,8 @@ class Watch:
         #: images that may have ended an earlier run
         self.suspects: set[int] = set()
         for number in _REQUESTS:
-            signal.signal(number, self._note_request)
+            if number not in _OF_TERMINAL or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note_request)
         signal.signal(signal.SIGALRM, self._alarm)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
 
@@ -200,6 +204,9 @@ class Watch:
             self._in_hand.clear()
 
     def _note_request(self, number: int, frame) -> None:
+        if number == signal.SIGINT and self._asked is not None:
+            # pressed again: whoever sits there does not want to wait
+            self._abort(ExitCode.INTERRUPTED)
         if self._in_hand is not None:
             self._in_hand.asked()
         if self._asked is None:
@@ -225,7 +232,7 @@ class Watch:
         if self._image is None:
             # not in an image, so in something that cannot be cut short; what is finished is on the disk
             sys.stderr.write(f"ssx_mpi: not stopped in order within {GRACE:.0f} s of the request; stopping now\n")
-            self._abort(75)
+            self._abort(ExitCode.STOPPED)
         elif self._breathing:
             self._overdue = True
         else:

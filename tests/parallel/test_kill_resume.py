@@ -128,3 +128,39 @@ def test_a_request_that_comes_during_the_start_is_kept(stills, tmp_path):
     os.kill(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 75
     assert "Stopped on request (SIGTERM)" in terminal(directory)
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_the_terminal_ends_it_in_order(stills, tmp_path, nproc, number):
+    directory = tmp_path / "run"
+    # as the terminal does, which sends it to all processes of its foreground group
+    process = stills.start(directory, nproc=nproc, start_new_session=True)
+    wait_for(lambda: journalled(directory) > 1000, process)
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == 75
+    assert "Stopped on request" in terminal(directory)
+    assert "Traceback" not in terminal(directory)
+
+
+def test_an_interrupt_pressed_again_does_not_wait(stills, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    process = stills.start(directory, start_new_session=True)
+    wait_for(lambda: journalled(directory) > 1000, process)
+    # what is in hand will never be finished
+    for rank in ranks_of(process):
+        os.kill(rank, signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    # the second one is another only when the first was heard
+    wait_for(lambda: not pending(process.pid, signal.SIGINT), process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert stills.run(directory) == 0
+    assert reflections(directory) == undisturbed
+
+
+def pending(process: int, number: int) -> bool:
+    """Whether a signal waits to be handled by a process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)

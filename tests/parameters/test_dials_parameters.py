@@ -56,7 +56,11 @@ def test_our_parameter_wins_over_the_file_and_the_log_says_so():
     made = scopes("spotfinding.min_spot_size=4", spotfinding="spotfinder.filter.min_spot_size = 7")
     assert made.spotfinding.spotfinder.filter.min_spot_size == 4
     (note,) = made.notes
-    for words in ("spotfinding.phil", "spotfinder.filter.min_spot_size = 7", "wins: 4"):
+    for words in (
+        "spotfinding.phil",
+        "spotfinder.filter.min_spot_size = 7",
+        "what was typed wins: spotfinding.min_spot_size=4",
+    ):
         assert words in note
 
 
@@ -70,6 +74,25 @@ def test_refinement_fixes_what_stills_cannot_tell():
     assert "Tau1" in refinement.parameterisation.detector.fix_list
     assert refinement.reflections.outlier.algorithm == "sauter_poon"
     assert refinement.refinery.engine == dials_compat.refinement_engine()
+
+
+def test_a_file_wins_over_a_default_that_nobody_typed():
+    file = "spotfinder.filter.min_spot_size = 2"
+    made = scopes(spotfinding=file, indexing="min_spots = 5")
+    assert made.spotfinding.spotfinder.filter.min_spot_size == 2
+    assert made.indexing.min_spots == 5
+    assert "spotfinding.phil: spotfinder.filter.min_spot_size = 2" in made.notes
+    # the default, typed
+    assert scopes("spotfinding.min_spot_size=3", spotfinding=file).spotfinding.spotfinder.filter.min_spot_size == 3
+    assert scopes("min_spot_size=3", spotfinding=file).spotfinding.spotfinder.filter.min_spot_size == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["spotfinder.filter.d_min = __import__('os').getpid()", "spotfinder.filter.d_min = 9**9"]
+)
+def test_numbers_in_files_are_not_evaluated(text):
+    with pytest.raises(InputError, match="not a number"):
+        scopes(spotfinding=text)
 
 
 def test_the_users_refinement_wins_over_our_defaults():
@@ -121,7 +144,7 @@ def test_what_a_version_cannot_do_need_not_be_kept_from_it(monkeypatch):
         ("indexing", "indexing.known_symetry.unit_cell = 1,1,1,90,90,90", "known_symetry"),
         ("spotfinding", "spotfinder {", "not valid PHIL"),
         ("integration", "algorithm = guess", "not valid PHIL"),
-        ("spotfinding", "spotfinder.filter.min_spot_size = many", "not valid PHIL"),
+        ("spotfinding", "spotfinder.filter.min_spot_size = many", "not a number"),
     ],
 )
 def test_files_with_faults_are_refused_in_one_line(stage, text, said):

@@ -266,3 +266,36 @@ def test_identity_notices_an_edited_file(parse, tmp_path):
 def test_every_parameter_has_help():
     without = [d.path for d in run_parameters.scope().all_definitions() if not d.object.help]
     assert without == []
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "d_min=__import__('os').system('touch evaluated')",
+        "unit_cell=79,79,38,90,90,max(90,1)",
+        "batch_size=9**9**9",
+        "d_min=open('x')",
+    ],
+)
+def test_numbers_are_not_evaluated(argument, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="not a number"):
+        _parse(["image=x.cbf", argument])
+    (tmp_path / "user.phil").write_text(argument.replace("=", " = ", 1) + "\n")
+    with pytest.raises(InputError, match="not a number"):
+        _parse(["image=x.cbf", "user.phil"])
+    assert not (tmp_path / "evaluated").exists()
+
+
+def test_sums_of_numbers_are_numbers():
+    assert _parse(["image=x.cbf", "d_min=1.5+0.25", "max_failures=1/2"])[0].d_min == 1.75
+
+
+def test_who_gave_a_value_matters_beside_files_for_dials_alone(tmp_path):
+    assert "typed" not in _parse(["image=x.cbf", "d_min=2"])[0].identity()
+    (tmp_path / "spots.phil").write_text("spotfinder.filter.min_spot_size=2")
+    identities = [
+        _parse(["image=x.cbf", f"spotfinding.phil={tmp_path / 'spots.phil'}", *more])[0].identity()
+        for more in ((), ("min_spot_size=3",))
+    ]
+    assert identities[0] != identities[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import pickle
 from pathlib import Path
 
 import libtbx
@@ -18,6 +17,7 @@ from dxtbx.model import Experiment, ExperimentList
 
 from ssx_mpi import dials_compat
 from ssx_mpi.images.frames import BadImage, Frame
+from ssx_mpi.images.mask_files import load_mask_file
 from ssx_mpi.kernels.spots import DispersionCriteria, StrongPixelFinder, groups_of_size
 
 # since this version DIALS does not take masked pixels for background when it erodes the signal (dials #2790)
@@ -242,5 +242,4 @@ def _read_mask(path: str | None) -> tuple[np.ndarray, ...] | None:
     """Masks of all panels from a file as ``dials.generate_mask`` writes it."""
     if not path:
         return None
-    masks = pickle.loads(Path(path).read_bytes(), encoding="bytes")
-    return tuple(flumpy.to_numpy(mask) for mask in (masks if isinstance(masks, tuple) else (masks,)))
+    return tuple(flumpy.to_numpy(mask) for mask in load_mask_file(Path(path)))
