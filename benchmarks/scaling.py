@@ -32,7 +32,7 @@ import numpy as np
 import simpy
 
 from ssx_mpi import dials_compat
-from ssx_mpi.parallel import dispatch
+from ssx_mpi.parallel import dispatch, message_loop, schedule, telemetry
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Machine:
     note: float = 2.3e-6
     record: float = 150e-6
     finish: float = 0.8
-    poll: float = dispatch._POLL
+    poll: float = message_loop._POLL
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ class Dispatch:
         self.env = simpy.Environment()
         self.machine, self.n_images, self.batch = machine, n_images, batch
         self.ranks = ranks
-        count = dispatch.n_groups(ranks, None)
-        self.groups = [dispatch.Group.of(-(-number * ranks // count), ranks, count) for number in range(count)]
+        count = schedule.n_groups(ranks, None)
+        self.groups = [schedule.Group.of(-(-number * ranks // count), ranks, count) for number in range(count)]
         rng = np.random.default_rng(seed)
         # the same images whoever gets them; a rank also keeps its share of all records, in the time of its own images
         self.stages = costs[rng.integers(0, len(costs), n_images)] if len(costs) != n_images else costs
         self.cost = self.stages.sum(axis=1) + machine.record
         self.ends = np.concatenate([[0.0], np.cumsum(self.cost)])
         pending = [(0, n_images)]
-        self.ranges = [dispatch.Ranges(g.share(pending), len(g.workers), 64) for g in self.groups]
+        self.ranges = [schedule.Ranges(g.share(pending), len(g.workers), 64) for g in self.groups]
         self.coordinators = [simpy.Resource(self.env, 1) for _ in self.groups]
         self.busy, self.requests = [0.0] * count, 0
         self.untold = [0] * count
@@ -131,11 +131,11 @@ class Dispatch:
             float(feedback.max()),
         )
 
-    def _worker(self, group: dispatch.Group, rank: int, first):
+    def _worker(self, group: schedule.Group, rank: int, first):
         """Ranges one after another; the next is asked for when the last in hand is begun, or is over."""
         work, finished = first, 0
         while True:
-            ahead = work is not None and dispatch.asks_ahead(work, group.dedicated)
+            ahead = work is not None and schedule.asks_ahead(work, group.dedicated)
             if ahead:
                 answer = self.env.process(self._ask(group, rank, finished))
                 finished = 0
@@ -154,7 +154,7 @@ class Dispatch:
                 # it looks for its answer now and then
                 yield self.env.timeout(self.machine.poll / 2)
 
-    def _do(self, group: dispatch.Group, rank: int, work):
+    def _do(self, group: schedule.Group, rank: int, work):
         began = self.env.now
         if rank == 0 and not group.dedicated:
             self.free_at = sorted(began + self._stage_ends(work))
@@ -170,10 +170,10 @@ class Dispatch:
         steps[:, 2] += self.machine.record
         return np.cumsum(steps.ravel())
 
-    def _tell(self, group: dispatch.Group):
+    def _tell(self, group: schedule.Group):
         """A coordinator tells rank 0 now and then what was finished."""
         while self.at_work:
-            yield self.env.timeout(dispatch._TELL)
+            yield self.env.timeout(message_loop._TELL)
             seconds = self.machine.request + self.machine.note * self.untold[group.number]
             self.untold[group.number] = 0
             with self.coordinators[0].request() as turn:
@@ -181,7 +181,7 @@ class Dispatch:
                 yield self.env.timeout(seconds)
                 self.busy[0] += seconds
 
-    def _ask(self, group: dispatch.Group, rank: int, finished: int):
+    def _ask(self, group: schedule.Group, rank: int, finished: int):
         own = rank == group.first
         if not own:
             yield self.env.timeout(self.machine.latency)
@@ -319,7 +319,7 @@ def run_sleeping(n_images: int, dedicated_from: int) -> None:
 
     comm = MpiCommunicator(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else SerialCommunicator()
     costs = sleeping_costs(n_images)
-    dispatch.DEDICATED_FROM = dedicated_from
+    schedule.DEDICATED_FROM = dedicated_from
     comm.barrier()
     began = time.monotonic()
     _, _, traffic = dispatch.run(comm, Sleeping(costs, comm.size), [(0, n_images)])
@@ -328,7 +328,7 @@ def run_sleeping(n_images: int, dedicated_from: int) -> None:
     traffics = comm.gather(traffic)
     if traffics is not None:
         requests = sum(t.messages["REQUEST"] for t in traffics)
-        print(json.dumps({"seconds": seconds, "requests": requests, **dispatch.summary(traffics)}))
+        print(json.dumps({"seconds": seconds, "requests": requests, **telemetry.summary(traffics)}))
 
 
 def validate(n_images: int) -> None:
@@ -340,13 +340,13 @@ def validate(n_images: int) -> None:
         f"{n_images} images of {costs.sum(axis=1).mean():.3f} s; a sleep takes {overhead * 1e6:.0f} us more than asked"
     )
     print(f"{'work':>5} {'real (s)':>9} {'simulated':>9} {'ratio':>6} {'real requests':>13} {'simulated':>9}")
-    for ranks, dispatch.DEDICATED_FROM in ((1, 64), (2, 64), (3, 64), (4, 64), (4, 4)):
-        command = [sys.executable, __file__, "sleep", str(n_images), str(dispatch.DEDICATED_FROM)]
+    for ranks, schedule.DEDICATED_FROM in ((1, 64), (2, 64), (3, 64), (4, 64), (4, 4)):
+        command = [sys.executable, __file__, "sleep", str(n_images), str(schedule.DEDICATED_FROM)]
         launcher = ["mpiexec", "--bind-to", "none", "-n", str(ranks)] if ranks > 1 else []
         done = subprocess.run([*launcher, *command], env=_environment(), stdout=subprocess.PIPE, text=True, check=True)
         real = json.loads(done.stdout)
         o = Dispatch(ranks, n_images, costs + overhead, machine).run()
-        workers = ranks - (ranks >= dispatch.DEDICATED_FROM)
+        workers = ranks - (ranks >= schedule.DEDICATED_FROM)
         print(
             f"{workers:>5} {real['seconds']:>9.2f} {o.makespan:>9.2f} {real['seconds'] / o.makespan:>6.3f} "
             f"{real['requests']:>13} {o.requests:>9}",
@@ -428,7 +428,7 @@ class Instant(Sleeping):
         return 0
 
 
-class AskedLoop(dispatch._MpiLoop):
+class AskedLoop(message_loop.MpiLoop):
     """The loop of the program, which counts the CPU time of rank 0 in looks at the messages that found a request."""
 
     asked, noted, seconds = 0, 0, 0.0
@@ -456,9 +456,9 @@ def run_asking(n_items: int, longest: int) -> None:
 
     from ssx_mpi.parallel.communicator import MpiCommunicator
 
-    dispatch.DEDICATED_FROM = 2
+    schedule.DEDICATED_FROM = 2
     comm = MpiCommunicator(MPI.COMM_WORLD)
-    dispatch._MpiLoop = AskedLoop
+    message_loop.MpiLoop = AskedLoop
     dispatch.run(comm, Instant(comm.size), [(0, n_items)], longest=longest)
     if comm.rank == 0:
         print(json.dumps({"requests": AskedLoop.asked, "images": AskedLoop.noted, "seconds": AskedLoop.seconds}))

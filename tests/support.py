@@ -139,9 +139,6 @@ class PlainJob:
     def silent(self, rank, seconds):
         raise AssertionError(f"rank {rank} is taken for silent")
 
-    def news(self, content):
-        raise AssertionError("this job makes no news")
-
     def progress(self, done):
         pass
 

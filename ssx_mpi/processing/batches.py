@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.exit_codes import ExitCode
-from ssx_mpi.parallel import dispatch
+from ssx_mpi.parallel import dispatch, telemetry
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE
 from ssx_mpi.processing.failures import FailureShare, Outcome, WatchedJob, advice
@@ -165,7 +165,7 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
         status = _status(run, job, live, stopped)
         if merging is not None:
             live.merged = merging.statistics()
-        live.conclude(_state(run, status), time.monotonic() - began, dispatch.summary(traffics))
+        live.conclude(_state(run, status), time.monotonic() - began, telemetry.summary(traffics))
         if status == ExitCode.NOTHING_FOUND:
             logger.warning("No crystal came out. %s", advice(live.total))
         if stopped:

@@ -50,10 +50,6 @@ class FirstImages(WatchedJob):
         """Keep a result."""
         self.stills[item] = result
 
-    def news(self, content: Any) -> None:
-        """The first images send no news."""
-        raise AssertionError("the first images send no news")
-
     def progress(self, done: int) -> None:
         """Show how many images are done."""
         self._show(done)

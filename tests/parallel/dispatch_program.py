@@ -3,7 +3,7 @@
 import json
 import sys
 
-from ssx_mpi.parallel import dispatch, launching
+from ssx_mpi.parallel import dispatch, launching, message_loop, schedule
 from ssx_mpi.parallel.communicator import Communicator
 
 
@@ -53,7 +53,12 @@ class Counting:
 def main(comm: Communicator) -> int:
     n_items, wanted, stop_at, group = (int(a) for a in sys.argv[1:])
     if group:
-        dispatch.RANKS_PER_COORDINATOR, dispatch.DEDICATED_FROM, dispatch._STRETCH, dispatch._TELL = group, 3, 10, 0.01
+        schedule.RANKS_PER_COORDINATOR, schedule.DEDICATED_FROM, schedule._STRETCH, message_loop._TELL = (
+            group,
+            3,
+            10,
+            0.01,
+        )
     job = Counting(comm, n_items, stop_at if comm.rank == comm.size - 1 else 0)
     half = n_items // 2
     end, stopped, _ = dispatch.run(comm, job, [(half, n_items), (0, half)], wanted=wanted or None, longest=8)

@@ -46,14 +46,14 @@ def main() -> None:
     from ssx_mpi import dials_compat
 
     dials_compat.prepare()
-    from ssx_mpi.parallel import dispatch
+    from ssx_mpi.parallel import heartbeat
     from ssx_mpi.processing import failures, watch
     from ssx_mpi.stages.stills import StillProcessor
 
     # there are few images
     failures._FEWEST_TO_JUDGE = 5
     # and little time
-    dispatch._BEAT, dispatch._SILENT, watch.GRACE = 0.5, 2.5, 3.0
+    heartbeat.BEAT, heartbeat.SILENT, watch.GRACE = 0.5, 2.5, 3.0
 
     fault, _, place = sys.argv[1].partition(":")
     sound = StillProcessor.find_spots

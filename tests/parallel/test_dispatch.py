@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import PlainJob, run_mpi
 
-from ssx_mpi.parallel import dispatch
+from ssx_mpi.parallel import dispatch, schedule, telemetry
 from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.parallel.stopping import StoppableCommunicator
 
 pending_ranges = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 20)), max_size=4).map(
     lambda gaps: _ranges_from(gaps)
@@ -34,7 +35,7 @@ def items_of(pending: list[tuple[int, int]]) -> list[int]:
 @given(pending_ranges, st.integers(1, 100), st.integers(1, 64))
 @settings(deadline=None, max_examples=50)
 def test_ranges_hand_out_every_item_once_and_in_order(pending, workers, longest):
-    ranges = dispatch.Ranges(pending, workers, longest)
+    ranges = schedule.Ranges(pending, workers, longest)
     given_out, lengths = [], []
     while (work := ranges.next()) is not None:
         given_out.extend(range(work.start, work.stop))
@@ -45,7 +46,7 @@ def test_ranges_hand_out_every_item_once_and_in_order(pending, workers, longest)
 
 
 def test_ranges_shrink_to_single_items():
-    ranges = dispatch.Ranges([(0, 1000)], workers=4, longest=64)
+    ranges = schedule.Ranges([(0, 1000)], workers=4, longest=64)
     lengths = []
     while (work := ranges.next()) is not None:
         lengths.append(work.stop - work.start)
@@ -60,7 +61,7 @@ def test_the_prefix_depends_on_the_order_of_items_alone(pending, data):
     items = items_of(pending)
     values = {item: data.draw(st.integers(0, 3)) for item in items}
     wanted = data.draw(st.integers(1, 20))
-    prefix = dispatch.Prefix(pending, wanted)
+    prefix = schedule.Prefix(pending, wanted)
     settled = [prefix.add(item, values[item]) for item in data.draw(st.permutations(items))]
     total, end = 0, pending[-1][1] if pending else 0
     for item in items:
@@ -142,11 +143,11 @@ ON_RANKS = """
 import json, sys, time
 sys.path.insert(0, {folder!r})
 from mpi4py import MPI
-from ssx_mpi.parallel import dispatch
+from ssx_mpi.parallel import dispatch, schedule
 from ssx_mpi.parallel.communicator import MpiCommunicator
 from test_dispatch import Squares
 
-dispatch.DEDICATED_FROM = {dedicated}
+schedule.DEDICATED_FROM = {dedicated}
 comm = MpiCommunicator(MPI.COMM_WORLD)
 answers = []
 for case in {cases}:
@@ -235,14 +236,27 @@ def _check(case, answer, n: int, dedicated: int) -> None:
 
 
 def test_summary_adds_up_over_ranks():
-    one, two = dispatch.Traffic(), dispatch.Traffic()
+    one, two = telemetry.Traffic(), telemetry.Traffic()
     one.items, one.seconds, one.answering, one.bytes, one.coordinates = 3, 2.0, 0.5, 40, True
     two.items, two.seconds, two.waiting = 1, 2.0, 1.0
     one.messages["WORK"], two.messages["REQUEST"], two.messages["WORK"] = 1, 2, 1
-    total = dispatch.summary([one, two])
+    total = telemetry.summary([one, two])
     assert total["messages_per_image"] == 1.0
     assert total["bytes_per_image"] == 10
     assert total["coordinator_busy"] == 0.25
     assert total["waiting"] == 0.25
     assert total["images_of_rank"] == [3, 1]
     assert total["messages"] == {"WORK": 2, "REQUEST": 2}
+
+
+class Unknown(SerialCommunicator):
+    """A communicator of several ranks that is not MPI's own, as one that may be stopped."""
+
+    rank, size = 1, 4
+
+
+@pytest.mark.parametrize("wrap", [lambda comm: comm, lambda comm: StoppableCommunicator(comm, lambda: False)])
+def test_a_communicator_that_is_not_known_is_refused(wrap):
+    # every rank would do every item
+    with pytest.raises(TypeError, match="cannot be dispatched"):
+        dispatch.run(wrap(Unknown()), Squares(SerialCommunicator()), [(0, 4)])

@@ -3,7 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssx_mpi.parallel.dispatch import Group, Listening, Prefix, Ranges, n_groups
+from ssx_mpi.parallel.heartbeat import Listening
+from ssx_mpi.parallel.schedule import Group, Prefix, Ranges, n_groups
 
 
 @settings(deadline=None)

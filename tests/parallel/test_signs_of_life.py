@@ -100,7 +100,8 @@ def test_mpirun_that_is_terminated_loses_nothing(stills, undisturbed, mpirun, tm
     # it ends the ranks a second or two after it has told them, with an exit code of its own
     directory = tmp_path / "run"
     process = mpirun(2, "-m", "ssx_mpi", *stills.arguments(directory), **SLOWLY)
-    wait_for(lambda: journalled(directory) > 1000, process)
+    # the state is written by rank 0, the journals by all
+    wait_for(lambda: journalled(directory) > 1000 and (directory / "ssx_mpi.json").exists(), process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=90) != 0
     assert state(directory) in ("running", "stopped")

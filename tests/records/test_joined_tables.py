@@ -37,7 +37,11 @@ def table(rng: np.random.Generator, n_rows: int, n_experiments: int = 1, columns
     if shoeboxes:
         made["shoebox"] = flex.shoebox(made["panel"], flex.int6([(0, 2 + i % 3, 0, 3, 0, 1) for i in range(n_rows)]))
         for box in made["shoebox"]:
-            (box.allocate_data if hasattr(box, "allocate_data") else box.allocate)()
+            # newer versions keep data and background apart
+            for allocate in (
+                ("allocate_data", "allocate_background") if hasattr(box, "allocate_data") else ("allocate",)
+            ):
+                getattr(box, allocate)()
     return made
 
 

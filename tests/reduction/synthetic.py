@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Scales, Trend
+from ssx_mpi.stages.flex_arrays import to_miller_index
 from ssx_mpi.stages.intensities import reflection_data as stage
 
 
@@ -204,15 +205,14 @@ def write_reflections(
     """Integrated reflections of stills as a reflection table."""
     n = len(hkl)
     table = flex.reflection_table()
-    table["miller_index"] = flex.miller_index(
-        *(flumpy.from_numpy(np.ascontiguousarray(hkl[:, k], dtype=np.int32)) for k in range(3))
-    )
+    table["miller_index"] = to_miller_index(hkl)
     for name, values in columns.items():
         table[name] = flumpy.from_numpy(np.array(values, dtype=np.int32 if name == "id" else np.float64))
     table["panel"] = flex.size_t(n, 0)
     table["d"] = uctbx.unit_cell(cell).d(table["miller_index"])
     table["xyzobs.px.value"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
     table["xyzcal.px"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
+    table["xyzcal.mm"] = flex.vec3_double(n, (0.1, 0.1, 0.0))
     table["s1"] = flex.vec3_double(n, (0.0, 0.0, 1.0))
     table.set_flags(flex.bool(n, True), table.flags.integrated_sum)
     for number, name in enumerate(names):
