@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 from ssx_mpi import dials_compat
 
 dials_compat.prepare()
+# it costs a second for each of some hundred starts; tests/images/test_header_probe.py turns it on
+os.environ["SSX_MPI_PROBE_HEADERS"] = "no"
 
 from small_chips import SYMMETRY, small_chip  # noqa: E402
 from stills import Stills, reflections  # noqa: E402

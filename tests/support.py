@@ -46,6 +46,8 @@ def plain_environment(**more: str) -> dict[str, str]:
         # several jobs at a time would otherwise all be tied to the first core
         OMPI_MCA_hwloc_base_binding_policy="none",
         PYTHONFAULTHANDLER="1",
+        # a second for each of some hundred starts; tests/images/test_header_probe.py has its own
+        SSX_MPI_PROBE_HEADERS="no",
     )
     return {**environment, **more}
 

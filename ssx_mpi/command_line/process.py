@@ -41,6 +41,7 @@ def run(arguments: list[str] | None = None) -> None:
             dials_compat.prepare()
             # the arguments are checked before ranks are started for them
             parameters = _parse(arguments)[0]
+            probe_headers(parameters)
             n_ranks = parameters.nproc or launching.usable_cores()
             launching.start_on_ranks("ssx_mpi", arguments, n_ranks)
         with holding_requests():
@@ -48,6 +49,14 @@ def run(arguments: list[str] | None = None) -> None:
             launching.guarded(lambda comm: _main(comm, arguments))
     except (dials_compat.DialsError, launching.LaunchError, InputError) as error:
         sys.exit(_refuse(error))
+
+
+def probe_headers(parameters) -> None:
+    """Find out which headers end or hang whatever reads them, where that was not done for this run before."""
+    from ssx_mpi.images.header_probe import probe_sources
+
+    if parameters.restart or not (parameters.directory / "import" / "imported.expt").exists():
+        probe_sources(parameters.sources)
 
 
 def _main(comm: Communicator, arguments: list[str]) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from ssx_mpi import dials_compat
 from ssx_mpi.images.frames import BadImage, FrameReader
 from ssx_mpi.images.mask_files import load_mask_file
-from ssx_mpi.images.sources import HDF5_SUFFIXES, ImageSources, StackSource, first_line, format_class
+from ssx_mpi.images.sources import HDF5_SUFFIXES, ImageSources, StackSource, first_line, format_class, unreadable
 from ssx_mpi.parameters.user_input import InputError
 
 logger = logging.getLogger(__name__)
@@ -298,6 +298,8 @@ class ExperimentMaker:
 
     def _imageset(self, image: int):
         path, index = self.images.locate(image)
+        if path in unreadable():
+            raise BadImage(path, unreadable()[path])
         if index is None or not path.lower().endswith(HDF5_SUFFIXES):
             return self._masked(self._format(path).get_imageset([path], as_imageset=True, **self._options()))
         if self._stack is None or self._stack.path != path:
@@ -454,18 +456,27 @@ class _DataFiles:
 
         self._path = path
         self._faults: dict[tuple, str | None] = {}
-        # first image, one past the last, and where they are: file, dataset and how many images that must have
-        self._ranges: list[tuple[int, int, tuple]] = []
+        # images, and where they are: file, dataset and how many images that must have
+        self._sources: list[tuple[_Selected, tuple]] = []
         with h5py.File(path, "r") as file:
             dataset = _virtual_stack(file)
             for source in dataset.virtual_sources() if dataset is not None else []:
-                (first, *_), (last, *_) = source.vspace.get_select_bounds()
-                needed = last - first + 1
-                if source.src_space.get_select_type() == h5py.h5s.SEL_HYPERSLABS:
-                    needed = source.src_space.get_select_bounds()[1][0] + 1
-                # "." is the file itself
-                name = path if source.file_name == "." else str(Path(path).parent / source.file_name)
-                self._ranges.append((first, last + 1, (name, source.dset_name, needed)))
+                images = _Selected.of(source.vspace, dataset.shape[0]) or _Selected(0, 1, dataset.shape[0], 1)
+                # all of a source, whose shape is not told, is as much as it fills
+                taken = _Selected.of(source.src_space, None)
+                needed = images.count * images.block if taken is None else taken.last + 1
+                for number, name in enumerate(_names_of_source(source.file_name, images)):
+                    own = images if "%b" not in source.file_name else images.block_alone(number)
+                    self._sources.append((own, (self._find(name), source.dset_name, needed)))
+
+    def _find(self, name: str) -> str:
+        # as HDF5 looks for it: "." is the file itself, a relative name counts from the folder of the file, and where an
+        # absolute one leads nowhere its last part is looked for there
+        if name == ".":
+            return self._path
+        beside = Path(self._path).parent
+        given = beside / name
+        return str(given if given.exists() or not Path(name).is_absolute() else beside / Path(name).name)
 
     def check(self, index: int) -> None:
         """Make sure that the data of image `index` are there.
@@ -475,13 +486,61 @@ class _DataFiles:
         BadImage
             When they are not.
         """
-        for first, stop, where in self._ranges:
-            if first <= index < stop:
+        for images, where in self._sources:
+            if index in images:
                 if where not in self._faults:
                     self._faults[where] = _fault_of_data_file(*where)
                 fault = self._faults[where]
                 if fault is not None:
                     raise BadImage(f"{self._path}:{index}", fault, where[0])
+
+
+@dataclass(frozen=True)
+class _Selected:
+    """Images that a selection along the first axis of a dataset holds: `count` blocks of `block`, every `stride`."""
+
+    start: int
+    stride: int
+    count: int
+    block: int
+
+    @classmethod
+    def of(cls, space, length: int | None) -> _Selected | None:
+        """Of an HDF5 dataspace; one without limit goes on to `length`. None for all of it."""
+        import h5py
+
+        if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS:
+            return None
+        if not space.is_regular_hyperslab():
+            (first, *_), (last, *_) = space.get_select_bounds()
+            return cls(first, 1, last - first + 1, 1)
+        (start, *_), (stride, *_), (count, *_), (block, *_) = space.get_regular_hyperslab()
+        if count == h5py.h5s.UNLIMITED or count < 0:
+            count = max(0, ((length or start + 1) - start + stride - 1) // stride)
+        if block == h5py.h5s.UNLIMITED or block < 0:
+            block = (length or start + 1) - start
+        return cls(start, stride, count, block)
+
+    @property
+    def last(self) -> int:
+        """The last image."""
+        return self.start + (self.count - 1) * self.stride + self.block - 1
+
+    def __contains__(self, image: int) -> bool:
+        # a block that is alone may be longer than the stride
+        number, within = divmod(image - self.start, self.stride)
+        return (0 <= number < self.count and within < self.block) or (
+            self.count == 1 and self.start <= image <= self.last
+        )
+
+    def block_alone(self, number: int) -> _Selected:
+        """Block `number` of these."""
+        return _Selected(self.start + number * self.stride, 1, 1, self.block)
+
+
+def _names_of_source(name: str, images: _Selected) -> list[str]:
+    """The files of a source; %b in the name stands for the number of the block."""
+    return [name.replace("%b", str(number)) for number in range(images.count)] if "%b" in name else [name]
 
 
 def _virtual_stack(file):

@@ -5,8 +5,10 @@ No list of all images exists anywhere: :class:`ImageSources` is a few bytes an i
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import sys
@@ -22,6 +24,8 @@ from ssx_mpi.images.frames import BadImage
 from ssx_mpi.parameters.run_parameters import Source
 from ssx_mpi.parameters.user_input import InputError
 
+#: variable of the environment that names files whose headers must not be read, as JSON
+UNREADABLE = "SSX_MPI_UNREADABLE_HEADERS"
 HDF5_SUFFIXES = (".h5", ".nxs", ".hdf5", ".nx5", ".cxi")
 _IMAGE_SUFFIXES = (".cbf", ".img", ".mccd", ".tif", ".edf", ".smv", ".bz2", ".gz")
 # what tells one detector from another in an NXmx file; timestamps and exposures may differ
@@ -145,6 +149,12 @@ def _spans(numbers: list[int]) -> list[list[int]]:
     return spans
 
 
+@functools.cache
+def unreadable() -> dict[str, str]:
+    """Files whose headers must not be read, and why; see :mod:`ssx_mpi.images.header_probe`."""
+    return json.loads(os.environ.get(UNREADABLE, "{}"))
+
+
 def find_images(requested: tuple[Source, ...]) -> ImageSources:
     """The images that the user asked for, found by listing folders and reading sizes, not pixels.
 
@@ -184,6 +194,8 @@ def _checked_file(source: Source) -> str:
 
 def _find_stack(source: Source):
     path = Path(_checked_file(source))
+    if str(path) in unreadable():
+        raise InputError(f"image={path}: {unreadable()[str(path)]}")
     total, detector = _look_into_hdf5(path)
     first, last = _checked_range(source, 1, total)
     yield StackSource(str(path), first - 1, last - first + 1, detector)

@@ -89,6 +89,8 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     fate = np.where(
         np.diff(loaded.observations.start) < parameters.scaling.min_observations, Fate.NO_REFLECTIONS, Fate.KEPT
     ).astype(np.int64)
+    # one cell that is no number would make the median none, and leave out all others
+    fate[~np.isfinite(loaded.crystals.cell).all(axis=1)] = Fate.CELL
     require_some(comm, fate)
     fate, centre = _filter_cells(comm, loaded, fate, parameters)
     job = Job(comm, sources, loaded, _frame(comm, loaded, fate, centre, parameters), parameters, folder)

@@ -475,3 +475,83 @@ def test_geometries_that_are_none_are_refused(tmp_path):
     (tmp_path / "x.expt").write_text('{"__id__": "ExperimentList", "experiment": []}')
     with pytest.raises(InputError, match="is not a DIALS experiment list"):
         read_geometry(tmp_path / "x.expt")
+
+
+class TestVirtualDatasets:
+    """Where the images of a virtual dataset are: selections as HDF5 has them, and files where HDF5 finds them."""
+
+    N = 12
+
+    def layout(self, tmp_path, fill):
+        import h5py
+
+        layout = h5py.VirtualLayout((self.N, 3, 4), np.uint16)
+        fill(h5py, layout)
+        with h5py.File(tmp_path / "master.nxs", "w") as file:
+            file.create_group("entry/data").create_virtual_dataset("data", layout)
+        return str(tmp_path / "master.nxs")
+
+    def source(self, h5py, path, n, name=None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["d"] = np.ones((n, 3, 4), np.uint16)
+        return h5py.VirtualSource(name or path.name, "d", (n, 3, 4))
+
+    def missing(self, master):
+        from ssx_mpi.images.experiment_maker import _DataFiles
+
+        files, found = _DataFiles(master), []
+        for image in range(self.N):
+            try:
+                files.check(image)
+            except BadImage as error:
+                assert error.reason == "its data file is missing"
+                found.append(image)
+        return found
+
+    def test_writers_that_take_images_in_turn(self, tmp_path):
+        def fill(h5py, layout):
+            for k in range(3):
+                layout[k::3] = self.source(h5py, tmp_path / f"w_{k}.h5", self.N // 3)
+
+        master = self.layout(tmp_path, fill)
+        assert self.missing(master) == []
+        (tmp_path / "w_1.h5").unlink()
+        assert self.missing(master) == [1, 4, 7, 10]
+
+    def test_writers_that_take_blocks_in_turn(self, tmp_path):
+        def fill(h5py, layout):
+            for k in range(2):
+                source = self.source(h5py, tmp_path / f"w_{k}.h5", self.N // 2)
+                for j, first in enumerate(range(2 * k, self.N, 4)):
+                    layout[first : first + 2] = source[2 * j : 2 * j + 2]
+
+        master = self.layout(tmp_path, fill)
+        assert self.missing(master) == []
+        (tmp_path / "w_0.h5").unlink()
+        assert self.missing(master) == [0, 1, 4, 5, 8, 9]
+
+    @pytest.mark.parametrize("stale", [True, False])
+    def test_absolute_names(self, tmp_path, stale):
+        where = tmp_path if stale else tmp_path / "raw"
+        name = "/gone/d.h5" if stale else str(where / "d.h5")
+
+        def fill(h5py, layout):
+            layout[:] = self.source(h5py, where / "d.h5", self.N, name)
+
+        master = self.layout(tmp_path, fill)
+        assert self.missing(master) == []
+        (where / "d.h5").unlink()
+        assert self.missing(master) == list(range(self.N))
+
+    def test_too_few_images_in_a_source(self, tmp_path):
+        from ssx_mpi.images.experiment_maker import _DataFiles
+
+        def fill(h5py, layout):
+            self.source(h5py, tmp_path / "d.h5", 5)
+            layout[:6] = h5py.VirtualSource("d.h5", "d", (6, 3, 4))
+
+        files = _DataFiles(self.layout(tmp_path, fill))
+        with pytest.raises(BadImage, match="too few images"):
+            files.check(0)
+        files.check(7)

@@ -221,7 +221,9 @@ def read_excitation(
     rows, *_ = _usable(table, path, identifiers, positions, everything)
     _, correction = _recorded(table)
     intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
-    return flumpy.to_numpy(table["d"])[rows] ** -2.0, _excitation(table)[rows], intensity[rows]
+    found = flumpy.to_numpy(table["d"])[rows] ** -2.0, _excitation(table)[rows], intensity[rows]
+    known = np.isfinite(found).all(axis=0)
+    return found[0][known], found[1][known], found[2][known]
 
 
 @dataclass(frozen=True)
