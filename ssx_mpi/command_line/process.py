@@ -48,7 +48,7 @@ def run(arguments: list[str] | None = None) -> None:
             dials_compat.prepare()
             launching.guarded(lambda comm: _main(comm, arguments))
     except (dials_compat.DialsError, launching.LaunchError, InputError) as error:
-        sys.exit(_refuse(error))
+        sys.exit(refuse(error))
 
 
 def probe_headers(parameters) -> None:
@@ -92,7 +92,7 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
     except (InputError, dials_compat.DialsError) as error:
         # every rank comes here with the same error
         if comm.rank == 0:
-            _refuse(error)
+            refuse(error)
         comm.barrier()
         return 2
 
@@ -133,7 +133,8 @@ class _Folder:
         on_root(self._comm, take, InputError)
 
 
-def _refuse(error: Exception) -> int:
+def refuse(error: Exception) -> int:
+    """Say why on the terminal; returns the exit code."""
     sys.stdout.flush()
     print(f"ssx_mpi: {error}", file=sys.stderr, flush=True)
     return 2

@@ -7,6 +7,10 @@ Examples::
   mpirun -n 64 ssx_mpi.reduce directory=run1 directory=run2 reference=model.pdb d_min=1.8
 
   ssx_mpi.reduce directory=run1 dose_series_repeat=5 filtering.method=deltacchalf
+
+  ssx_mpi.reduce run1/batch_1 run1/batch_2 nproc=4
+
+Started plainly it uses all cores of this machine, or as many as nproc= says.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ input {
     .multiple = True
     .help = "Output folder of an earlier run, whose integrated crystals are taken; may be given more than once."
 }
+nproc = Auto
+  .type = int(value_min=1)
+  .help = "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use."
 output {
   folder = .
     .type = path
@@ -105,11 +112,23 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
 
 def run(args: list[str] | None = None) -> None:
     """Entry point of the program."""
-    dials_compat.prepare()
-    from ssx_mpi.parallel.launching import guarded
+    from ssx_mpi.command_line.process import refuse
+    from ssx_mpi.parallel.launching import LaunchError, guarded, launcher_size, start_on_ranks, usable_cores
+    from ssx_mpi.parameters import reduction_parameters
+    from ssx_mpi.parameters.user_input import InputError
     from ssx_mpi.processing.watch import Watch
 
     arguments = sys.argv[1:] if args is None else args
+    try:
+        dials_compat.prepare()
+        if launcher_size() is None:
+            # the arguments are checked before ranks are started for them
+            nproc = _parse(arguments, PHIL + reduction_parameters.REDUCTION_PHIL)[0].nproc
+            start_on_ranks(
+                "ssx_mpi.command_line.reduce", arguments, nproc if isinstance(nproc, int) else usable_cores()
+            )
+    except (dials_compat.DialsError, LaunchError, InputError) as error:
+        sys.exit(refuse(error))
     # no images here, so none that takes too long
     watch = Watch(time_limit=None, image_timeout=math.inf)
     guarded(lambda comm: main(comm, arguments, watch))

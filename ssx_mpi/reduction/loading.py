@@ -72,7 +72,7 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
     Parameters
     ----------
     files
-        Any of the two files of each pair, or both.
+        Any of the two files of each pair, or both; or a folder of such, as one of the batches of a run.
     directories
         Output folders of earlier runs: what is in their ``batch_*`` or, without these, ``DataFiles``.
     scaled
@@ -83,7 +83,7 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
     InputError
         When a file or its partner is not there, or nothing was found.
     """
-    given = list(files)
+    given = [path for file in files for path in _of_folder(file, scaled)]
     for directory in directories:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a folder")
@@ -94,8 +94,6 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
         given.extend(found)
     pairs: dict[tuple[Path, Path], Source] = {}
     for path in given:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder: give that of a run as directory={path}")
         if path.suffix not in (".expt", ".refl"):
             raise InputError(f"{path}: not an .expt or .refl file")
         source = Source(path.with_suffix(".expt").absolute(), path.with_suffix(".refl").absolute())
@@ -107,6 +105,17 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
     if not pairs:
         raise InputError("no integrated data given: name .expt and .refl files or directory=")
     return list(pairs.values())
+
+
+def _of_folder(path: Path, scaled: bool) -> list[Path]:
+    # the integrated (or scaled) experiments of a folder; a file is itself
+    if not path.is_dir():
+        return [path]
+    pattern = "scaled*.expt" if scaled else "integrated*.expt"
+    found = sorted(path.glob(pattern), key=_natural)
+    if not found:
+        raise InputError(f"{path} holds no {pattern}: give the folder of a run as directory={path}")
+    return found
 
 
 def share(n_total: int, size: int, rank: int) -> tuple[int, int]:

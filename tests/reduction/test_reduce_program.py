@@ -292,7 +292,9 @@ def test_bad_input_is_one_line(change, code, message, lysozyme, ambiguous, tmp_p
     elif change == "twice":
         args.append(lysozyme.paths[1])
     elif change == "folder":
-        args.append(tmp_path)
+        # of a run, whose batches are not looked for
+        (tmp_path / "run" / "batch_1").mkdir(parents=True)
+        args.append(tmp_path / "run")
     elif change == "strangers":
         content["experiment"][3]["identifier"] = "somebody else"
         first.write_text(json.dumps(content))
