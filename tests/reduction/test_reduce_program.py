@@ -256,7 +256,7 @@ def test_filters_and_their_counts(lysozyme, tmp_path):
         ("mixed space groups", 2, "different space groups"),
         ("mixed wavelengths", 2, "different wavelengths"),
         ("twice", 2, "crystals are there twice"),
-        ("folder", 2, "give that of a run as directory="),
+        ("folder", 2, "give the folder of a run as directory="),
         ("strangers", 2, "does not match its .expt file"),
         ("far cell", 3, "no crystal is left to merge"),
         ("wrong reference", 2, "space group"),
