@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ssx_mpi import __version__, dials_compat
+from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel import launching
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.user_input import InputError, as_phil, check_numbers, names_given, unknown_parameter
@@ -94,14 +95,14 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
         if comm.rank == 0:
             refuse(error)
         comm.barrier()
-        return 2
+        return ExitCode.REFUSED
 
 
 def end_unwritten(comm: Communicator, error: Exception) -> int:
     """End all ranks because one could not write a file; that one alone comes here, and what is finished is whole."""
     print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
-    comm.abort(1)
-    return 1
+    comm.abort(ExitCode.FAULT)
+    return ExitCode.FAULT
 
 
 class _Folder:
@@ -137,7 +138,7 @@ def refuse(error: Exception) -> int:
     """Say why on the terminal; returns the exit code."""
     sys.stdout.flush()
     print(f"ssx_mpi: {error}", file=sys.stderr, flush=True)
-    return 2
+    return ExitCode.REFUSED
 
 
 def _parse(arguments: list[str]):

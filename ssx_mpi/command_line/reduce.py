@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ssx_mpi import dials_compat
+from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 
 if TYPE_CHECKING:
@@ -48,10 +49,6 @@ output {
 
 logger = logging.getLogger("ssx_mpi")
 
-BAD_INPUT = 2
-NO_CRYSTALS = 3
-STOPPED = 75
-
 
 def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int:
     """Parse, reduce, and turn what went wrong into an exit code; the same on all ranks.
@@ -72,7 +69,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     try:
         params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
     except InputError as error:
-        return _refuse(comm, error, BAD_INPUT)
+        return _refuse(comm, error, ExitCode.REFUSED)
     folder = Path(params.output.folder).absolute()
     try:
         if comm.rank == 0:
@@ -94,20 +91,20 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         stoppable = comm if watch is None else StoppableCommunicator(comm, watch.stopping)
         numbers = run_step.reduce_files(stoppable, sources, settings, folder)
     except InputError as error:
-        return _refuse(comm, error, BAD_INPUT)
+        return _refuse(comm, error, ExitCode.REFUSED)
     except StorageError as error:
         return end_unwritten(comm, error)
     except StopRequested:
         if comm.rank == 0 and watch is not None:
             logger.info("Stopped %s: the same command begins the reduction anew", watch.reason or "on request")
-        return STOPPED
+        return ExitCode.STOPPED
     if numbers["state"] != "done":
-        return _refuse(comm, numbers["reason"], NO_CRYSTALS)
+        return _refuse(comm, numbers["reason"], ExitCode.NOTHING_FOUND)
     if comm.rank == 0:
         if "merge" in settings.steps:
             logger.info("\nMerged intensities: %s", folder / "DataFiles" / "merged.mtz")
         logger.info("%s", reduction_block(numbers))
-    return NO_CRYSTALS if settings.strict and numbers["warnings"] else 0
+    return ExitCode.NOTHING_FOUND if settings.strict and numbers["warnings"] else ExitCode.DONE
 
 
 def run(args: list[str] | None = None) -> None:

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from ssx_mpi import __version__, dials_compat
+from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.launching import guarded
 
 PHIL = """
@@ -229,7 +230,7 @@ def main(args: list[str], comm) -> int:
     if "--version" in args:
         if comm.rank == 0:
             print(f"ssx_mpi {__version__}")
-        return 0
+        return ExitCode.DONE
     scope = parse(PHIL)
     usage = "ssx_mpi.simulate [options] [name=value ...]"
     parser = dials_compat.argument_parser(usage=usage, phil=scope, epilog=__doc__)
@@ -251,7 +252,7 @@ def main(args: list[str], comm) -> int:
         if comm.rank == 0:
             print(f"ssx_mpi.simulate: {refusals[0]}", file=sys.stderr, flush=True)
         comm.barrier()
-        return 2
+        return ExitCode.REFUSED
     started = time.perf_counter()
     try:
         truths = simulate(parameters, comm)
@@ -259,7 +260,7 @@ def main(args: list[str], comm) -> int:
         reason = str(error.strerror or error).splitlines()[0]
         print(f"ssx_mpi.simulate: {parameters.output.file} cannot be written: {reason}", file=sys.stderr, flush=True)
         comm.abort(1)
-        return 1
+        return ExitCode.FAULT
     if truths is not None:
         hits = [t for t in truths if t.lattices]
         seconds = time.perf_counter() - started
@@ -269,7 +270,7 @@ def main(args: list[str], comm) -> int:
             f"{sum(t.visible_spots >= 15 for t in hits)} hits with 15 visible spots or more; "
             f"{seconds:.1f} s, {len(truths) / seconds:.1f} images/s on {comm.size} ranks"
         )
-    return 0
+    return ExitCode.DONE
 
 
 def run() -> None:

@@ -1,4 +1,4 @@
-"""What watches over a rank while it works: requests to stop, the time limit of the job, and that of an image.
+"""The watch of a rank: requests to stop, the time limit of the job, and that of an image.
 
 Three things can go on for too long, and each has two guards. An alarm signal interrupts Python; where a library hangs
 below Python, which no signal handler of Python can interrupt, a thread of the interpreter ends the process a little
