@@ -13,7 +13,7 @@ DEBIAN_PACKAGES := dials python3-mpi4py openmpi-bin python3-venv gcc libc6-dev
 COMMA := ,
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
+SOURCES := Makefile setup.cfg setup.py pyproject.toml $(wildcard ssx_mpi/kernels/src/*)
 
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1

@@ -78,6 +78,7 @@ inside() {
   mounted "${above#/}" || mount --bind "$above" "$tree$above"
   chroot "$tree" /usr/bin/env -i HOME=/root LC_ALL=C.UTF-8 CI="${CI:-}" \
     PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 \
+    PRTE_MCA_mapby=:oversubscribe \
     /bin/sh -c 'cd "$1" && shift && exec "$@"' _ "$here" "$@"
 }
 

@@ -52,7 +52,12 @@ class Stills:
         **options,
     ) -> subprocess.Popen:
         command = [*launcher, sys.executable, "-m", "ssx_mpi", *self.arguments(directory, *more)]
-        options["env"] = {**os.environ, "OMPI_MCA_rmaps_base_oversubscribe": "1", **environment}
+        options["env"] = {
+            **os.environ,
+            "OMPI_MCA_rmaps_base_oversubscribe": "1",
+            "PRTE_MCA_mapby": ":oversubscribe",
+            **environment,
+        }
         with (log or directory.with_name("terminal.log")).open("a") as terminal:
             return subprocess.Popen(command, stdout=terminal, stderr=terminal, **options)
 

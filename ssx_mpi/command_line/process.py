@@ -38,15 +38,15 @@ def run(arguments: list[str] | None = None) -> None:
         print(f"ssx_mpi {__version__}")
         return
     try:
-        if launching.launcher_size() is None:
-            dials_compat.prepare()
-            # the arguments are checked before ranks are started for them
-            parameters = _parse(arguments)[0]
-            probe_headers(parameters)
-            n_ranks = parameters.nproc or launching.usable_cores()
-            launching.start_on_ranks("ssx_mpi", arguments, n_ranks)
+        # a request to stop waits until something listens: here, or what stands in this place next
         with holding_requests():
             dials_compat.prepare()
+            if launching.launcher_size() is None:
+                # the arguments are checked before ranks are started for them
+                parameters = _parse(arguments)[0]
+                probe_headers(parameters)
+                n_ranks = parameters.nproc or launching.usable_cores()
+                launching.start_on_ranks("ssx_mpi", arguments, n_ranks)
             launching.guarded(lambda comm: _main(comm, arguments))
     except (dials_compat.DialsError, launching.LaunchError, InputError) as error:
         sys.exit(refuse(error))

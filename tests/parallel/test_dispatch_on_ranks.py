@@ -17,6 +17,7 @@ def run(ranks: int, n_items: int, wanted: int = 0, stop_at: int = 0, group: int 
     environment = {
         **os.environ,
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "PRTE_MCA_mapby": ":oversubscribe",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }

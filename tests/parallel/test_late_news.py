@@ -12,6 +12,7 @@ def test_news_of_the_last_results_reaches_rank_0():
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "PRTE_MCA_mapby": ":oversubscribe",
     }
     script = Path(__file__).with_name("late_news.py")
     done = subprocess.run(

@@ -25,6 +25,7 @@ _MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_mapby": ":oversubscribe",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
 

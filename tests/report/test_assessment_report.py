@@ -63,7 +63,8 @@ def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
     assert proposed.restart
     changed = {"unit_cell", "space_group"}
     before, after = asked.identity(), proposed.identity()
-    assert {name for name in before if before[name] != after[name]} == changed
+    # what is typed differs as well
+    assert {name for name in before if before[name] != after[name]} == changed | {"typed"}
     assert proposed.directory == asked.directory
     assert (proposed.reduction, proposed.live_merge) == (asked.reduction, True)
 

@@ -115,6 +115,7 @@ MPI = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "PRTE_MCA_mapby": ":oversubscribe",
 }
 PROGRAM = [sys.executable, "-m", "ssx_mpi.command_line.simulate"]
 QUICK = [
