@@ -158,3 +158,15 @@ def test_a_correlation_of_few_pairs_is_no_number():
     pairs = np.array([[40.0, 49.0, 51.0], [60.0, 50.0, 51.0]])
     halves = merging.HalfSets(*3 * [np.full((2, 3), 0.9)], pairs)
     np.testing.assert_array_equal(halves.meaningful(np.full(3, 0.9)), [0.9, np.nan, 0.9])
+
+
+def test_rsplit_is_the_mean_difference_over_root_two():
+    # two half-sets that differ by 2 about 10 in every reflection: 2 / (sqrt(2) 10)
+    halves = []
+    for value in (9.0, 11.0):
+        sums = np.zeros((3, 100, 2))
+        sums[1, :, 0], sums[2, :, 0], sums[0, :, 0] = 1.0, 1.0, value + np.arange(100) % 2
+        halves.append(sums)
+    shells = merging.Shells(np.array([0.0, 0.1]), np.zeros(100, dtype=np.int64))
+    _, r_split, _, _ = merging.compare_half_sets(*halves, shells)
+    assert r_split[0] == pytest.approx(2.0 / (np.sqrt(2.0) * 10.5))

@@ -213,3 +213,33 @@ def test_trend_is_placed_as_it_is_evaluated():
     assert share.min() >= 0 and share.max() <= 1
     at = (1 - share) * trend.values[knot] + share * trend.values[knot + 1]
     np.testing.assert_allclose(at, trend.at(d_star_sq))
+
+
+def test_no_step_is_longer_than_the_exponential_is_straight():
+    scales = Scales.unit(3)
+    steps = np.array([[0.5, 0.0, 0.0], [40.0, 0.0, 0.0], [0.0, -800.0, 3.0]])
+    moved = scaling.stepped(scales, steps, np.array([9.0, -9.0, 0.5, 0.0, 0.0, 0.0]))
+    highest = scales.trend.knots[-1] ** 2
+    change = np.abs(moved.log_k) + 0.5 * highest * np.abs(moved.b_factor) + 0.5 * np.abs(moved.width)
+    np.testing.assert_allclose(change, [0.5, 1.0, 1.0])
+    # shortened, not turned
+    assert moved.b_factor[2] / moved.width[2] == pytest.approx(-800.0 / 3.0)
+    np.testing.assert_allclose(moved.trend.values[:3], [1.0, -1.0, 0.5])
+
+
+@pytest.mark.parametrize(("offset", "weight"), [(0.0, 1.0), (1.9, 1.0), (2.0, 1.0), (3.0, 0.5), (3.8, 0.1), (4.1, 0.0)])
+def test_observations_far_from_the_sphere_lose_weight_without_a_step(offset, weight):
+    observations = Observations(
+        np.array([0, 1]),
+        np.array([[1, 2, 3]], np.int32),
+        np.array([10.0]),
+        np.array([4.0]),
+        np.array([offset], np.float32),
+    )
+    unique, minus = np.array([0], np.int32), np.array([0], np.uint8)
+    data = scaling.Indexed(observations, np.array([0.1]), unique, minus, np.array([True]))
+    scales = replace(Scales.unit(1), max_offset=4.0)
+    blank = Merged(np.zeros(1), np.zeros(1))
+    sums = scaling.accumulate(data, scales, Noise(1.0, 0.0), blank, 0.0)
+    assert sums[1].sum() == pytest.approx(weight / 4.0, rel=1e-6)
+    assert sums[2].sum() == (weight > 0)

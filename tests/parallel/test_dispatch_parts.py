@@ -67,3 +67,19 @@ def test_groups_share_ranks_and_items_without_gap_or_overlap(size, lengths):
     shares = [r for group in groups for r in group.share(pending)]
     items = sorted(i for first, stop in shares for i in range(first, stop))
     assert items == [i for first, stop in pending for i in range(first, stop)]
+
+
+def test_a_rank_whose_results_are_not_received_begins_no_image():
+    from collections import deque
+
+    from ssx_mpi.parallel import message_loop
+    from ssx_mpi.parallel.schedule import Work
+
+    loop = object.__new__(message_loop.MpiLoop)
+    loop.queue, loop.asked, loop.no_more, loop.group = deque([Work(3, 9)]), True, False, Group.of(0, 4, 1)
+    loop.results = [(None, b"")] * message_loop._MOST_UNSENT
+    assert loop._next_item() == 3
+    loop.results.append((None, b""))
+    assert loop._next_item() is None
+    loop.results.clear()
+    assert loop._next_item() == 4

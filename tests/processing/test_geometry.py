@@ -1,12 +1,14 @@
 """The geometry that all ranks, and all starts of a run, share."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from dxtbx.model import BeamFactory, DetectorFactory
 
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from ssx_mpi.processing.geometry import shared_geometry
+from ssx_mpi.processing.geometry import shared_geometry, verdict, worth_moving
 
 
 class OtherRank(SerialCommunicator):
@@ -51,3 +53,39 @@ def test_no_geometry_is_none_everywhere():
     root = Root()
     assert shared_geometry(root, None) is None
     assert shared_geometry(OtherRank(root.sent), None) is None
+
+
+@pytest.mark.parametrize(
+    ("significance", "before", "explained", "moved"),
+    [(6.1, 0.30, 0.36, True), (5.9, 0.30, 0.90, False), (60.0, 0.30, 0.34, False), (60.0, 0.9, 0.3, False)],
+)
+def test_the_beam_is_moved_only_for_good_reasons(significance, before, explained, moved):
+    found = SimpleNamespace(significance=significance, explained_before=before, explained=explained)
+    assert worth_moving(found) is moved
+
+
+def refined(n_crystals=100, rmsd=0.1, distance=70.0, sigma=0.01):
+    uncertainty = SimpleNamespace(sigma={"distance": sigma})
+    after = SimpleNamespace(distance=distance)
+    return SimpleNamespace(n_crystals=n_crystals, rmsd=rmsd, after=after, uncertainty=uncertainty)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "answer"),
+    [
+        (None, None, (False, False)),
+        (None, refined(), (True, True)),
+        (refined(), None, (False, False)),
+        # fewer crystals are not taken, however well they fit
+        (refined(), refined(99, 0.01), (False, False)),
+        (refined(), refined(101, 0.2), (True, True)),
+        # a little less scatter is taken and does not go on
+        (refined(), refined(100, 0.096), (True, False)),
+        (refined(), refined(100, 0.094), (True, True)),
+        (refined(), refined(100, 0.1, 70.011), (True, True)),
+        (refined(), refined(100, 0.1, 70.009), (True, False)),
+        (refined(), refined(100, 0.11), (False, False)),
+    ],
+)
+def test_rounds_go_on_while_they_gain(before, after, answer):
+    assert verdict(before, after) == answer

@@ -128,3 +128,25 @@ def test_a_summary_is_that_of_one_run(batch):
     assert (summary["first"], summary["stop"], summary["statistics"]) == (8, 12, {"counts": 4})
     assert summary["steps"] == list(STEPS)
     assert read_summary(batch, {"run": "other"}) is None
+
+
+def test_the_summary_is_written_when_all_else_is_there(tmp_path, monkeypatch):
+    from ssx_mpi.records import batch_files
+
+    (batch,) = batches(tmp_path, 2, 2)
+    records = BatchRecords(batch, IDENTITY, STEPS, SHARED)
+    for image in range(2):
+        records.add(record(image, 1))
+    there = {}
+    write = batch_files.write_json
+    monkeypatch.setattr(
+        batch_files,
+        "write_json",
+        lambda path, content: (
+            there.update({path.name: {p.name for p in batch.folder.iterdir()}}) or write(path, content)
+        ),
+    )
+    records.finish({}, list(STEPS), [])
+    wanted = {"strong.refl", "indexed.refl", "integrated_1.refl", "imported.expt", "indexed.expt", "integrated_1.expt"}
+    assert wanted | {"images.json", "journal"} <= there["batch.json"]
+    assert not (batch.folder / "journal").exists()

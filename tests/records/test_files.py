@@ -55,3 +55,14 @@ def test_a_link_made_again_points_to_the_new_target(tmp_path):
         link(tmp_path / "there", tmp_path / name)
         link(tmp_path / "there", tmp_path / name)
         assert (tmp_path / "there").read_text() == name
+
+
+def test_a_file_is_safe_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    from ssx_mpi.records import files
+
+    path, done = tmp_path / "x.json", []
+    fsync = files.os.fsync
+    monkeypatch.setattr(files.os, "fsync", lambda number: done.append(path.exists()) or fsync(number))
+    files.write_json(path, {"a": 1})
+    assert done == [False]
+    assert path.exists()

@@ -28,3 +28,20 @@ def test_slow_modes_are_done_away_with():
     fast, found = rounds(g, np.zeros(20), accelerated=True)
     assert fast < 20 < 200 < slow
     np.testing.assert_allclose(found, end, atol=1e-4)
+
+
+def test_steps_that_are_nearly_alike_do_not_lead_far_away():
+    # two steps that differ by noise alone tell nothing about where the end is
+    acceleration = Acceleration(SerialCommunicator())
+    step = np.ones(4)
+    acceleration.next(np.zeros(4), step)
+    found = acceleration.next(np.ones(4), step * (1 - 1e-9))
+    assert np.abs(found - 1.0).max() < 1.0
+
+
+def test_a_longer_step_than_one_before_drops_the_history():
+    acceleration = Acceleration(SerialCommunicator())
+    acceleration.next(np.zeros(2), np.array([1.0, 0.0]))
+    acceleration.next(np.array([1.0, 0.0]), np.array([0.5, 0.0]))
+    state = np.array([3.0, 3.0])
+    np.testing.assert_array_equal(acceleration.next(state, np.array([2.0, 2.0])), state)
