@@ -138,7 +138,7 @@ def _usable(
     offset_sq = np.zeros(len(table))
     least = max(selection.partiality_threshold, 1e-6)
     if selection.width is not None:
-        variance = selection.width.at(flumpy.to_numpy(table["d"]) ** -2.0)
+        variance = selection.width.at(_d_star_sq(table))
         offset_sq = _excitation(table) ** 2 / variance
         use &= offset_sq <= -2.0 * np.log(least)
         correction = correction * np.exp(0.5 * np.where(use, offset_sq, 0.0)) * selection.width.spread(variance)
@@ -192,6 +192,12 @@ def _without_background(table) -> np.ndarray:
     return flumpy.to_numpy(table.get_flags(table.flags.failed_during_background_modelling)).astype(bool)
 
 
+def _d_star_sq(table) -> np.ndarray:
+    # 1/d^2 in 1/angstrom^2; nan where there is no resolution
+    d = flumpy.to_numpy(table["d"])
+    return np.where(d > 0, d, np.nan) ** -2.0
+
+
 def _excitation(table) -> np.ndarray:
     # absolute excitation error in 1/angstrom
     lengths = [np.linalg.norm(flumpy.to_numpy(table[name]).reshape(-1, 3), axis=1) for name in ("s2", "s1")]
@@ -221,7 +227,7 @@ def read_excitation(
     rows, *_ = _usable(table, path, identifiers, positions, everything)
     _, correction = _recorded(table)
     intensity = flumpy.to_numpy(table["intensity.sum.value"]) * correction
-    found = flumpy.to_numpy(table["d"])[rows] ** -2.0, _excitation(table)[rows], intensity[rows]
+    found = _d_star_sq(table)[rows], _excitation(table)[rows], intensity[rows]
     known = np.isfinite(found).all(axis=0)
     return found[0][known], found[1][known], found[2][known]
 
