@@ -341,6 +341,8 @@ def _images_by_dxtbx(path: Path) -> int:
         return len(format_class(str(path)).get_imageset([str(path)], as_imageset=True))
     except BadImage as error:
         raise InputError(f"image={error}") from None
+    except Exception as error:  # formats raise whatever comes up below them when a file is damaged
+        raise InputError(f"image={path}: its header cannot be read ({first_line(error)})") from None
 
 
 def format_class(path: str):

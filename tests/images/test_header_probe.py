@@ -80,7 +80,10 @@ def test_a_master_that_ends_the_process_is_named(real_data, tmp_path):
         SSX_MPI_PROBE_HEADERS="yes",
     )
     assert done.status == 2
-    assert done.err.splitlines()[-1].startswith(f"ssx_mpi: image={master}: its header ends whatever reads it")
+    # newer versions of HDF5 survive it
+    said = ("its header ends whatever reads it", "its header cannot be read")
+    assert done.err.splitlines()[-1].startswith(tuple(f"ssx_mpi: image={master}: {words}" for words in said))
+    assert "Traceback" not in done.err
 
 
 def test_a_file_found_to_be_unreadable_is_left_out(thaumatin_like, monkeypatch):
