@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import STEPS
 from ssx_mpi.parameters.user_input import InputError
@@ -84,13 +85,9 @@ def check_steps(comm: Communicator, all_batches: list[Batch], identity: dict[str
     InputError
         On every rank, when a step lacks the files of the one before.
     """
-    error: InputError | None = None
-    try:
+    with on_every_rank(comm, InputError):
         for batch in all_batches[comm.rank :: comm.size]:
             _steps_left(batch, identity, steps)
-    except InputError as caught:
-        error = caught
-    _raise_first(comm.allgather(error))
 
 
 def _steps_left(
@@ -106,12 +103,6 @@ def _steps_left(
     return summary, done, to_do
 
 
-def _raise_first(errors: list[InputError | None]) -> None:
-    for error in errors:
-        if error is not None:
-            raise error
-
-
 def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) -> Survey:
     """Look at what earlier runs left of each batch; every rank looks at those that it keeps. Collective.
 
@@ -121,15 +112,11 @@ def survey(comm: Communicator, keeping: BatchKeeping, steps: tuple[str, ...]) ->
         On every rank, when a step lacks the files of the one before.
     """
     own = Survey({}, {}, [], [], {})
-    error: InputError | None = None
-    try:
+    with on_every_rank(comm, InputError):
         for batch in keeping.batches:
             if keeping.keeper(batch.number) == comm.rank:
                 _look_at(own, keeping, batch, steps)
-    except InputError as caught:
-        error = caught
-    parts = comm.allgather((own.steps, own.done, own.pending, own.finished, error))
-    _raise_first([found for *_, found in parts])
+    parts = comm.allgather((own.steps, own.done, own.pending, own.finished))
     return Survey(
         {n: s for part in parts for n, s in part[0].items()},
         {n: s for part in parts for n, s in part[1].items()},

@@ -8,6 +8,7 @@ import numpy as np
 
 from ssx_mpi.kernels import cell_clusters
 from ssx_mpi.kernels.cell_clusters import CellCluster
+from ssx_mpi.parallel.collective import total
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import CellFilter
 
@@ -68,7 +69,7 @@ def median(comm: Communicator, values: np.ndarray) -> np.ndarray:
     """
     high = comm.max(values.max(axis=0, initial=-np.inf))
     low = -comm.max((-values).max(axis=0, initial=-np.inf))
-    n = comm.sum(np.array([len(values)]))[0]
+    n = total(comm, len(values))
     result = []
     # the mean of the two middle values where n is even
     for rank in ((n - 1) // 2, n // 2):

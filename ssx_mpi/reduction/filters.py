@@ -10,6 +10,7 @@ from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction import scaling_rounds
@@ -49,18 +50,18 @@ def filter_crystals(
         weak = mean_i_over_sigma(data, scaled.scales, scaled.noise, scaled.merged)
         gone = (fate == Fate.KEPT) & (weak < how.min_i_over_sigma)
         fate[gone] = Fate.I_SIGMA
-        number = comm.sum(np.array([np.count_nonzero(gone)]))[0]
+        number = count(comm, gone)
         _say(comm, "%d crystals with a mean I/sigma below %g", number, how.min_i_over_sigma)
-        if number and comm.sum(np.array([np.count_nonzero(fate == Fate.KEPT)]))[0]:
+        if number and count(comm, fate == Fate.KEPT):
             scaled = again()
     if how.delta_cc_half:
-        n_start = comm.sum(np.array([np.count_nonzero(fate == Fate.KEPT)]))[0]
+        n_start = count(comm, fate == Fate.KEPT)
         removed = 0
         for cycle in range(how.max_cycles):
             delta = _delta_cc_half(comm, data.only(fate == Fate.KEPT), scaled, unique, shells)
             most = int(n_start * how.max_percent_removed / 100) - removed
             gone = _outliers(comm, delta, fate == Fate.KEPT, how.std_cutoff, most)
-            number = int(comm.sum(np.array([np.count_nonzero(gone)]))[0])
+            number = count(comm, gone)
             _say(comm, "delta-CC1/2, cycle %d: %d crystals removed", cycle + 1, number)
             if number == 0:
                 break

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystal_list import Crystals
-from ssx_mpi.reduction.errors import InputError, raise_together
+from ssx_mpi.reduction.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,10 @@ def by_metadata(comm: Communicator, crystals: Crystals, grouping: Grouping) -> G
     InputError
         On all ranks, when a file of images has no metadata, or an array is missing or too short.
     """
-    message, columns = None, np.zeros((len(crystals), len(grouping.values)))
-    try:
+    columns = np.zeros((len(crystals), len(grouping.values)))
+    with on_every_rank(comm, InputError):
         for number, name in enumerate(grouping.values):
             columns[:, number] = _metadata(crystals, name, grouping.metadata[name])
-    except InputError as error:
-        message = str(error)
-    raise_together(comm, message)
     labels, centres = [], []
     for number, tolerance in enumerate(grouping.tolerances):
         label, centre = _bin(comm, columns[:, number], tolerance)

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
+from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction.crystal_list import FATE_TEXT, Crystals, Fate
@@ -67,7 +68,7 @@ class Job:
 
     def count(self, mask: np.ndarray) -> int:
         """How many entries are true on all ranks. Collective."""
-        return int(self.comm.sum(np.array([np.count_nonzero(mask)]))[0])
+        return count(self.comm, mask)
 
 
 def say(comm: Communicator, message: str, *values: object) -> None:

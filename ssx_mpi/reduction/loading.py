@@ -20,9 +20,10 @@ import numpy as np
 from ssx_mpi.images.experiment_maker import WAVELENGTH_TOLERANCE
 from ssx_mpi.kernels.ewald_width import EwaldWidth, ProfileBins, fit_width
 from ssx_mpi.kernels.reflections import Observations
+from ssx_mpi.parallel.collective import on_every_rank, on_root
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.reduction.crystal_list import Crystals
-from ssx_mpi.reduction.errors import InputError, raise_together
+from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.stages.intensities import reflection_data as stage
 
 # crystals of which the width of reflections is found
@@ -154,8 +155,7 @@ def load(
     begin, end = share(n_total, comm.size, comm.rank)
     shares: list[tuple[Source, Crystals]] = []
     groups: list[str] = []
-    message = None
-    try:
+    with on_every_rank(comm, InputError):
         for number, source in enumerate(sources):
             low, high = max(begin, first_number[number]), min(end, first_number[number + 1])
             if low >= high:
@@ -164,14 +164,11 @@ def load(
             crystals, found = _read_crystals(source, number, int(low) - offset, int(high) - offset, offset)
             groups.extend(found)
             shares.append((source, crystals))
-    except InputError as error:
-        message = str(error)
-    raise_together(comm, message)
     if find_width and not scaled:
         selection = replace(selection, width=_ewald_width(comm, shares, n_total, selection))
     parts: list[tuple[Crystals, Observations]] = []
     background = np.zeros(2, dtype=np.int64)
-    try:
+    with on_every_rank(comm, stage.ReflectionFileError, InputError):
         for source, crystals in shares:
             path = str(source.reflections)
             observations, counted = stage.read_observations(
@@ -179,9 +176,6 @@ def load(
             )
             parts.append((crystals, observations))
             background += counted
-    except stage.ReflectionFileError as error:
-        message = str(error)
-    raise_together(comm, message)
     crystals, observations = _joined(parts)
     _refuse_twice(comm, sources, crystals)
     n_reflections, n_without = comm.sum(background)
@@ -197,8 +191,8 @@ def _ewald_width(
     """The width of reflections that the intensities of a sample of the crystals show. Collective."""
     every = max(1, n_total // _SAMPLED)
     found: list[tuple[np.ndarray, ...]] = []
-    known, message = True, None
-    try:
+    known = True
+    with on_every_rank(comm, stage.ReflectionFileError, InputError):
         for source, crystals in shares:
             sampled = np.flatnonzero(crystals.number % every == 0)
             if not len(sampled):
@@ -208,9 +202,6 @@ def _ewald_width(
             known &= arrays is not None
             if arrays is not None:
                 found.append(arrays)
-    except stage.ReflectionFileError as error:
-        message = str(error)
-    raise_together(comm, message)
     d_star_sq, excitation, intensity = (
         np.concatenate([arrays[k] for arrays in found]) if found else np.zeros(0) for k in range(3)
     )
@@ -231,26 +222,26 @@ def _refuse_twice(comm: Communicator, sources: list[Source], crystals: Crystals)
     """Make sure that no crystal comes from two sources, as in two runs over the same images. Collective."""
     digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in crystals.identifier)
     parts = comm.gather((np.frombuffer(digests, np.uint64), crystals.source))
-    message = None
-    if parts is not None:
+
+    def look() -> None:
+        assert parts is not None
         name, source = (np.concatenate(column) for column in zip(*parts))
         order = np.argsort(name, kind="stable")
         (again,) = np.nonzero(name[order][1:] == name[order][:-1])
         if len(again):
             one, other = (sources[source[order[k]]].experiments for k in (again[0], again[0] + 1))
-            message = f"{len(again)} crystals are there twice, as in {one} and {other}: leave one of the two out"
-    raise_together(comm, message)
+            raise InputError(
+                f"{len(again)} crystals are there twice, as in {one} and {other}: leave one of the two out"
+            )
+
+    on_root(comm, look, InputError)
 
 
 def _count_crystals(comm: Communicator, sources: list[Source]) -> np.ndarray:
     counts = np.zeros(len(sources), dtype=np.int64)
-    message = None
-    try:
+    with on_every_rank(comm, InputError):
         for number in range(comm.rank, len(sources), comm.size):
             counts[number] = len(_read_json(sources[number].experiments)["experiment"])
-    except InputError as error:
-        message = str(error)
-    raise_together(comm, message)
     return comm.sum(counts)
 
 

@@ -10,6 +10,7 @@ from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import MergingSettings
 from ssx_mpi.reduction.sums import largest_of
@@ -109,7 +110,7 @@ def merge(
     shells = merging.resolution_shells(d_star_sq, settings.n_shells, d_min=estimated)
     cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
     limit = estimated or max(d_min or 0.0, float(cut.d_min[-1]))
-    number = int(comm.sum(np.array([np.count_nonzero(data.include)]))[0])
+    number = count(comm, data.include)
     return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
 
 

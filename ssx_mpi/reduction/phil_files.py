@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import Exports, ReductionParameters
 from ssx_mpi.reduction.errors import InputError
@@ -49,18 +50,12 @@ def applied(comm: Communicator, parameters: ReductionParameters) -> ReductionPar
     InputError
         On all ranks, for a file that cannot be used, or for parameters that DIALS has no part in.
     """
-    found: dict[str, dict[str, Any]] = {}
-    message = None
-    if comm.rank == 0:
-        try:
-            for name, path in (("scaling", parameters.scaling_phil), ("merging", parameters.merging_phil)):
-                if path is not None:
-                    found[name] = dials_reduction.user_values(name, path)
-        except dials_reduction.DialsReductionError as error:
-            message = str(error)
-    found, message = comm.bcast((found, message))
-    if message is not None:
-        raise InputError(message)
+    given = {"scaling": parameters.scaling_phil, "merging": parameters.merging_phil}
+
+    def read() -> dict[str, dict[str, Any]]:
+        return {name: dials_reduction.user_values(name, path) for name, path in given.items() if path is not None}
+
+    found = on_root(comm, read, dials_reduction.DialsReductionError, InputError)
     if parameters.engine == "fast":
         for name, values in found.items():
             for parameter, value in values.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from ssx_mpi.kernels import ambiguity, merging
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction import (
@@ -146,7 +147,7 @@ def _filter_cells(
         say(comm, "cell cluster %d: %d sampled, median %s", number + 1, len(cluster.members), _text(cluster.median))
     fate = fate.copy()
     fate[np.flatnonzero(usable)[~filtered.keep]] = Fate.CELL
-    gone = comm.sum(np.array([np.count_nonzero(~filtered.keep)]))[0]
+    gone = count(comm, ~filtered.keep)
     say(comm, "central cell %s; %d crystals further away than the tolerances", _text(filtered.centre), gone)
     require_some(comm, fate)
     return fate, filtered.centre

@@ -7,6 +7,7 @@ import numpy as np
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged
+from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.reduction.errors import InputError
@@ -33,16 +34,9 @@ def load(
     """
     if parameters.reference is None:
         return None
-    found, message = None, None
-    if comm.rank == 0:
-        try:
-            found = _read(parameters, cell, space_group, unique)
-        except (reader.ReferenceError, InputError) as error:
-            message = str(error)
-    found, message = comm.bcast((found, message))
-    if message is not None:
-        raise InputError(message)
-    return found
+    return on_root(
+        comm, lambda: _read(parameters, cell, space_group, unique), (reader.ReferenceError, InputError), InputError
+    )
 
 
 def free_flags(job: Job) -> FreeFlags | None:

@@ -16,6 +16,7 @@ from ssx_mpi.kernels.ambiguity import Agreement, Normalised
 from ssx_mpi.kernels.merging import scramble
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Scales
+from ssx_mpi.parallel.collective import count, total
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import AmbiguitySettings
 
@@ -128,7 +129,7 @@ def resolve(
         logger.debug("ambiguity start %d: score %.1f after %d rounds", start + 1, score, rounds)
         if score > best_score:
             best_score, best_setting, merged = score, setting, found
-    size = comm.sum(np.array([len(numbers)]))[0]
+    size = total(comm, len(numbers))
     alike = np.array([ambiguity.relative_agreement(best_setting, outcome, table) for outcome in outcomes])
     start_agreement = comm.sum(alike).max(axis=1) / max(size, 1)
 
@@ -141,7 +142,7 @@ def resolve(
         own = np.where(include[:, None], one[chosen], 0.0)
         merged = _merge(comm, data, own, n_unique)
         result = ambiguity.agreement(data, own, *merged)
-        moved = comm.sum(np.array([np.count_nonzero((result.best() != chosen) & include)]))[0]
+        moved = count(comm, (result.best() != chosen) & include)
         if moved == 0:
             break
     shift = _shift_to_most_common(comm, result.best()[include], table)

@@ -15,6 +15,7 @@ from ssx_mpi.kernels.error_model import Deviations
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Equations, Expectation, Indexed, Merged, Noise, Restraints, Scales, Trend
+from ssx_mpi.parallel.collective import count, total
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import ScalingSettings
 from ssx_mpi.reduction.acceleration import Acceleration
@@ -215,7 +216,7 @@ def scale_by(
         data = data.only(data.include & (equations.used >= settings.min_observations))
         improved, mean = _centred(comm, data, improved, mean)
         moved = measure(scales, improved, data.include)
-        n_included = comm.sum(np.array([np.count_nonzero(data.include)]))[0]
+        n_included = count(comm, data.include)
         change = float(np.sqrt(exact_sum(comm, moved[:, None] ** 2)[0] / max(n_included, 1)))
         settled = cycle >= settings.error_cycles
         scales = _unflat(acceleration.next(_flat(improved), moved), improved) if settled else improved
@@ -310,11 +311,11 @@ class _Measure:
     def of(cls, comm: Communicator, data: Indexed) -> _Measure:
         rows = (data.unique >= 0) & np.repeat(data.include, np.diff(data.observations.start))
         q, half = 0.5 * data.d_star_sq[data.unique[rows]], 0.5 * data.observations.offset_sq[rows].astype(np.float64)
-        number = comm.sum(np.array([len(q)]))[0]
+        number = total(comm, len(q))
         sums = exact_sum(comm, np.column_stack([q, half, q**2, half**2]))
         mean_q, mean_half, square_q, square_half = sums / max(number, 1)
         spread_q, spread_half = np.sqrt(np.maximum([square_q - mean_q**2, square_half - mean_half**2], 0.0))
-        n_crystals = comm.sum(np.array([np.count_nonzero(data.include)]))[0]
+        n_crystals = count(comm, data.include)
         # each value is felt by its share of the observations
         of_trend = np.sqrt(square_half * n_crystals / scaling.N_KNOTS) if comm.rank == 0 else 0.0
         return cls((mean_q, spread_q), (mean_half, spread_half), float(of_trend))
@@ -377,7 +378,7 @@ def _learned(
     # priors of the spread that the crystals have; one that does not fit at all counts as far as it does for the mean
     values = np.stack([scales.log_k, scales.b_factor, scales.width], axis=1)[include]
     squares = np.clip(values, -_FARTHEST, _FARTHEST) ** 2 + np.minimum(equations.variances()[include], _FARTHEST**2)
-    number = comm.sum(np.array([len(values)]))[0]
+    number = total(comm, len(values))
     return restraints.learned(exact_sum(comm, squares), float(number))
 
 
@@ -387,7 +388,7 @@ def _centred(comm: Communicator, data: Indexed, scales: Scales, mean: np.ndarray
     # mean intensities go along: crystals pulled to those of another scale and B would never come to rest.
     kept = np.stack([scales.log_k, scales.b_factor, scales.width])[:, data.include]
     within = np.clip(kept, -_FARTHEST[:, None], _FARTHEST[:, None])
-    number = comm.sum(np.array([kept.shape[1]]))[0]
+    number = total(comm, kept.shape[1])
     log_k, b_factor, width = exact_sum(comm, within.T) / max(number, 1)
     return scales.shifted(log_k, b_factor, width), mean * np.exp(log_k - 0.5 * b_factor * data.d_star_sq)
 

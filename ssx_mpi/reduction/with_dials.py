@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity
+from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import output
 from ssx_mpi.reduction.crystal_list import Fate
-from ssx_mpi.reduction.errors import raise_together
+from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.reduction.job import Job, logger
 from ssx_mpi.stages.dials import dials_reduction
 
@@ -28,15 +29,12 @@ def scale_and_merge(job: Job, setting: np.ndarray, fate: np.ndarray) -> None:
         On all ranks, with what DIALS said, when it refused.
     """
     numbers = _write_selected(job, "selected", setting, fate)
-    message = None
-    if job.comm.rank == 0:
-        try:
-            _run(_stems(job, "selected", numbers), job.parameters, job.folder)
-        except dials_reduction.DialsReductionError as error:
-            message = str(error)
-        finally:
-            _remove(job, "selected", numbers)
-    raise_together(job.comm, message)
+    with on_every_rank(job.comm, dials_reduction.DialsReductionError, InputError):
+        if job.comm.rank == 0:
+            try:
+                _run(_stems(job, "selected", numbers), job.parameters, job.folder)
+            finally:
+                _remove(job, "selected", numbers)
 
 
 def compare_with_cosym(job: Job, setting: np.ndarray, fate: np.ndarray) -> None:

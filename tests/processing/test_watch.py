@@ -14,6 +14,9 @@ NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT, signal
 def handlers():
     """Those of the tests are there again afterwards."""
     before = {number: signal.getsignal(number) for number in NUMBERS}
+    # in the background of a script SIGINT is ignored from the start, which a watch would respect
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in before.items():
