@@ -31,7 +31,7 @@ class FakeCommunicator:
         self._number += 1
         slots[self.rank] = pickle.dumps((name, obj))
         # nothing else takes time here: a long sleep finds soon that the others do not come
-        self._world.wait_until(lambda: len(slots) == self.size, 100.0)
+        self._world.wait_until(lambda: len(slots) == self.size, 5.0)
         found = [pickle.loads(slots[rank]) for rank in range(self.size)]
         names = {name for name, _ in found}
         assert len(names) == 1, f"ranks meet in different collectives: {names}"

@@ -55,6 +55,7 @@ import numpy as np
 from scipy.special import erfcx
 
 from ssx_mpi.kernels._library import array, c_double, c_int64, declare
+from ssx_mpi.kernels.exact_sums import power_above
 from ssx_mpi.kernels.reflections import Observations
 
 N_KNOTS = 6
@@ -225,24 +226,6 @@ class Largest:
         return cls(1.0 / least, float(np.abs(observations.intensity).max(initial=0.0)))
 
 
-def on_grid(terms: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Terms (n, k) rounded so that their sums over n, up to 2^25 in number, are exact.
-
-    Parameters
-    ----------
-    largest
-        (k,) largest absolute value of each column, over all that are added up.
-    """
-    grid = _power_above(largest, 28)
-    return np.rint(terms / grid) * grid
-
-
-def _power_above(values: np.ndarray, bits: int) -> np.ndarray:
-    # the power of two above positive values, over two to the number of bits; free of rounding, and so equal everywhere
-    _, exponent = np.frexp(np.maximum(values, 1e-200))
-    return np.ldexp(1.0, exponent - bits)
-
-
 def _grids(merged: Merged, noise: Noise, largest: Largest) -> tuple[np.ndarray, np.ndarray]:
     # of numerators and weights of the unique reflections; with 46 bits for what they were in the round before they may
     # grow a hundredfold
@@ -253,7 +236,7 @@ def _grids(merged: Merged, noise: Noise, largest: Largest) -> tuple[np.ndarray, 
     weight = np.where(known, merged.weight, weight)
     usual = np.maximum(size, 1.0 / np.sqrt(weight))
     intensity = np.where(known, usual, np.minimum(largest.intensity, 4096.0 * usual))
-    return _power_above(weight * intensity, 46), _power_above(weight, 46)
+    return power_above(weight * intensity, 46), power_above(weight, 46)
 
 
 def accumulate(

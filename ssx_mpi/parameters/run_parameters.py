@@ -137,6 +137,20 @@ geometry_refinement {{
   restrain_cell = False
     .type = bool
     .help = "Hold the cells to unit_cell while the detector is refined, for few crystals."
+  hierarchy_level = Auto
+    .type = int(value_min=0)
+    .help = "Refine the parts of the detector down to this level of its tree of panels: 0 for the whole alone, 1 for"
+            "the parts of the whole, and so on. By default the level that brings crystals that were left out closest"
+            "to their spots."
+  panel_shift = Auto
+    .type = float(value_min=0.001)
+    .help = "How far parts are expected from where the header has them, along each axis, in mm: a part with few spots"
+            "is held to its neighbours accordingly. By default the data tell."
+    .expert_level = 1
+  panel_tilt = Auto
+    .type = float(value_min=0.001)
+    .help = "The same for turns about each axis, in degrees."
+    .expert_level = 1
   beam_search = True
     .type = bool
     .help = "Look for the beam centre in the spots of the first hits before anything is indexed."
@@ -177,6 +191,22 @@ class Source:
     name: str
     first: int | None = None
     last: int | None = None
+
+
+@dataclass(frozen=True)
+class PanelPriors:
+    """Widths of the normal distributions of the motion of a part of the detector against the part above it.
+
+    Attributes
+    ----------
+    shift : float or None
+        Along each axis, mm; None where the data tell.
+    tilt : float or None
+        About each axis, degrees; None where the data tell.
+    """
+
+    shift: float | None = None
+    tilt: float | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +266,8 @@ class Parameters:
     indexing_phil: Path | None
     geometry: CrystalSelection
     restrain_cell: bool
+    hierarchy_level: int | None
+    panel_priors: PanelPriors
     beam_search: bool
     refinement_phil: Path | None
     assess: CrystalSelection
@@ -331,6 +363,10 @@ def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         indexing_phil=path.existing(extract.indexing.phil, "indexing.phil"),
         geometry=_selection(extract.geometry_refinement, "geometry_refinement"),
         restrain_cell=extract.geometry_refinement.restrain_cell,
+        hierarchy_level=_unless_auto(extract.geometry_refinement.hierarchy_level),
+        panel_priors=PanelPriors(
+            _unless_auto(extract.geometry_refinement.panel_shift), _unless_auto(extract.geometry_refinement.panel_tilt)
+        ),
         beam_search=extract.geometry_refinement.beam_search,
         refinement_phil=path.existing(extract.geometry_refinement.phil, "geometry_refinement.phil"),
         assess=_selection(extract.assess_crystals, "assess_crystals"),
@@ -344,6 +380,10 @@ def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         reduction_given=tuple(_reduction_given(extract, path)),
         typed=tuple(sorted(typed)),
     )
+
+
+def _unless_auto(value: Any) -> Any:
+    return None if value is None or str(value) == "Auto" else value
 
 
 def _reduction_given(extract, path: PathReader) -> Iterator[str]:

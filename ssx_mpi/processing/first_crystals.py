@@ -106,14 +106,17 @@ class FirstCrystals(FirstImages):
         everyone = comm.gather(own)
         return sum(everyone, Statistics()) if everyone is not None else own
 
-    def gather_lattices(self, comm: Communicator) -> list[tuple[int, dict[str, Any], bytes]] | None:
-        """The packed lattices of all ranks in the order of their images, on rank 0; None elsewhere. Collective."""
-        own = [
+    def own_lattices(self) -> list[tuple[int, dict[str, Any], bytes]]:
+        """Image, experiments and reflections of each still of this rank that has lattices, packed."""
+        return [
             (image, pack(still.crystals.experiments), still.crystals.reflections.as_msgpack())
             for image, still in self.stills.items()
             if still.crystals is not None
         ]
-        everyone = comm.gather(own)
+
+    def gather_lattices(self, comm: Communicator) -> list[tuple[int, dict[str, Any], bytes]] | None:
+        """The packed lattices of all ranks in the order of their images, on rank 0; None elsewhere. Collective."""
+        everyone = comm.gather(self.own_lattices())
         return (
             sorted((each for part in everyone for each in part), key=lambda x: x[0]) if everyone is not None else None
         )

@@ -13,10 +13,8 @@ import numpy as np
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.images.experiment_maker import geometry_as_dict, geometry_from_dict, read_geometry
 from ssx_mpi.kernels.beam_centre import best_shift
-from ssx_mpi.parallel.collective import on_root
+from ssx_mpi.parallel.collective import on_root, total
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.parameters.dials_parameters import DialsParameters
-from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.failures import advice, log_failures
 from ssx_mpi.processing.first_crystals import FirstCrystals, SearchedImages, find_first_crystals, find_first_hits
@@ -24,8 +22,9 @@ from ssx_mpi.processing.importing import Run
 from ssx_mpi.records.files import read_json, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.stages.fast import beam_search, joint_refinement
+from ssx_mpi.stages.fast.panel_tree import panel_tree
 from ssx_mpi.stages.packing import pack, unpack
-from ssx_mpi.stages.still_results import StageError
+from ssx_mpi.stages.still_results import StageError, identify
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -36,6 +35,8 @@ _HITS_FOR_BEAM_CENTRE = 24
 # a shift is taken when it stands out from all others and explains more spots than the header by more than noise
 _SIGNIFICANT = 6.0
 _WORTH_MOVING = 0.05
+# crystals that are written beside the refined models: enough to look at, and no more than one rank can hold
+_MOST_CRYSTALS_WRITTEN = 5000
 # numbers of the refinement, and in them the digest of the file with the refined models
 _NUMBERS = "geometry_refinement.json"
 _DIGEST = "refined.expt sha256"
@@ -139,6 +140,28 @@ def search_beam_centre(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | 
     return shifted, searched, False
 
 
+def check_level(run: Run) -> None:
+    """Make sure that the detector has the level that is to be refined.
+
+    Raises
+    ------
+    InputError
+        On every rank, when it has none.
+    """
+    level = run.parameters.hierarchy_level
+    if not level:
+        return
+    if run.parameters.engine == "dials" or run.parameters.refinement_phil is not None:
+        raise InputError(
+            f"geometry_refinement.hierarchy_level={level}: for the refinement by DIALS set detector.hierarchy_level in "
+            "geometry_refinement.phil"
+        )
+    depth = panel_tree(run.maker.experiment(run.maker.first_readable()).detector, run.parameters.panel_priors).depth
+    if level > depth:
+        parts = f"its last level is {depth}" if depth else "it has no levels below the whole"
+        raise InputError(f"geometry_refinement.hierarchy_level={level}: the detector has no such level, {parts}")
+
+
 def worth_moving(found) -> bool:
     """Whether the best shift of the beam centre stands out, and explains more spots than the header's centre."""
     return found.significance > _SIGNIFICANT and found.explained > found.explained_before + _WORTH_MOVING
@@ -154,6 +177,7 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     status
         Exit code in that case.
     """
+    check_level(run)
     start, searched, stopped = search_beam_centre(comm, run)
     if stopped:
         return None, ExitCode.STOPPED
@@ -166,8 +190,8 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     for round_ in range(1, _MOST_ROUNDS + 1):
         better = _refine_once(comm, run, crystals, round_)
         take, again = comm.bcast(verdict(refined, better) if comm.rank == 0 else None)
-        if take:
-            refined = better if refined is None or better is None else better.since(refined)
+        if take and better is not None:
+            refined = better if refined is None else better.since(refined)
         if not again:
             break
         geometry = shared_geometry(comm, (refined.detector, refined.beam) if comm.rank == 0 else None)
@@ -176,48 +200,88 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
             return None, ExitCode.STOPPED
     if comm.bcast(refined is None):
         return None, ExitCode.NOTHING_FOUND
-    if comm.rank == 0:
-        _conclude(run, refined)
+    _conclude(comm, run, refined)
     # as a run that goes on will find it
     return stored_geometry(comm, run), ExitCode.DONE
 
 
 def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: int):
-    """Rank 0: refine the crystals of all ranks; None elsewhere, or when that is not possible."""
+    """Refine the crystals of all ranks; None on rank 0 when that is not possible. Collective."""
     statistics = crystals.statistics(comm)
-    packed = crystals.gather_lattices(comm)
-    if packed is None:
-        return None
-    counts = statistics.counts
-    logger.info(
-        "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%d wanted)",
-        *(round_, counts["images"], counts["hits"], counts["indexed"], counts["lattices"]),
-        run.parameters.geometry.n_crystals,
-    )
-    log_failures(statistics)
-    if not packed:
-        logger.warning("No crystal to refine the geometry with. %s", advice(statistics))
+    packed = crystals.own_lattices()
+    n_crystals = total(comm, sum(len(content["crystal"]) for _, content, _ in packed))
+    if comm.rank == 0:
+        counts = statistics.counts
+        logger.info(
+            "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%d wanted)",
+            *(round_, counts["images"], counts["hits"], counts["indexed"], counts["lattices"]),
+            run.parameters.geometry.n_crystals,
+        )
+        log_failures(statistics)
+    if not n_crystals:
+        if comm.rank == 0:
+            logger.warning("No crystal to refine the geometry with. %s", advice(statistics))
         return None
     try:
-        experiments, reflections = unpack(packed)
-        refined = _refine_by_engine(run.parameters, experiments, reflections, run.scopes)
+        refined = _refine_by_engine(comm, run, packed)
     except StageError as error:
-        logger.warning(
-            "The geometry could not be refined with %d crystals: %s. Try more images, a smaller d_min, "
-            "geometry_refinement.restrain_cell=True, or give reference_geometry=",
-            *(counts["lattices"], error),
-        )
+        if comm.rank == 0:
+            logger.warning(
+                "The geometry could not be refined with %d crystals: %s. Try more images, a smaller d_min, "
+                "geometry_refinement.restrain_cell=True, or give reference_geometry=",
+                *(n_crystals, error),
+            )
         return None
-    logger.info(text.refinement_block(refined))
+    if comm.rank == 0:
+        logger.info(text.refinement_block(refined))
     return refined
 
 
-def _refine_by_engine(parameters: Parameters, experiments, reflections, scopes: DialsParameters):
-    """Refine with our own kernel, or with DIALS where the user asks for its engine or gives parameters for it."""
+def _refine_by_engine(comm: Communicator, run: Run, packed: list[tuple[int, dict[str, Any], bytes]]):
+    """Refine with our own kernel, or with DIALS where the user asks for its engine or gives parameters for it.
+
+    Parameters
+    ----------
+    packed
+        Lattices of the images of this rank.
+
+    Raises
+    ------
+    StageError
+        On every rank, when there is no outcome.
+    """
+    parameters = run.parameters
     if parameters.engine == "dials" or parameters.refinement_phil is not None:
-        return joint_refinement.refine(experiments, reflections, scopes.geometry_refinement)
+        parts = comm.gather(packed)
+        # the outcome stays on rank 0, where the files are written
+        refined: list[Any] = []
+
+        def refine() -> None:
+            everyone = sorted((each for part in parts or () for each in part), key=lambda x: x[0])
+            experiments, reflections = unpack(everyone)
+            refined.append(joint_refinement.refine(experiments, reflections, run.scopes.geometry_refinement))
+
+        on_root(comm, refine, StageError)
+        return refined[0] if refined else None
+    packed = sorted(packed, key=lambda x: x[0])
+    lattices = sorted(
+        (image, n) for part in comm.allgather([(i, len(c["crystal"])) for i, c, _ in packed]) for image, n in part
+    )
+    first = dict(zip([image for image, _ in lattices], np.cumsum([0, *(n for _, n in lattices)]).tolist()))
+    number = [first[image] + k for image, content, _ in packed for k in range(len(content["crystal"]))]
+    experiments, reflections = unpack(packed)
+    n_total = sum(n for _, n in lattices)
+    # every rank starts from the models of the first crystal, made once of the same data
+    own = comm.allgather(geometry_as_dict((experiments[0].detector, experiments[0].beam)) if 0 in number else None)
+    detector, beam = geometry_from_dict(next(content for content in own if content is not None))
+    shared = joint_refinement.SharedCrystals(comm, detector, beam, np.array(number, dtype=np.int64), n_total)
     return joint_refinement.refine_fast(
-        experiments, reflections, parameters.unit_cell if parameters.restrain_cell else None
+        experiments,
+        reflections,
+        parameters.unit_cell if parameters.restrain_cell else None,
+        parameters.hierarchy_level,
+        parameters.panel_priors,
+        shared,
     )
 
 
@@ -240,20 +304,50 @@ def verdict(before, after) -> tuple[bool, bool]:
     return more or moved or after.rmsd <= before.rmsd, more or closer or moved
 
 
-def _conclude(run: Run, refined) -> None:
+def _conclude(comm: Communicator, run: Run, refined) -> None:
+    """Write what was refined, on rank 0. Collective."""
+    kept = _gather_crystals(comm, refined)
+    if kept is None:
+        return
+    experiments, reflections = kept
     given = run.parameters.unit_cell
     warning = text.cell_warning(refined, given) if given else None
     if warning:
         logger.warning(warning)
+    if refined.converged is False:
+        logger.warning("The geometry refinement did not converge in %d steps", len(refined.steps) - 1)
     logger.info("Detector and cell since import:\n%s", text.place_table(refined))
+    if refined.nodes:
+        logger.info("Parts of the detector:\n%s", text.node_table(refined))
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
-    content = json.dumps(pack(refined.experiments), indent=1).encode()
+    content = json.dumps(pack(experiments), indent=1).encode()
     write_json(folder / _NUMBERS, {**text.refinement_json(refined), _DIGEST: _digest(content)})
     # DIALS would write it itself, but not say why it cannot
     with replacing(folder / "refined.refl") as file:
-        file.write(refined.reflections.as_msgpack())
+        file.write(reflections.as_msgpack())
     # last: its presence says that the refinement is done
     with replacing(_refined_path(run)) as file:
         file.write(content)
     logger.info("Refined geometry: %s", _refined_path(run))
+
+
+def _gather_crystals(comm: Communicator, refined):
+    """Experiments and reflections of the first crystals, in their order, on rank 0; None elsewhere. Collective."""
+    if comm.bcast(refined.number is None if comm.rank == 0 else None):
+        # refined on rank 0 alone
+        return (refined.experiments, refined.reflections) if comm.rank == 0 else None
+    own = []
+    for k, (number, experiment) in enumerate(zip(refined.number.tolist(), refined.experiments)):
+        if number < _MOST_CRYSTALS_WRITTEN:
+            table = refined.reflections.select(refined.reflections["id"] == k)
+            identify(table, [])
+            table["id"] -= k
+            own.append((number, pack([experiment]), table.as_msgpack()))
+    parts = comm.gather(own)
+    if parts is None:
+        return None
+    experiments, reflections = unpack(sorted((each for part in parts for each in part), key=lambda x: x[0]))
+    if refined.n_crystals > len(experiments):
+        logger.info("The files of the refined geometry hold the first %d of its crystals", len(experiments))
+    return experiments, reflections

@@ -8,12 +8,11 @@ import numpy as np
 
 from ssx_mpi.kernels import cell_clusters
 from ssx_mpi.kernels.cell_clusters import CellCluster
-from ssx_mpi.parallel.collective import total
+from ssx_mpi.kernels.exact_sums import exact_median
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import CellFilter
 
 _SAMPLE = 1000
-_BISECTIONS = 52
 
 
 @dataclass(frozen=True)
@@ -47,36 +46,7 @@ def filter_cells(comm: Communicator, cells: np.ndarray, numbers: np.ndarray, n_t
         for label, cluster in enumerate(clusters):
             labels[cluster.members] = label
         keep = cell_clusters.nearest_cluster(cells, together, labels, how.threshold) == 0
-    centre = np.array(how.central) if how.central is not None else median(comm, cells[keep])
+    centre = np.array(how.central) if how.central is not None else exact_median(comm, cells[keep])
     length = np.inf if how.length_tolerance is None else how.length_tolerance
     angle = np.inf if how.angle_tolerance is None else how.angle_tolerance
     return FilteredCells(keep & cell_clusters.within_tolerance(cells, centre, length, angle), centre, clusters)
-
-
-def median(comm: Communicator, values: np.ndarray) -> np.ndarray:
-    """Median of each column over all ranks, by bisection: what is exchanged does not grow with the number of values.
-
-    The counts that steer it are integers, so the result is the same, to the last bit, for any number of ranks.
-
-    Parameters
-    ----------
-    values
-        (n, m) float64 of this rank; n may be 0, but not on all ranks.
-
-    Returns
-    -------
-    median : (m,) float64
-    """
-    high = comm.max(values.max(axis=0, initial=-np.inf))
-    low = -comm.max((-values).max(axis=0, initial=-np.inf))
-    n = total(comm, len(values))
-    result = []
-    # the mean of the two middle values where n is even
-    for rank in ((n - 1) // 2, n // 2):
-        below, above = low.copy(), high.copy()
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (below + above)
-            enough = comm.sum(np.count_nonzero(values <= middle, axis=0)) > rank
-            above, below = np.where(enough, middle, above), np.where(enough, below, middle)
-        result.append(above)
-    return 0.5 * (result[0] + result[1])

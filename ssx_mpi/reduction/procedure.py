@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.kernels import ambiguity, merging
+from ssx_mpi.kernels.exact_sums import exact_median
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
@@ -235,7 +236,7 @@ def _one_setting(n_crystals: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _say_settings(job: Job, resolved: resolve.Resolved, include: np.ndarray, undecided: int) -> None:
-    margin = cells.median(job.comm, np.minimum(resolved.margin[include], 1e6)[:, None])[0]
+    margin = exact_median(job.comm, np.minimum(resolved.margin[include], 1e6)[:, None])[0]
     say(
         job.comm,
         "indexing ambiguity: %d settings (%s), crystals in each: %s; %d undecided; median log-likelihood margin %.1f",
@@ -329,7 +330,7 @@ def _summary(
         {FATE_TEXT[f]: int(fates[f]) for f in Fate if fates[f]},
         job.frame.cell,
         stage.space_group_symbol(job.frame.space_group),
-        float(cells.median(job.comm, job.crystals.wavelength[:, None])[0]),
+        float(exact_median(job.comm, job.crystals.wavelength[:, None])[0]),
         merged,
         how,
         None if scaled is None else _scaling_in_numbers(scaled),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssx_mpi.kernels.exact_sums import on_grid
 from ssx_mpi.kernels.reflections import Observations
-from ssx_mpi.kernels.scaling import Largest, on_grid
+from ssx_mpi.kernels.scaling import Largest
 from ssx_mpi.parallel.communicator import Communicator
 
 

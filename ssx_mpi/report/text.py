@@ -173,6 +173,42 @@ def place_table(refined) -> str:
     return "\n".join(lines)
 
 
+def node_table(refined) -> str:
+    """How the parts of the detector moved, each against the one that it is part of."""
+    lines = []
+    if refined.levels_tried:
+        tried = "; ".join(
+            f"level {t.level}: {t.distance:.4f} mm"
+            + (f", closer by {100 * t.gain:.1f}({100 * t.error:.1f})%" if t.level else "")
+            for t in refined.levels_tried
+        )
+        lines.append(
+            f"Hierarchy level {refined.hierarchy_level}, by the median distance between spots and predictions of "
+            f"crystals that were left out ({tried})"
+        )
+    rows = [
+        [
+            node.level,
+            node.name,
+            node.n_spots,
+            *map(_value, node.shift, node.shift_sigma),
+            *map(_value, node.turn, node.turn_sigma),
+        ]
+        for node in refined.nodes
+    ]
+    headers = ["level", "part", "spots", *(f"{name} (mm)" for name in ("fast", "slow", "normal"))]
+    headers += [f"{name} (°)" for name in ("tilt fast", "tilt slow", "turn")]
+    lines.append(tabulate(rows, headers=headers, disable_numparse=True))
+    without = sum(node.n_spots == 0 for node in refined.nodes)
+    if without:
+        lines.append(f"Parts without a spot: {without}; they moved with the part above them alone")
+    return "\n".join(lines)
+
+
+def _value(value: float, sigma: float) -> str:
+    return f"{value:+.4f}({sigma:.4f})"
+
+
 def _sigma(uncertainty: Any, name: str) -> str:
     return "-" if uncertainty is None else f"{uncertainty.sigma[name]:.4f}"
 
@@ -203,5 +239,12 @@ def refinement_json(refined) -> dict[str, Any]:
         "after": vars(refined.after),
         "cell_before": refined.cell_before,
         "cell_after": refined.cell_after,
-        "uncertainty": None if unsure is None else vars(unsure),
+        "uncertainty": None
+        if unsure is None
+        else {name: getattr(unsure, name) for name in ("sigma", "cell_correlation", "relative_cell_sigma")},
+        "correlation": None if unsure is None else unsure.correlation.tolist(),
+        "converged": refined.converged,
+        "hierarchy_level": refined.hierarchy_level,
+        "levels_tried": [vars(level) for level in refined.levels_tried],
+        "nodes": [vars(node) for node in refined.nodes],
     }

@@ -11,14 +11,23 @@ import numpy as np
 
 from ssx_mpi.images.experiment_maker import with_wavelength
 from ssx_mpi.kernels.detector_refinement import (
+    BLOCK,
     DetectorSpots,
-    Geometry,
     GeometryUncertainty,
+    JointGeometry,
+    RefinedDetector,
     geometry_uncertainty,
+    refine_crystals,
     refine_detector,
     start_geometry,
 )
+from ssx_mpi.kernels.exact_sums import exact_median, exact_sums
 from ssx_mpi.kernels.lattice_refinement import invariant_strains
+from ssx_mpi.parallel.collective import total
+from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
+from ssx_mpi.parallel.redistribution import Redistribution
+from ssx_mpi.parameters.run_parameters import PanelPriors
+from ssx_mpi.stages.fast.panel_tree import MovedNode, PanelTree, panel_tree
 from ssx_mpi.stages.still_results import StageError, library_errors, short_reason
 
 
@@ -42,6 +51,27 @@ class Place:
 
 
 @dataclass(frozen=True)
+class LevelTried:
+    """How a level of the detector's tree fared on crystals that were left out.
+
+    Attributes
+    ----------
+    level : int
+    distance : float
+        Median distance between their observed and predicted spots, mm.
+    gain, error : float
+        Mean over these crystals of log(distance with the level above / distance with this one), and its error.
+    taken : bool
+    """
+
+    level: int
+    distance: float
+    gain: float
+    error: float
+    taken: bool
+
+
+@dataclass(frozen=True)
 class RefinedGeometry:
     """Outcome of a joint refinement.
 
@@ -50,7 +80,9 @@ class RefinedGeometry:
     detector, beam
         dxtbx models to process all images with.
     experiments, reflections
-        The refined crystals, and their reflections with new predictions.
+        The refined crystals, and their reflections with new predictions; of this rank where ranks refine together.
+    n_crystals : int
+        Of all ranks.
     engine, outliers
         Which DIALS engine refined, and by which algorithm outliers were rejected.
     steps
@@ -61,12 +93,23 @@ class RefinedGeometry:
         Median cells, angstrom and degrees.
     uncertainty
         Of the refined place; None where there were too few reflections to tell.
+    converged
+        Whether the last step was small; None where the engine does not say.
+    hierarchy_level
+        Level of the detector's tree down to which its nodes were refined.
+    levels_tried
+        How levels fared on crystals that were left out, where the level was found by the data.
+    nodes
+        The motion of each node below the whole, with uncertainties.
+    number
+        Numbers of `experiments` among the crystals of all ranks; None where one rank has all.
     """
 
     detector: Any
     beam: Any
     experiments: Any
     reflections: Any
+    n_crystals: int
     engine: str
     outliers: str
     steps: tuple[Step, ...]
@@ -75,10 +118,11 @@ class RefinedGeometry:
     cell_before: tuple[float, ...]
     cell_after: tuple[float, ...]
     uncertainty: GeometryUncertainty | None
-
-    @property
-    def n_crystals(self) -> int:
-        return len(self.experiments)
+    converged: bool | None = None
+    hierarchy_level: int = 0
+    levels_tried: tuple[LevelTried, ...] = ()
+    nodes: tuple[MovedNode, ...] = ()
+    number: np.ndarray | None = None
 
     @property
     def rmsd(self) -> float:
@@ -132,7 +176,7 @@ def refine(experiments, reflections, scope) -> RefinedGeometry:
     StageError
         When DIALS cannot refine them.
     """
-    shared = _with_one_detector(experiments)
+    shared = _with_one_detector(experiments, experiments[0].detector, experiments[0].beam)
     before = place(shared[0].detector, shared[0].beam)
     cell_before = median_cell(shared.crystals())
     refined, predicted, history, outliers = _refine_by_dials(shared, reflections, scope)
@@ -142,6 +186,7 @@ def refine(experiments, reflections, scope) -> RefinedGeometry:
         beam=beam,
         experiments=refined,
         reflections=predicted,
+        n_crystals=len(refined),
         engine=scope.refinement.refinery.engine,
         outliers=outliers,
         steps=_steps(history),
@@ -176,10 +221,10 @@ def _refine_by_dials(experiments, reflections, scope):
     raise failure
 
 
-def _with_one_detector(experiments):
+def _with_one_detector(experiments, detector, beam):
     from dxtbx.model import Experiment, ExperimentList
 
-    detector, beam = copy.deepcopy(experiments[0].detector), copy.deepcopy(experiments[0].beam)
+    detector, beam = copy.deepcopy(detector), copy.deepcopy(beam)
     shared = ExperimentList()
     for experiment in experiments:
         shared.append(
@@ -199,52 +244,189 @@ def _steps(history) -> tuple[Step, ...]:
     return tuple(Step(int(n), float(x), float(y), float(np.degrees(psi))) for n, (x, y, psi) in rows)
 
 
-def refine_fast(experiments, reflections, hold_cell: tuple[float, ...] | None = None) -> RefinedGeometry:
+def refine_fast(
+    experiments,
+    reflections,
+    hold_cell: tuple[float, ...] | None = None,
+    hierarchy_level: int | None = 0,
+    priors: PanelPriors | None = None,
+    shared: SharedCrystals | None = None,
+) -> RefinedGeometry:
     """Refine one detector and all crystals together with our own kernel; as :func:`refine`, in a hundredth of the time.
 
     Parameters
     ----------
     experiments, reflections
-        As for :func:`refine`.
+        As for :func:`refine`; with `shared` those of this rank, of which there may be none.
     hold_cell : (6,) floats, optional
         Give all crystals this cell and keep it.
+    hierarchy_level : int or None
+        Level of the detector's tree down to which its nodes are refined, each against the one above it; None takes the
+        levels that bring crystals that were left out closer to their spots.
+    priors : PanelPriors
+        How far nodes are expected from where the header has them.
+    shared : SharedCrystals, optional
+        The crystals of other ranks, with which these are refined; collective then.
 
     Raises
     ------
     StageError
-        When there are too few spots to refine with.
+        On every rank, when there are too few spots to refine with, or the detector has no such level.
     """
-    shared = _with_one_detector(experiments)
-    before = place(shared[0].detector, shared[0].beam)
-    cell_before = median_cell(shared.crystals())
+    if shared is None:
+        models = experiments[0].detector, experiments[0].beam
+        shared = SharedCrystals(SerialCommunicator(), *models, np.arange(len(experiments)), len(experiments))
+    comm = shared.comm
+    own = _with_one_detector(experiments, shared.detector, shared.beam)
+    # the caller's detector is left alone
+    detector, beam = copy.deepcopy(shared.detector), shared.beam
+    before = place(detector, beam)
+    cell_before = _median_cell(comm, own.crystals())
     if hold_cell is not None:
-        _give_cell(shared, hold_cell)
-    table = reflections.select(reflections["id"] >= 0)
-    spots, start, strains = _arrays(shared, table)
-    if len(spots.hkl) < _FEWEST_SPOTS:
-        raise StageError(f"{len(spots.hkl)} spots are too few")
+        _give_cell(own, hold_cell)
+    table = _by_crystal(reflections.select(reflections["id"] >= 0))
+    tree = panel_tree(detector, priors or PanelPriors())
+    if hierarchy_level is not None and hierarchy_level > tree.depth:
+        raise StageError(f"hierarchy level {hierarchy_level} of a detector whose last level is {tree.depth}")
+    # the strains that symmetry allows are those of the first crystal of all, everywhere
+    allowed = comm.allgather(_allowed_strains(own[0].crystal) if 0 in shared.number else None)
+    spots, start, strains = _arrays(own, table, detector, beam, next(each for each in allowed if each is not None))
+    if total(comm, len(spots.hkl)) < _FEWEST_SPOTS:
+        raise StageError(f"{total(comm, len(spots.hkl))} spots are too few")
     if hold_cell is not None:
         strains = strains[:, :0]
-    refined = refine_detector(spots, start, strains, np.array(shared[0].beam.get_s0()))
-    _move_detector(shared[0].detector, refined.geometry)
-    for experiment, a_matrix in zip(shared, refined.geometry.a_matrices / _relative_wavelengths(shared)):
+    of_crystals = Redistribution(comm, shared.number, shared.n_total, BLOCK)
+    of_spots = Redistribution(comm, shared.number[spots.crystal], shared.n_total, BLOCK)
+    there = DetectorSpots(
+        hkl=of_spots.there(spots.hkl),
+        crystal=np.searchsorted(of_crystals.number, of_spots.number),
+        panel=of_spots.there(spots.panel),
+        xy=of_spots.there(spots.xy),
+        number=of_crystals.number,
+    )
+    start = replace(start, a_matrices=of_crystals.there(start.a_matrices))
+    fit = JointFit(there, start, of_crystals.there(strains), np.array(beam.get_s0()), comm)
+    tried: tuple[LevelTried, ...] = ()
+    if hierarchy_level is None:
+        hierarchy_level, tried = _levels_that_help(fit, tree, detector, shared.n_total)
+    refined = fit.refine(tree.with_levels(start, detector, hierarchy_level))
+    nodes = tree.moved(detector, refined, hierarchy_level)
+    tree.write(detector, refined.geometry, hierarchy_level)
+    for experiment, a_matrix in zip(own, of_crystals.back(refined.geometry.a_matrices) / _relative(own, beam)):
+        experiment.detector = detector
         experiment.crystal.set_A(tuple(map(float, a_matrix.ravel())))
     return RefinedGeometry(
-        detector=shared[0].detector,
-        beam=shared[0].beam,
-        experiments=shared,
-        reflections=_predicted(table, refined.residual, refined.weight),
+        detector=detector,
+        beam=beam,
+        experiments=own,
+        reflections=_predicted(table, of_spots.back(refined.residual), of_spots.back(refined.weight)),
+        n_crystals=shared.n_total,
         engine="Gauss-Newton with the crystals eliminated",
         outliers="Tukey's weights",
         steps=tuple(Step(s.n_spots, *s.rmsd[:2], float(np.degrees(s.rmsd[2]))) for s in refined.steps),
         before=before,
-        after=place(shared[0].detector, shared[0].beam),
+        after=place(detector, beam),
         cell_before=cell_before,
-        cell_after=median_cell(shared.crystals()),
+        cell_after=_median_cell(comm, own.crystals()),
         uncertainty=refined.uncertainty,
+        converged=refined.converged,
+        hierarchy_level=hierarchy_level,
+        levels_tried=tried,
+        nodes=nodes,
+        number=shared.number,
     )
 
 
+@dataclass(frozen=True)
+class SharedCrystals:
+    """Crystals that the ranks refine together.
+
+    Attributes
+    ----------
+    comm
+        Communicator.
+    detector, beam
+        The same on every rank: the detector to start from, and the beam in which the first crystal was seen.
+    number : (K,) int64
+        Numbers of the crystals of this rank among all, in the order of the images.
+    n_total : int
+        Crystals of all ranks.
+    """
+
+    comm: Communicator
+    detector: Any
+    beam: Any
+    number: np.ndarray
+    n_total: int
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """The spots and crystals whose sums this rank does."""
+
+    spots: DetectorSpots
+    start: JointGeometry
+    strains: np.ndarray
+    s0: np.ndarray
+    comm: Communicator
+
+    def refine(self, geometry: JointGeometry) -> RefinedDetector:
+        """Fit detector and crystals from `geometry` on. Collective."""
+        return refine_detector(self.spots, geometry, self.strains, self.s0, reducer=self.comm)
+
+    def refine_crystals(self, geometry: JointGeometry) -> RefinedDetector:
+        """Fit the crystals on the detector of `geometry`. Collective."""
+        return refine_crystals(self.spots, geometry, self.strains, self.s0, reducer=self.comm)
+
+    def of(self, chosen: np.ndarray) -> JointFit:
+        """The same with the crystals of a mask alone."""
+        assert self.spots.number is not None
+        own, number = chosen[self.spots.crystal], np.cumsum(chosen) - 1
+        spots = DetectorSpots(
+            self.spots.hkl[own],
+            number[self.spots.crystal[own]],
+            self.spots.panel[own],
+            self.spots.xy[own],
+            self.spots.number[chosen],
+        )
+        start = replace(self.start, a_matrices=self.start.a_matrices[chosen])
+        return replace(self, spots=spots, start=start, strains=self.strains[chosen])
+
+
+def _levels_that_help(fit: JointFit, tree: PanelTree, detector, n_total: int) -> tuple[int, tuple[LevelTried, ...]]:
+    """The level of the tree that brings crystals that were left out closest to their spots, and those tried."""
+    assert fit.spots.number is not None
+    if n_total < _FEWEST_TO_LEAVE_OUT * _LEFT_OUT_OF or not tree.distinct:
+        return 0, ()
+    apart = fit.spots.number % _LEFT_OUT_OF == 0
+    others, left_out = fit.of(~apart), fit.of(apart)
+    best, tried, last = 0, [], np.zeros(0)
+    for level in (0, *tree.distinct):
+        fitted = others.refine(tree.with_levels(others.start, detector, level))
+        tested = left_out.refine_crystals(replace(left_out.start, panels=fitted.geometry.panels))
+        distance = np.hypot(*tested.residual[:, :2].T)
+        crystals = np.unique(left_out.spots.crystal)
+        logs = np.array([np.log(max(np.median(distance[left_out.spots.crystal == k]), 1e-9)) for k in crystals])
+        gain = (last if level else logs) - logs
+        count, first, second = exact_sums(fit.comm, np.stack([np.ones(len(gain)), gain, gain**2], axis=1))
+        mean = float(first / count)
+        error = float(np.sqrt(max(second / count - mean**2, 0.0) / count))
+        helps = level == 0 or mean > 2 * error
+        median = float(exact_median(fit.comm, distance[:, None])[0])
+        tried.append(LevelTried(level, median, mean, error, helps))
+        if helps:
+            best, last = level, logs
+    return best, tuple(tried)
+
+
+def _median_cell(comm: Communicator, crystals) -> tuple[float, ...]:
+    cells = np.array([crystal.get_unit_cell().parameters() for crystal in crystals]).reshape(-1, 6)
+    return tuple(exact_median(comm, cells).tolist())
+
+
+# crystals that at least are left out, and one of how many is, to tell whether a level of the tree helps
+_FEWEST_TO_LEAVE_OUT = 5
+_LEFT_OUT_OF = 10
 # spots that a refinement of five parameters of the detector should have at the very least
 _FEWEST_SPOTS = 50
 
@@ -253,37 +435,50 @@ def _uncertainty(experiments, reflections) -> GeometryUncertainty | None:
     used = reflections.select(reflections.get_flags(reflections.flags.used_in_refinement))
     if len(used) < _FEWEST_SPOTS:
         return None
-    spots, geometry, strains = _arrays(experiments, used)
+    used = _by_crystal(used)
+    first = experiments[0]
+    spots, geometry, strains = _arrays(experiments, used, first.detector, first.beam, _allowed_strains(first.crystal))
     return geometry_uncertainty(spots, geometry, strains, np.array(experiments[0].beam.get_s0()))
 
 
-def _arrays(experiments, reflections) -> tuple[DetectorSpots, Geometry, np.ndarray]:
-    """Spots, geometry, and the strains in the laboratory that each crystal's symmetry allows, (K, m, 3, 3)."""
+def _arrays(experiments, reflections, detector, beam, allowed) -> tuple[DetectorSpots, JointGeometry, np.ndarray]:
+    """Spots, geometry, and the strains (m, 3, 3) that are `allowed` turned with each crystal, (K, m, 3, 3)."""
     crystals = experiments.crystals()
+    middle = np.array([p.get_image_size_mm() for p in detector]) / 2
     spots = DetectorSpots(
         hkl=np.asarray(reflections["miller_index"].as_vec3_double()).reshape(-1, 3),
         crystal=np.asarray(reflections["id"]).astype(np.int64),
         panel=np.asarray(reflections["panel"]).astype(np.int64),
         xy=np.asarray(reflections["xyzobs.mm.value"]).reshape(-1, 3)[:, :2],
     )
-    panels = np.array(
-        [np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in experiments[0].detector]
-    )
-    a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3) * _relative_wavelengths(experiments)
+    panels = np.array([np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in detector])
+    a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3) * _relative(experiments, beam)
     turns = np.array([c.get_U() for c in crystals]).reshape(-1, 3, 3)
-    strains = invariant_strains(_cartesian_rotations(crystals[0]))
-    in_laboratory = np.einsum("kij,mjl,knl->kmin", turns, strains, turns)
-    return spots, start_geometry(panels, a_matrices), in_laboratory
+    # as products of matrices: the last digits of einsum may depend on the number of crystals
+    in_laboratory = turns[:, None] @ allowed @ turns[:, None].transpose(0, 1, 3, 2)
+    return spots, start_geometry(panels, a_matrices, middle), in_laboratory
 
 
-def _relative_wavelengths(experiments) -> np.ndarray:
-    """Wavelengths, (K, 1, 1), in units of the first.
+def _by_crystal(table):
+    """The reflections crystal by crystal, those of one crystal in the order that they have."""
+    from dxtbx import flumpy
+
+    order = flumpy.from_numpy(np.argsort(np.asarray(table["id"]), kind="stable").astype(np.uint64))
+    return table.select(order)
+
+
+def _relative(experiments, beam) -> np.ndarray:
+    """Wavelengths, (K, 1, 1), in units of that of `beam`.
 
     A crystal and a beam that are scaled together, in reciprocal space, scatter in the same directions: with its A
-    matrix in units of its own 1 / wavelength each crystal can be refined with the beam of the first.
+    matrix in units of its own 1 / wavelength each crystal can be refined with one beam.
     """
     wavelengths = np.array([e.beam.get_wavelength() for e in experiments])
-    return (wavelengths / wavelengths[0])[:, None, None]
+    return (wavelengths / beam.get_wavelength())[:, None, None]
+
+
+def _allowed_strains(crystal) -> np.ndarray:
+    return invariant_strains(_cartesian_rotations(crystal))
 
 
 def _cartesian_rotations(crystal) -> np.ndarray:
@@ -301,16 +496,6 @@ def _give_cell(experiments, cell: tuple[float, ...]) -> None:
     b = np.reshape(uctbx.unit_cell(cell).fractionalization_matrix(), (3, 3)).T
     for experiment in experiments:
         experiment.crystal.set_B(tuple(b.ravel()))
-
-
-def _move_detector(detector, geometry: Geometry) -> None:
-    """Move `detector` as one body, by the motion that `geometry` has made since the start."""
-    root = detector.hierarchy()
-    turn, shift = geometry.rotation, geometry.translation
-    fast, slow, origin = (
-        np.array(getattr(root, f"get_local_{name}")()) for name in ("fast_axis", "slow_axis", "origin")
-    )
-    root.set_local_frame(tuple(turn @ fast), tuple(turn @ slow), tuple(turn @ origin + shift))
 
 
 def _predicted(reflections, residual: np.ndarray, weight: np.ndarray):
