@@ -492,7 +492,7 @@ class _JointFit:
         # mm and radians differ by orders of magnitude
         size = np.sqrt(np.maximum(np.diag(whole), 1e-300))
         covariance = _inverse(whole / np.outer(size, size)) / np.outer(size, size)
-        detector = covariance @ rest
+        detector = _times(covariance, rest)
         # the spots move with the detector; the crystals follow
         moved = np.zeros((len(residual), 3))
         moved[:, :2] = _times(columns, self._of_spots(detector, free, geometry))
@@ -549,9 +549,9 @@ class _JointFit:
         own, u = solved.cell / self.n_total**2, solved.cell_with_detector / self.n_total
         if not self.move:
             return GeometryUncertainty({}, {}, float(np.sqrt(max(own, 1e-300))))
-        sigma_cell = float(np.sqrt(max(own + u @ solved.covariance @ u, 1e-300)))
+        sigma_cell = float(np.sqrt(max(own + float((u * _times(solved.covariance, u)).sum()), 1e-300)))
         sigma = np.maximum(solved.sigma, 1e-300)
-        correlation = -(solved.covariance @ u) / (sigma * sigma_cell)
+        correlation = -_times(solved.covariance, u) / (sigma * sigma_cell)
         return GeometryUncertainty(
             dict(zip(GLOBAL_NAMES, sigma[:5].tolist())),
             dict(zip(GLOBAL_NAMES, correlation[:5].tolist())),
@@ -562,11 +562,12 @@ class _JointFit:
 
 
 def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Each matrix (n, i, j) times its vector (n, j).
+    """Each matrix (..., i, j) times its vector (..., j), with the same last digits wherever the arrays lie in memory.
 
-    The last digits of a product of matrices do not depend on how many there are; those of einsum may.
+    BLAS adds up a product with a vector in an order that depends on the alignment of the matrix, which changes with
+    the number of matrices before it; its products of two matrices do not.
     """
-    return (matrices @ vectors[:, :, None])[:, :, 0]
+    return (matrices * vectors[..., None, :]).sum(axis=-1)
 
 
 class _Loops(NamedTuple):
