@@ -107,9 +107,9 @@ background {
     .expert_level = 1
 }
 detector {
-  preset = *eiger1m eiger4m pilatus6m pilatus200k
+  preset = *eiger1m eiger4m pilatus6m pilatus200k jungfrau4m cspad agipd1m
     .type = choice
-    .help = "Modules, gaps and pixels."
+    .help = "Modules, gaps and pixels. The last three are trees of panels."
   distance = 70
     .type = float
     .help = "True distance, mm."
@@ -124,6 +124,14 @@ detector {
     .type = float
     .help = "Blur by sensor and beam size, standard deviation in pixels."
     .expert_level = 1
+  noise = 0
+    .type = float
+    .help = "Standard deviation of the readout in photons: above 0 the pixels are calibrated floats, some below zero."
+    .expert_level = 1
+  drift = 0,0
+    .type = floats(size=2)
+    .help = "How far the detector moves from the first image to the last, evenly, x,y in mm."
+    .expert_level = 1
 }
 header {
   beam_offset = 0,0
@@ -132,6 +140,12 @@ header {
   distance_offset = 0
     .type = float
     .help = "Error of the distance in the header, mm: header minus truth."
+  panel_shift = 0
+    .type = float
+    .help = "Standard deviation of the shifts of the panels against the header, along each axis, mm."
+  panel_tilt = 0
+    .type = float
+    .help = "Standard deviation of the turns of the panels against the header, about each axis, degrees."
 }
 output {
   file = simulated.nxs
@@ -199,8 +213,10 @@ def parameters_from_phil(params):
         ),
         beam=p.BeamParameters(b.wavelength, b.bandwidth, b.divergence, b.polarization_fraction),
         background=p.BackgroundParameters(g.level, g.spread, g.ring_d, g.beamstop),
-        detector=p.DetectorParameters(d.preset, d.distance, tuple(d.centre_offset), d.bad_pixels, d.point_spread),
-        header=p.HeaderParameters(tuple(h.beam_offset), h.distance_offset),
+        detector=p.DetectorParameters(
+            d.preset, d.distance, tuple(d.centre_offset), d.bad_pixels, d.point_spread, d.noise, tuple(d.drift)
+        ),
+        header=p.HeaderParameters(tuple(h.beam_offset), h.distance_offset, h.panel_shift, h.panel_tilt),
         output=p.OutputParameters(file, output_format, o.compression, o.images_per_file, o.rotation_axis),
     )
 

@@ -187,11 +187,14 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
         return None, ExitCode.STOPPED
     crystals = found.crystals
     refined: Any = None
+    level: int | None = None
     for round_ in range(1, _MOST_ROUNDS + 1):
-        better = _refine_once(comm, run, crystals, round_)
+        better = _refine_once(comm, run, crystals, round_, level)
         take, again = comm.bcast(verdict(refined, better) if comm.rank == 0 else None)
         if take and better is not None:
             refined = better if refined is None else better.since(refined)
+        # a level that helped once is refined in all rounds that follow
+        level = comm.bcast(refined.hierarchy_level if comm.rank == 0 and refined is not None else None) or None
         if not again:
             break
         geometry = shared_geometry(comm, (refined.detector, refined.beam) if comm.rank == 0 else None)
@@ -205,7 +208,7 @@ def refine_geometry(comm: Communicator, run: Run) -> tuple[tuple[Any, Any] | Non
     return stored_geometry(comm, run), ExitCode.DONE
 
 
-def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: int):
+def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: int, level: int | None):
     """Refine the crystals of all ranks; None on rank 0 when that is not possible. Collective."""
     statistics = crystals.statistics(comm)
     packed = crystals.own_lattices()
@@ -223,7 +226,7 @@ def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: 
             logger.warning("No crystal to refine the geometry with. %s", advice(statistics))
         return None
     try:
-        refined = _refine_by_engine(comm, run, packed)
+        refined = _refine_by_engine(comm, run, packed, level)
     except StageError as error:
         if comm.rank == 0:
             logger.warning(
@@ -237,13 +240,15 @@ def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: 
     return refined
 
 
-def _refine_by_engine(comm: Communicator, run: Run, packed: list[tuple[int, dict[str, Any], bytes]]):
+def _refine_by_engine(comm: Communicator, run: Run, packed: list[tuple[int, dict[str, Any], bytes]], level: int | None):
     """Refine with our own kernel, or with DIALS where the user asks for its engine or gives parameters for it.
 
     Parameters
     ----------
     packed
         Lattices of the images of this rank.
+    level
+        Level of the detector's tree that helped in an earlier round.
 
     Raises
     ------
@@ -279,7 +284,7 @@ def _refine_by_engine(comm: Communicator, run: Run, packed: list[tuple[int, dict
         experiments,
         reflections,
         parameters.unit_cell if parameters.restrain_cell else None,
-        parameters.hierarchy_level,
+        level if parameters.hierarchy_level is None else parameters.hierarchy_level,
         parameters.panel_priors,
         shared,
     )

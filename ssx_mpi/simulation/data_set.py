@@ -48,7 +48,8 @@ def simulate(parameters: SimulationParameters, comm: Communicator) -> list[Image
     everything = sorted((truth for part in gathered for truth in part), key=lambda truth: truth.index)
     if parameters.output.format == "nxs":
         nexus_writer.write_master(
-            _layout(parameters), simulator.header, simulator.gaps, simulator.bad, parameters.output.rotation_axis
+            *(_layout(parameters), simulator.header, simulator.gaps, simulator.bad),
+            *(parameters.output.rotation_axis, parameters.detector.noise > 0),
         )
     write_truth(simulator, everything)
     comm.barrier()
@@ -83,7 +84,7 @@ def _write_images(simulator: Simulator, rank: int, size: int) -> list[ImageTruth
             number,
             images(layout.images(number)),
             simulator.detector.preset.shape,
-            simulator.detector.preset.bit_depth,
+            nexus_writer.pixel_type(simulator.detector.preset.bit_depth, parameters.detector.noise > 0),
             output.compression,
         )
     return truths

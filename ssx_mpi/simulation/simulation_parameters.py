@@ -17,6 +17,10 @@ def _require(condition: bool, message: str) -> None:
         raise SimulationError(message)
 
 
+# dead rows between modules that an image holds below each other
+STACK_GAP = 8
+
+
 @dataclass(frozen=True)
 class DetectorPreset:
     """A pixel detector built of equal modules; lengths in mm, sizes (x, y) in pixels."""
@@ -28,12 +32,44 @@ class DetectorPreset:
     pixel_mm: float
     thickness_mm: float
     bit_depth: int
+    #: pixels (x, y) of the chips of a module; pixels at the edges between chips are dead. (0, 0) for no chips.
+    chip: tuple[int, int] = (0, 0)
+    #: modules of the parts that the detector is built of, (x, y) each, from the largest part down; a detector of parts
+    #: is described as a tree of panels, one without as one panel
+    parts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def n_modules(self) -> int:
+        """Number of modules."""
+        return self.modules[0] * self.modules[1]
+
+    def path(self, module: int) -> tuple[int, ...]:
+        """Numbers of the parts that a module belongs to, from the largest down, and its own; each within the whole."""
+        x, y = module % self.modules[0], module // self.modules[0]
+        numbers = [x // nx + (y // ny) * -(-self.modules[0] // nx) for nx, ny in self.parts]
+        return (*numbers, module)
+
+    def place(self, module: int) -> tuple[int, int]:
+        """First pixel (x, y) of a module in the plane of the detector."""
+        x, y = module % self.modules[0], module // self.modules[0]
+        return x * (self.module[0] + self.gap[0]), y * (self.module[1] + self.gap[1])
+
+    def corner(self, module: int) -> tuple[int, int]:
+        """First pixel (x, y) of a module in the image."""
+        return (0, module * (self.module[1] + STACK_GAP)) if self.parts else self.place(module)
+
+    @property
+    def plane(self) -> tuple[int, int]:
+        """Size (x, y) of the detector in pixels, gaps included."""
+        (mx, my), (nx, ny), (gx, gy) = self.module, self.modules, self.gap
+        return mx * nx + gx * (nx - 1), my * ny + gy * (ny - 1)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Size (x, y) of the image in pixels, gaps included."""
-        (mx, my), (nx, ny), (gx, gy) = self.module, self.modules, self.gap
-        return mx * nx + gx * (nx - 1), my * ny + gy * (ny - 1)
+        """Size (x, y) of the image in pixels: the plane, or the modules of a detector of parts below each other."""
+        if not self.parts:
+            return self.plane
+        return self.module[0], self.n_modules * (self.module[1] + STACK_GAP) - STACK_GAP
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,7 +77,8 @@ class DetectorPreset:
         return self.size[::-1]
 
 
-# sizes from the manufacturers' data sheets (Eiger2 1M and 4M, Pilatus3 6M and 200K)
+# sizes from the manufacturers' data sheets (Eiger2 1M and 4M, Pilatus3 6M and 200K), JUNGFRAU 4M as at SwissFEL, CSPAD
+# as at LCLS (64 sensors in pairs, in quadrants), AGIPD 1M as at the European XFEL (16 modules in quadrants)
 DETECTORS = {
     preset.name: preset
     for preset in (
@@ -49,6 +86,9 @@ DETECTORS = {
         DetectorPreset("eiger4m", (1028, 512), (2, 4), (12, 38), 0.075, 0.45, 16),
         DetectorPreset("pilatus6m", (487, 195), (5, 12), (7, 17), 0.172, 0.32, 32),
         DetectorPreset("pilatus200k", (487, 195), (1, 2), (7, 17), 0.172, 0.32, 32),
+        DetectorPreset("jungfrau4m", (1024, 512), (2, 4), (8, 36), 0.075, 0.32, 32, (256, 256), ((1, 1),)),
+        DetectorPreset("cspad", (194, 185), (8, 8), (6, 12), 0.10992, 0.5, 16, (0, 0), ((4, 4), (2, 1), (1, 1))),
+        DetectorPreset("agipd1m", (512, 128), (2, 8), (14, 9), 0.2, 0.5, 16, (0, 0), ((1, 4), (1, 1))),
     )
 }
 
@@ -69,6 +109,11 @@ class DetectorParameters:
         Number of pixels that are flagged as bad, at random places.
     point_spread
         Standard deviation of the blur by sensor and beam size, pixels.
+    noise
+        Standard deviation of the readout, photons: above 0 pixels are calibrated, that is floats with this noise about
+        their photons, some below zero.
+    drift_mm
+        How far the detector moves, (x, y), from the first image to the last, evenly.
     """
 
     preset: str = "eiger1m"
@@ -76,11 +121,14 @@ class DetectorParameters:
     centre_offset_mm: tuple[float, float] = (0.6, -0.9)
     bad_pixels: int = 60
     point_spread: float = 0.45
+    noise: float = 0.0
+    drift_mm: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         _require(self.preset in DETECTORS, f"detector.preset={self.preset}: choose from {', '.join(DETECTORS)}")
         _require(self.distance_mm > 0, f"detector.distance={self.distance_mm:g}: must be above 0 mm")
         _require(self.bad_pixels >= 0, f"detector.bad_pixels={self.bad_pixels}: must not be negative")
+        _require(0 <= self.noise <= 100, f"detector.noise={self.noise:g}: must be 0 to 100 photons")
         _require(
             0.2 <= self.point_spread <= 10, f"detector.point_spread={self.point_spread:g}: must be 0.2 to 10 pixels"
         )
@@ -167,10 +215,23 @@ class BackgroundParameters:
 
 @dataclass(frozen=True)
 class HeaderParameters:
-    """What the header says wrongly: header minus truth, mm."""
+    """What the header says wrongly: header minus truth, mm.
+
+    Parameters
+    ----------
+    panel_shift_mm, panel_tilt_deg
+        Standard deviations of the shifts along, and turns about, each axis of every module where it truly is, against
+        the header.
+    """
 
     beam_offset_mm: tuple[float, float] = (0.0, 0.0)
     distance_offset_mm: float = 0.0
+    panel_shift_mm: float = 0.0
+    panel_tilt_deg: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.panel_shift_mm <= 5, f"header.panel_shift={self.panel_shift_mm:g}: must be 0 to 5 mm")
+        _require(0 <= self.panel_tilt_deg <= 5, f"header.panel_tilt={self.panel_tilt_deg:g}: must be 0 to 5 degrees")
 
 
 @dataclass(frozen=True)
@@ -222,6 +283,16 @@ class SimulationParameters:
         _require(
             len(self.lattices) > 0 and min(self.lattices) >= 0 and sum(self.lattices) > 0,
             "lattices: needs frequencies that are not negative and not all zero",
+        )
+        preset = DETECTORS[self.detector.preset]
+        for name, value in (("shift", self.header.panel_shift_mm), ("tilt", self.header.panel_tilt_deg)):
+            _require(
+                not value or bool(preset.parts),
+                f"header.panel_{name}={value:g}: detector.preset={preset.name} is one panel",
+            )
+        _require(
+            self.output.format == "nxs" or not (preset.parts or self.detector.noise),
+            f"output.format={self.output.format}: several panels, and pixels with noise, are written as nxs alone",
         )
         distance = self.detector.distance_mm + self.header.distance_offset_mm
         _require(distance > 0, f"header.distance_offset={self.header.distance_offset_mm:g}: leaves a distance below 0")

@@ -19,6 +19,7 @@ from ssx_mpi.simulation.detector import (
     FlatDetector,
     background,
     bad_pixel_mask,
+    drifted,
     gap_mask,
     header_detector,
     saturation,
@@ -32,7 +33,7 @@ REFERENCE_WIDTH = 4e-4
 VISIBLE_SIGNIFICANCE = 6.0
 
 # streams of random numbers that a seed splits into; the images have one stream each
-_STRUCTURE, _DETECTOR, _IMAGES = range(3)
+_STRUCTURE, _DETECTOR, _IMAGES, _PANELS, _NOISE = range(5)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Simulator:
     def __init__(self, parameters: SimulationParameters, structure: Structure | None = None) -> None:
         self.parameters = parameters
         self.structure = structure or make_structure(parameters.crystal, self._rng(_STRUCTURE))
-        self.detector: FlatDetector = true_detector(parameters.detector, parameters.beam)
+        self.detector: FlatDetector = true_detector(
+            parameters.detector, parameters.beam, parameters.header, self._rng(_PANELS)
+        )
         self.header: FlatDetector = header_detector(self.detector, parameters.header)
         self.gaps = gap_mask(self.detector.preset)
         self.bad = bad_pixel_mask(self.detector.preset, parameters.detector.bad_pixels, self._rng(_DETECTOR))
@@ -92,7 +95,7 @@ class Simulator:
 
         Returns
         -------
-        counts : (ny, nx) int32
+        counts : (ny, nx) int32, or float32 where pixels are calibrated
             -1 in the gaps, -2 in bad pixels, :func:`saturation` where more came.
         truth : ImageTruth
         """
@@ -100,12 +103,25 @@ class Simulator:
         p = self.parameters
         expected = self.background * np.float32(np.exp(p.background.spread * rng.standard_normal()))
         smooth = expected.copy()
-        lattices = tuple(self._add_crystal(expected, smooth, rng) for _ in range(self._draw_lattices(rng)))
+        detector = self.detector_at(index)
+        lattices = tuple(self._add_crystal(expected, smooth, rng, detector) for _ in range(self._draw_lattices(rng)))
         counts = kernel.poisson_counts(expected, rng)
         np.minimum(counts, saturation(self.detector.preset), out=counts)
+        if p.detector.noise:
+            noise = self._rng(_NOISE, index).standard_normal(counts.shape, np.float32)
+            counts = counts.astype(np.float32) + np.float32(p.detector.noise) * noise
         counts[self.gaps] = -1
         counts[self.bad] = -2
         return counts, ImageTruth(index, lattices)
+
+    def detector_at(self, index: int) -> FlatDetector:
+        """The true detector as it stands when image `index` is taken."""
+        p = self.parameters
+        if not any(p.detector.drift_mm):
+            return self.detector
+        share = index / max(p.n_images - 1, 1)
+        dx, dy = p.detector.drift_mm
+        return drifted(self.detector, (share * dx, share * dy))
 
     def _draw_lattices(self, rng: np.random.Generator) -> int:
         p = self.parameters
@@ -114,7 +130,9 @@ class Simulator:
         frequencies = np.array(p.lattices) / sum(p.lattices)
         return 1 + int(rng.choice(len(frequencies), p=frequencies))
 
-    def _add_crystal(self, expected: np.ndarray, smooth: np.ndarray, rng: np.random.Generator) -> LatticeTruth:
+    def _add_crystal(
+        self, expected: np.ndarray, smooth: np.ndarray, rng: np.random.Generator, detector: FlatDetector
+    ) -> LatticeTruth:
         p = self.parameters.crystal
         U = kernel.random_rotation(rng)
         cell = vary_cell(self.structure.symmetry, p.cell_spread, rng)
@@ -123,7 +141,7 @@ class Simulator:
         A = U @ orthogonalization_reciprocal(cell)
         spots = self.spots(A, mosaicity_deg)
         counts = brightness * self.relative_counts(spots)
-        centre, covariance = self.project(spots)
+        centre, covariance = self.project(spots, detector)
         # what is too weak for one photon in ten images need not be drawn, nor what misses the detector
         size = np.array(self.detector.preset.size)
         drawn = (counts > 0.1) & np.all((centre > -20) & (centre < size + 20), axis=1)
@@ -151,13 +169,14 @@ class Simulator:
         )
         return self._intensity[spots.index] / MEAN_INTENSITY * share * polarization
 
-    def project(self, spots: kernel.StillSpots) -> tuple[np.ndarray, np.ndarray]:
-        """Centres (n, 2) and covariances xx, xy, yy (n, 3) of spots on the true detector, pixels."""
-        jacobian = self.detector.jacobian(spots.s1)
+    def project(self, spots: kernel.StillSpots, detector: FlatDetector | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Centres (n, 2) and covariances xx, xy, yy (n, 3) of spots on the true detector, or on `detector`, pixels."""
+        detector = detector or self.detector
+        jacobian = detector.jacobian(spots.s1)
         c = np.einsum("nik,nkl,njl->nij", jacobian, spots.covariance, jacobian)
         blur = self.parameters.detector.point_spread**2
         covariance = np.column_stack([c[:, 0, 0] + blur, c[:, 0, 1], c[:, 1, 1] + blur])
-        return self.detector.pixels(spots.s1), covariance
+        return detector.pixels(spots.s1), covariance
 
     def _visible(self, smooth: np.ndarray, centre: np.ndarray, covariance: np.ndarray, counts: np.ndarray) -> int:
         """Number of spots on live pixels that stand out of noise and background within two standard deviations."""

@@ -20,10 +20,12 @@ from ssx_mpi.simulation.simulation_parameters import (
 )
 from ssx_mpi.simulation.still_images import Simulator
 
+RNG = np.random.default_rng(0)
+
 
 @pytest.mark.parametrize("preset", ["eiger1m", "pilatus6m"])
 def test_rays_land_where_dxtbx_says(preset):
-    detector = true_detector(DetectorParameters(preset, 90.0), BeamParameters())
+    detector = true_detector(DetectorParameters(preset, 90.0), BeamParameters(), HeaderParameters(), RNG)
     panel = detector.to_dxtbx()[0]
     rng = np.random.default_rng(1)
     s1 = rng.normal(size=(50, 3)) * [0.3, 0.3, 0.02] + [0, 0, -1]
@@ -34,7 +36,7 @@ def test_rays_land_where_dxtbx_says(preset):
 
 
 def test_jacobian_is_the_derivative():
-    detector = true_detector(DetectorParameters("eiger1m", 90.0), BeamParameters())
+    detector = true_detector(DetectorParameters("eiger1m", 90.0), BeamParameters(), HeaderParameters(), RNG)
     detector = type(detector)(
         detector.preset.__class__(**{**vars(detector.preset), "thickness_mm": 1e-9}),
         90.0,
@@ -63,7 +65,7 @@ def test_gaps_and_bad_pixels():
 
 
 def test_header_is_wrong_by_what_was_asked():
-    true = true_detector(DetectorParameters(), BeamParameters())
+    true = true_detector(DetectorParameters(), BeamParameters(), HeaderParameters(), RNG)
     header = header_detector(true, HeaderParameters((0.3, -0.2), 0.4))
     assert np.subtract(header.beam_centre_mm, true.beam_centre_mm) == pytest.approx((0.3, -0.2))
     assert header.distance_mm - true.distance_mm == pytest.approx(0.4)

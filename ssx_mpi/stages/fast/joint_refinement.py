@@ -131,7 +131,15 @@ class RefinedGeometry:
 
     def since(self, earlier: RefinedGeometry) -> RefinedGeometry:
         """The same outcome, seen from where the refinement before it began."""
-        return replace(self, before=earlier.before, cell_before=earlier.cell_before)
+        known = {(node.level, node.name): node for node in earlier.nodes}
+        nodes = tuple(node.since(known.get((node.level, node.name))) for node in self.nodes)
+        return replace(
+            self,
+            before=earlier.before,
+            cell_before=earlier.cell_before,
+            nodes=nodes,
+            levels_tried=self.levels_tried or earlier.levels_tried,
+        )
 
 
 def place(detector, beam) -> Place:

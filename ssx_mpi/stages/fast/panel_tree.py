@@ -39,6 +39,16 @@ class MovedNode:
     turn: tuple[float, ...]
     turn_sigma: tuple[float, ...]
 
+    def since(self, earlier: MovedNode | None) -> MovedNode:
+        """The same node, with its motion in an earlier refinement added, which is small against its size."""
+        if earlier is None:
+            return self
+        return replace(
+            self,
+            shift=tuple(a + b for a, b in zip(self.shift, earlier.shift)),
+            turn=tuple(a + b for a, b in zip(self.turn, earlier.turn)),
+        )
+
 
 @dataclass(frozen=True)
 class PanelTree:
