@@ -88,6 +88,10 @@ beam {
     .type = float
     .help = "Share of the intensity that is polarized horizontally."
     .expert_level = 1
+  jitter = 0
+    .type = float
+    .help = "Relative standard deviation of the wavelength from shot to shot, as at an XFEL; each is in the header."
+    .expert_level = 1
 }
 background {
   level = 3
@@ -211,7 +215,7 @@ def parameters_from_phil(params):
             brightness=c.brightness,
             brightness_spread=c.brightness_spread,
         ),
-        beam=p.BeamParameters(b.wavelength, b.bandwidth, b.divergence, b.polarization_fraction),
+        beam=p.BeamParameters(b.wavelength, b.bandwidth, b.divergence, b.polarization_fraction, b.jitter),
         background=p.BackgroundParameters(g.level, g.spread, g.ring_d, g.beamstop),
         detector=p.DetectorParameters(
             d.preset, d.distance, tuple(d.centre_offset), d.bad_pixels, d.point_spread, d.noise, tuple(d.drift)

@@ -50,6 +50,7 @@ def simulate(parameters: SimulationParameters, comm: Communicator) -> list[Image
         nexus_writer.write_master(
             *(_layout(parameters), simulator.header, simulator.gaps, simulator.bad),
             *(parameters.output.rotation_axis, parameters.detector.noise > 0),
+            np.array([simulator.wavelength(k) for k in range(parameters.n_images)]) if parameters.beam.jitter else None,
         )
     write_truth(simulator, everything)
     comm.barrier()
@@ -116,10 +117,14 @@ def _experiments(simulator: Simulator, truths: list[ImageTruth]):
     from dxtbx import model
     from scitbx import matrix
 
-    beam = model.BeamFactory.make_beam(sample_to_source=(0, 0, 1), wavelength=simulator.parameters.beam.wavelength)
-    beam.set_polarization_fraction(simulator.parameters.beam.polarization_fraction)
-    beam.set_polarization_normal((0, 1, 0))
-    detector = simulator.detector.to_dxtbx()
+    def beam_of(wavelength: float):
+        beam = model.BeamFactory.make_beam(sample_to_source=(0, 0, 1), wavelength=wavelength)
+        beam.set_polarization_fraction(simulator.parameters.beam.polarization_fraction)
+        beam.set_polarization_normal((0, 1, 0))
+        return beam
+
+    jitter, drift = simulator.parameters.beam.jitter, any(simulator.parameters.detector.drift_mm)
+    beam, detector = beam_of(simulator.parameters.beam.wavelength), simulator.detector.to_dxtbx()
     group = simulator.structure.symmetry.space_group()
     hits = [truth for truth in truths if truth.lattices]
     sets = _image_sets(simulator.parameters, [truth.index for truth in hits])
@@ -127,12 +132,14 @@ def _experiments(simulator: Simulator, truths: list[ImageTruth]):
     experiment_type: Any = model.Experiment
     for truth in hits:
         image_set = sets[truth.index]
+        own_beam = beam_of(simulator.wavelength(truth.index)) if jitter else beam
+        own_detector = simulator.detector_at(truth.index).to_dxtbx() if drift else detector
         for n, lattice in enumerate(truth.lattices):
             crystal = model.Crystal(matrix.sqr(lattice.A.ravel()), group)
             experiments.append(
                 experiment_type(
-                    beam=beam,
-                    detector=detector,
+                    beam=own_beam,
+                    detector=own_detector,
                     crystal=crystal,
                     imageset=image_set,
                     scan=image_set.get_scan(),

@@ -116,6 +116,7 @@ def write_master(
     bad: np.ndarray,
     rotation_axis: bool,
     calibrated: bool = False,
+    wavelengths: np.ndarray | None = None,
 ) -> None:
     """Write the master: geometry as in `header`, pixel mask, and the virtual dataset over the data files.
 
@@ -127,6 +128,8 @@ def write_master(
         Say that the images were taken about an axis that did not turn.
     calibrated
         Whether pixels are floats, some below zero.
+    wavelengths : (n_images,) float64, optional
+        Of each shot, Å; by default that of `header` for all.
     """
     unfinished = layout.master.with_suffix(".part")
     with h5py.File(unfinished, "w") as file:
@@ -142,7 +145,7 @@ def write_master(
         instrument = _group(file, "/entry/instrument", "NXinstrument")
         instrument["name"] = "simulation"
         beam = _group(file, "/entry/instrument/beam", "NXbeam")
-        _quantity(beam, "incident_wavelength", header.wavelength, "angstrom")
+        _quantity(beam, "incident_wavelength", header.wavelength if wavelengths is None else wavelengths, "angstrom")
         _write_sample(file, layout.n_images if rotation_axis else 0)
         _write_detector(file, header, gaps, bad, calibrated)
         file["/entry/sample/beam"] = beam

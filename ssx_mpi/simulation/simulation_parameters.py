@@ -136,16 +136,21 @@ class DetectorParameters:
 
 @dataclass(frozen=True)
 class BeamParameters:
-    """The X-ray beam: wavelength in Å, relative bandwidth and divergence (radians) as standard deviations."""
+    """The X-ray beam: wavelength in Å, relative bandwidth and divergence (radians) as standard deviations.
+
+    `jitter` is the relative standard deviation of the wavelength from shot to shot; each is written for its image.
+    """
 
     wavelength: float = 0.976
     bandwidth: float = 1e-4
     divergence: float = 5e-5
     polarization_fraction: float = 0.999
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0.1 <= self.wavelength <= 10, f"beam.wavelength={self.wavelength:g}: must be 0.1 to 10 Å")
         _require(0 <= self.bandwidth <= 0.02, f"beam.bandwidth={self.bandwidth:g}: must be 0 to 0.02")
+        _require(0 <= self.jitter <= 0.02, f"beam.jitter={self.jitter:g}: must be 0 to 0.02")
         _require(0 <= self.divergence <= 0.01, f"beam.divergence={self.divergence:g}: must be 0 to 0.01 radians")
         _require(
             0 <= self.polarization_fraction <= 1,
@@ -293,6 +298,10 @@ class SimulationParameters:
         _require(
             self.output.format == "nxs" or not (preset.parts or self.detector.noise),
             f"output.format={self.output.format}: several panels, and pixels with noise, are written as nxs alone",
+        )
+        _require(
+            self.beam.jitter == 0 or (self.output.format == "nxs" and not self.output.rotation_axis),
+            "beam.jitter: wavelengths of single shots need NeXus files without output.rotation_axis",
         )
         distance = self.detector.distance_mm + self.header.distance_offset_mm
         _require(distance > 0, f"header.distance_offset={self.header.distance_offset_mm:g}: leaves a distance below 0")

@@ -33,7 +33,7 @@ REFERENCE_WIDTH = 4e-4
 VISIBLE_SIGNIFICANCE = 6.0
 
 # streams of random numbers that a seed splits into; the images have one stream each
-_STRUCTURE, _DETECTOR, _IMAGES, _PANELS, _NOISE = range(5)
+_STRUCTURE, _DETECTOR, _IMAGES, _PANELS, _NOISE, _SHOTS = range(6)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,6 @@ class Simulator:
         self.gaps = gap_mask(self.detector.preset)
         self.bad = bad_pixel_mask(self.detector.preset, parameters.detector.bad_pixels, self._rng(_DETECTOR))
         self.background = background(self.detector, parameters.beam, parameters.background)
-        self.s0 = np.array([0.0, 0.0, -1.0 / parameters.beam.wavelength])
         self._intensity = self.structure.intensity
 
     def _rng(self, *stream: int) -> np.random.Generator:
@@ -104,7 +103,10 @@ class Simulator:
         expected = self.background * np.float32(np.exp(p.background.spread * rng.standard_normal()))
         smooth = expected.copy()
         detector = self.detector_at(index)
-        lattices = tuple(self._add_crystal(expected, smooth, rng, detector) for _ in range(self._draw_lattices(rng)))
+        wavelength = self.wavelength(index)
+        lattices = tuple(
+            self._add_crystal(expected, smooth, rng, detector, wavelength) for _ in range(self._draw_lattices(rng))
+        )
         counts = kernel.poisson_counts(expected, rng)
         np.minimum(counts, saturation(self.detector.preset), out=counts)
         if p.detector.noise:
@@ -113,6 +115,13 @@ class Simulator:
         counts[self.gaps] = -1
         counts[self.bad] = -2
         return counts, ImageTruth(index, lattices)
+
+    def wavelength(self, index: int) -> float:
+        """Wavelength of the shot that made image `index`, Å."""
+        beam = self.parameters.beam
+        if not beam.jitter:
+            return beam.wavelength
+        return beam.wavelength * (1 + beam.jitter * float(self._rng(_SHOTS, index).standard_normal()))
 
     def detector_at(self, index: int) -> FlatDetector:
         """The true detector as it stands when image `index` is taken."""
@@ -131,7 +140,12 @@ class Simulator:
         return 1 + int(rng.choice(len(frequencies), p=frequencies))
 
     def _add_crystal(
-        self, expected: np.ndarray, smooth: np.ndarray, rng: np.random.Generator, detector: FlatDetector
+        self,
+        expected: np.ndarray,
+        smooth: np.ndarray,
+        rng: np.random.Generator,
+        detector: FlatDetector,
+        wavelength: float,
     ) -> LatticeTruth:
         p = self.parameters.crystal
         U = kernel.random_rotation(rng)
@@ -139,7 +153,7 @@ class Simulator:
         brightness = p.brightness * float(np.exp(p.brightness_spread * rng.standard_normal()))
         mosaicity_deg = p.mosaicity_deg * float(np.exp(p.mosaicity_spread * rng.standard_normal()))
         A = U @ orthogonalization_reciprocal(cell)
-        spots = self.spots(A, mosaicity_deg)
+        spots = self.spots(A, mosaicity_deg, wavelength)
         counts = brightness * self.relative_counts(spots)
         centre, covariance = self.project(spots, detector)
         # what is too weak for one photon in ten images need not be drawn, nor what misses the detector
@@ -149,8 +163,8 @@ class Simulator:
         kernel.add_spots(expected, centre, covariance, counts)
         return LatticeTruth(A, mosaicity_deg, brightness, self._visible(smooth, centre, covariance, counts))
 
-    def spots(self, A: np.ndarray, mosaicity_deg: float) -> kernel.StillSpots:
-        """Reflections that a crystal with setting matrix `A` shows on a still."""
+    def spots(self, A: np.ndarray, mosaicity_deg: float, wavelength: float | None = None) -> kernel.StillSpots:
+        """Reflections that a crystal with setting matrix `A` shows on a still, at the mean wavelength or another, Å."""
         p = self.parameters
         # Scherrer: a cube of edge D broadens a peak to 0.9 / D, full width at half maximum
         shape = kernel.RlpShape(
@@ -159,13 +173,14 @@ class Simulator:
             bandwidth=p.beam.bandwidth,
             divergence=p.beam.divergence,
         )
-        return kernel.still_spots(self.structure.hkl, A, self.s0, shape, p.crystal.d_min)
+        s0 = np.array([0.0, 0.0, -1.0 / (wavelength or p.beam.wavelength)])
+        return kernel.still_spots(self.structure.hkl, A, s0, shape, p.crystal.d_min)
 
     def relative_counts(self, spots: kernel.StillSpots) -> np.ndarray:
         """Expected photons (n,) of spots for a crystal of brightness 1."""
         share = kernel.partiality(spots.offset, spots.width, REFERENCE_WIDTH)
         polarization = kernel.polarization_factor(
-            spots.s1, self.s0, np.array([0.0, 1.0, 0.0]), self.parameters.beam.polarization_fraction
+            spots.s1, np.array([0.0, 0.0, -1.0]), np.array([0.0, 1.0, 0.0]), self.parameters.beam.polarization_fraction
         )
         return self._intensity[spots.index] / MEAN_INTENSITY * share * polarization
 

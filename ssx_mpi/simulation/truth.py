@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.kernels.still_simulation import polarization_factor
+from ssx_mpi.simulation.panel_errors import PanelErrors, panel_errors, table_rows
 
 # farther from every true lattice of its image than this, an indexed lattice is false
 FALSE_ABOVE_DEG = 1.0
@@ -37,10 +38,14 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Where the beam meets the detector, (x, y) from the corner of its first pixel, and the distance; mm."""
+    """Where the beam meets the plane of the first panel, (x, y) from its corner, and its distance; mm.
+
+    `detector` is the dxtbx model.
+    """
 
     beam_centre_mm: tuple[float, float]
     distance_mm: float
+    detector: Any = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Comparison:
         What the second could be at most: with no errors but those of counting.
     reduced
         The run's own merged intensities against the true ones; None where it has none.
+    panels
+        Errors of the panels of a detector that has many; beam centre and distance are then off by the mean of these.
     """
 
     hits: int
@@ -137,6 +144,7 @@ class Comparison:
     cc_truth_scaled: float
     cc_counting: float
     reduced: Reduced | None = None
+    panels: PanelErrors | None = None
 
 
 def load_truth(folder: Path) -> Truth:
@@ -172,9 +180,10 @@ def read_experiments(path: Path) -> tuple[list[Lattice], Geometry]:
         crystal = content["crystal"][experiment["crystal"]]
         real = np.array([crystal[f"real_space_{axis}"] for axis in "abc"])
         lattices.append(Lattice(_image_index(experiment, content, path), np.linalg.inv(real)))
-    panel = DetectorFactory.from_dict(content["detector"][0])[0]
+    detector = DetectorFactory.from_dict(content["detector"][0])
+    panel = detector[0]
     s0 = BeamFactory.from_dict(content["beam"][0]).get_s0()
-    return lattices, Geometry(tuple(panel.get_beam_centre(s0)), panel.get_directed_distance())
+    return lattices, Geometry(tuple(panel.get_beam_centre(s0)), panel.get_directed_distance(), detector)
 
 
 def _image_index(experiment: dict, content: dict, path: Path) -> int:
@@ -435,6 +444,11 @@ def compare(
     if observations is not None:
         n_merged, cc, cc_scaled, cc_counting = merging_correlations(truth, observations)
     offset = np.subtract(geometry.beam_centre_mm, truth.geometry.beam_centre_mm)
+    farther = geometry.distance_mm - truth.geometry.distance_mm
+    panels = None
+    if geometry.detector is not None and len(geometry.detector) > 1:
+        panels = panel_errors(truth.geometry.detector, geometry.detector)
+        offset, farther = np.array(panels.shift_mm[:2]), -panels.shift_mm[2]
     return Comparison(
         hits=len(hits),
         hits_indexed=len(hits & indexed),
@@ -445,13 +459,14 @@ def compare(
         duplicate_lattices=int(right.sum()) - len(found),
         orientation_error_deg=float(np.median(matches.error_deg[right])) if right.any() else np.nan,
         beam_centre_error_mm=float(np.linalg.norm(offset)),
-        distance_error_mm=geometry.distance_mm - truth.geometry.distance_mm,
+        distance_error_mm=farther,
         n_observations=0 if observations is None else len(observations.intensity),
         n_merged=n_merged,
         cc_truth=float(cc),
         cc_truth_scaled=float(cc_scaled),
         cc_counting=float(cc_counting),
         reduced=None if merged is None else compare_merged(truth, merged),
+        panels=panels,
     )
 
 
@@ -495,6 +510,8 @@ def table(comparison: Comparison) -> str:
         ("error of the beam centre", f"{c.beam_centre_error_mm:.4f} mm"),
         ("error of the distance", f"{c.distance_error_mm:+.4f} mm"),
     ]
+    if c.panels is not None:
+        rows += table_rows(c.panels)
     if c.reduced is not None:
         r = c.reduced
         rows += [
