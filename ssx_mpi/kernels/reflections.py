@@ -31,6 +31,12 @@ class Observations:
     offset_sq
         (n,) float32; squared distance of the reflection from the Ewald sphere over the variance of its width, -2
         ln(partiality); 0 where it was recorded whole.
+    tilt
+        (n, 3) float32: the offset whose square `offset_sq` is, with its sign, and its derivatives by rotations of the
+        crystal about the two axes of :func:`ssx_mpi.kernels.orientation.beam_axes`, per radian. None where the file
+        does not say where reciprocal lattice points are.
+    limit
+        Observations with a squared offset beyond it are not used, but tell of orientations.
     """
 
     start: np.ndarray
@@ -38,6 +44,8 @@ class Observations:
     intensity: np.ndarray
     variance: np.ndarray
     offset_sq: np.ndarray
+    tilt: np.ndarray | None = None
+    limit: float = np.inf
 
     @property
     def n_crystals(self) -> int:
@@ -46,6 +54,14 @@ class Observations:
     def crystal(self) -> np.ndarray:
         """Number of the crystal of each observation, (n,) int64."""
         return np.repeat(np.arange(self.n_crystals), np.diff(self.start))
+
+    def within(self) -> np.ndarray:
+        """Which observations are within the limit, (n,) bool."""
+        return self.offset_sq <= self.limit
+
+    def number_within(self) -> np.ndarray:
+        """How many observations of each crystal are within the limit, (n_crystals,) int64."""
+        return np.bincount(self.crystal()[self.within()], minlength=self.n_crystals)
 
     def select(self, crystals: np.ndarray) -> Observations:
         """The observations of the crystals where the mask (n_crystals,) bool is true."""
@@ -57,6 +73,8 @@ class Observations:
             self.intensity[rows],
             self.variance[rows],
             self.offset_sq[rows],
+            None if self.tilt is None else self.tilt[rows],
+            self.limit,
         )
 
 

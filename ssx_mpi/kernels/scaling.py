@@ -176,6 +176,10 @@ class Indexed:
     minus: np.ndarray
     include: np.ndarray
 
+    def used(self) -> Indexed:
+        """The same without the observations beyond their limit."""
+        return replace(self, unique=np.where(self.observations.within(), self.unique, -1).astype(np.int32))
+
     def only(self, include: np.ndarray) -> Indexed:
         """The same with other crystals that take part."""
         return replace(self, include=include)

@@ -113,6 +113,9 @@ scaling {
   refine_partiality = True
     .type = bool
     .help = "Refine the widths of reflections, with resolution and for each crystal, where partialities tell of them."
+  refine_orientation = True
+    .type = bool
+    .help = "Rotate crystals to where their intensities say that they are, where observations left out of it agree."
   phil = None
     .type = path
     .help = "A file with parameters of dials.scale. Those that engine=fast has are taken over; others make DIALS scale."
@@ -217,6 +220,8 @@ class ScalingSettings:
         Crystals with fewer usable observations are left out.
     widths
         Whether to refine the widths of the reflections, which correct the partialities.
+    orientations
+        Whether to refine the orientations of the crystals.
     """
 
     robust_bound: float = 4.0
@@ -225,6 +230,7 @@ class ScalingSettings:
     error_cycles: int = 4
     min_observations: int = 10
     widths: bool = True
+    orientations: bool = True
 
 
 @dataclass(frozen=True)
@@ -364,6 +370,7 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
             robust_bound=params.scaling.robust_bound,
             min_observations=params.scaling.min_observations,
             widths=params.scaling.refine_partiality,
+            orientations=params.scaling.refine_orientation,
         ),
         merging=MergingSettings(
             n_shells=params.merging.n_bins,

@@ -47,6 +47,8 @@ class Crystals:
         (n, 6) float64, angstrom and degrees.
     wavelength
         (n,) float64 in angstrom.
+    beam
+        (n, 3) float64, direction in which the beam travels.
     image
         Paths or templates of the images, n of them.
     image_number
@@ -59,6 +61,7 @@ class Crystals:
     identifier: tuple[str, ...]
     cell: np.ndarray
     wavelength: np.ndarray
+    beam: np.ndarray
     image: tuple[str, ...]
     image_number: np.ndarray
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,10 @@ class Job:
     frame: Frame
     parameters: ReductionParameters
     folder: Path
+
+    def with_observations(self, observations: Observations) -> Job:
+        """The same job with other observations, as of crystals that were rotated."""
+        return replace(self, loaded=replace(self.loaded, observations=observations))
 
     @property
     def crystals(self) -> Crystals:

@@ -130,7 +130,7 @@ class LiveMerge:
         if not include.any():
             return sums
         as_indexed = np.zeros(observations.n_crystals, dtype=np.int64)
-        data = resolve.index_in_settings(observations, unique, np.eye(3)[None], as_indexed).only(include)
+        data = resolve.index_in_settings(observations, unique, np.eye(3)[None], as_indexed).used().only(include)
         scales, expected = scaling_rounds.radial_means(SerialCommunicator(), data, unique, self._shells)
         crystal, row = observations.crystal(), data.unique
         use = (row >= 0) & include[crystal]

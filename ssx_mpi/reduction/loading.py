@@ -172,7 +172,7 @@ def load(
         for source, crystals in shares:
             path = str(source.reflections)
             observations, counted = stage.read_observations(
-                path, crystals.identifier, crystals.position, selection, scaled
+                path, crystals.identifier, crystals.position, selection, scaled, crystals.beam
             )
             parts.append((crystals, observations))
             background += counted
@@ -272,6 +272,8 @@ def _read_crystals(source: Source, number: int, begin: int, end: int, offset: in
         identifier=tuple(experiment["identifier"] for experiment in experiments),
         cell=np.array([_cell(model) for model in models]).reshape(-1, 6),
         wavelength=np.array([content["beam"][e["beam"]]["wavelength"] for e in experiments], dtype=np.float64),
+        # dxtbx keeps the direction from the sample to the source
+        beam=np.array([[-x for x in content["beam"][e["beam"]]["direction"]] for e in experiments]).reshape(-1, 3),
         image=tuple(path for path, _ in images),
         image_number=np.array([image_number for _, image_number in images], dtype=np.int64),
     )
@@ -308,8 +310,8 @@ def _joined(parts: list[tuple[Crystals, Observations]]) -> tuple[Crystals, Obser
     if not parts:
         none = np.zeros(0)
         crystals = Crystals(
-            none.astype(np.int64), none.astype(np.int32), none.astype(np.int32), (), none.reshape(0, 6), none, (),
-            none.astype(np.int64),
+            none.astype(np.int64), none.astype(np.int32), none.astype(np.int32), (), none.reshape(0, 6), none,
+            none.reshape(0, 3), (), none.astype(np.int64),
         )  # fmt: skip
         return crystals, Observations(
             np.zeros(1, np.int64), np.zeros((0, 3), np.int32), none, none, none.astype(np.float32)
@@ -323,6 +325,7 @@ def _joined(parts: list[tuple[Crystals, Observations]]) -> tuple[Crystals, Obser
         identifier=sum((t.identifier for t in tables), ()),
         cell=np.concatenate([t.cell for t in tables]),
         wavelength=np.concatenate([t.wavelength for t in tables]),
+        beam=np.concatenate([t.beam for t in tables]),
         image=sum((t.image for t in tables), ()),
         image_number=np.concatenate([t.image_number for t in tables]),
     )
@@ -333,6 +336,8 @@ def _joined(parts: list[tuple[Crystals, Observations]]) -> tuple[Crystals, Obser
         np.concatenate([d.intensity for d in data]),
         np.concatenate([d.variance for d in data]),
         np.concatenate([d.offset_sq for d in data]),
+        None if any(d.tilt is None for d in data) else np.concatenate([d.tilt for d in data]),
+        max(d.limit for d in data),
     )
     return crystals, observations
 

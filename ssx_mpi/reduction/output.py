@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssx_mpi.kernels.ewald_width import EwaldWidth
+from ssx_mpi.kernels.orientation import N_AXES, rotation_matrix
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged, Noise, Scales, Trend
 from ssx_mpi.records.files import placing, write_json
@@ -27,20 +28,22 @@ _SCALES = ("log_k", "b_factor", "width")
 
 @dataclass(frozen=True)
 class CrystalResults:
-    """Results per crystal of one rank, (n_crystals,) each: scales, row in the settings, its margin, and fate.
+    """Results per crystal of one rank, (n_crystals,) each: scales, row in the settings, its margin, fate and rotation.
 
-    The margin is the log-likelihood by which the setting is above the second best, infinite where there is one.
+    The margin is the log-likelihood by which the setting is above the second best, infinite where there is one. The
+    rotation, (n_crystals, 2) radians about the axes across the beam, is that from where integration had the crystal.
     """
 
     scales: Scales
     setting: np.ndarray
     margin: np.ndarray
     fate: np.ndarray
+    rotation: np.ndarray
 
     @classmethod
     def unscaled(cls, setting: np.ndarray, fate: np.ndarray) -> CrystalResults:
         """Crystals in their settings, before anything is known about their scales."""
-        return cls(Scales.unit(len(setting)), setting, np.full(len(setting), np.inf), fate)
+        return cls(Scales.unit(len(setting)), setting, np.full(len(setting), np.inf), fate, _not_rotated(len(setting)))
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class FileResults:
     setting: np.ndarray
     margin: np.ndarray
     fate: np.ndarray
+    rotation: np.ndarray
+    beam: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ def collect_by_file(job: Job, results: CrystalResults) -> dict[int, FileResults]
                     results.setting[rows],
                     results.margin[rows],
                     results.fate[rows],
+                    results.rotation[rows],
+                    crystals.beam[rows],
                 ),
             )
         )
@@ -130,6 +137,8 @@ def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrys
             float(results.log_k[row]),
             float(results.b_factor[row]),
             float(results.width[row]),
+            results.rotation[row],
+            results.beam[row],
         )
         for row in np.flatnonzero(results.fate == Fate.KEPT)
     ]
@@ -138,7 +147,7 @@ def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrys
 def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path) -> None:
     """Write the experiments of some crystals of a file, in the common setting."""
     content = json.loads(source.experiments.read_bytes())
-    selected = select_experiments(content, [c.position for c in crystals], [c.setting for c in crystals])
+    selected = select_experiments(content, crystals)
     write_json(path, selected)
 
 
@@ -170,20 +179,19 @@ def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, se
 def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell_type: CellType) -> None:
     """Write crystals of a file as a CrystFEL stream, in the common setting."""
     content = json.loads(source.experiments.read_bytes())
-    chosen = [int(c.position) for c in crystals]
-    selected = select_experiments(content, chosen, [c.setting for c in crystals])
+    selected = select_experiments(content, crystals)
     stream = crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
     with placing(path) as beside:
         beside.write_text(stream)
 
 
-def select_experiments(content: dict, positions: list[int], settings: list[np.ndarray]) -> dict:
-    """An experiment list, as JSON, with some of its experiments, their crystals reindexed.
+def select_experiments(content: dict, crystals: list[ScaledCrystal]) -> dict:
+    """An experiment list, as JSON, with some of its experiments, their crystals reindexed and rotated.
 
     Indices become ``hkl @ T``, so the direct axes, rows of a matrix, become ``T.T @ axes``. Models that no
     experiment refers to any more are left out.
     """
-    chosen = [dict(content["experiment"][position]) for position in positions]
+    chosen = [dict(content["experiment"][crystal.position]) for crystal in crystals]
     result = {"__id__": content.get("__id__", "ExperimentList"), "experiment": chosen}
     for kind, models in content.items():
         if not isinstance(models, list) or kind == "experiment":
@@ -193,14 +201,18 @@ def select_experiments(content: dict, positions: list[int], settings: list[np.nd
             if kind in experiment:
                 experiment[kind] = used.setdefault(experiment[kind], len(used))
         result[kind] = [models[number] for number in used]
-    for experiment, setting in zip(chosen, settings):
-        if np.array_equal(setting, np.eye(3)):
+    for experiment, scaled in zip(chosen, crystals):
+        as_indexed = np.array_equal(scaled.setting, np.eye(3))
+        if as_indexed and not np.any(scaled.rotation):
             continue
         crystal = dict(result["crystal"][experiment["crystal"]])
-        axes = np.array([crystal["real_space_a"], crystal["real_space_b"], crystal["real_space_c"]])
-        crystal["real_space_a"], crystal["real_space_b"], crystal["real_space_c"] = (setting.T @ axes).tolist()
+        axes = scaled.setting.T @ np.array([crystal[f"real_space_{axis}"] for axis in "abc"])
+        if np.any(scaled.rotation):
+            beam = -np.array(result["beam"][experiment["beam"]]["direction"], dtype=np.float64)
+            axes = axes @ rotation_matrix(beam, scaled.rotation).T
+        crystal["real_space_a"], crystal["real_space_b"], crystal["real_space_c"] = axes.tolist()
         # errors of parameters in the setting that is no more
-        for name in ("B_covariance", "cell_covariance"):
+        for name in () if as_indexed else ("B_covariance", "cell_covariance"):
             crystal.pop(name, None)
         result["crystal"][experiment["crystal"]] = crystal
     return result
@@ -219,6 +231,7 @@ def write_scales(folder: Path, number: int, results: FileResults) -> None:
             setting=results.setting,
             margin=results.margin,
             fate=results.fate,
+            rotation=results.rotation,
         )
 
 
@@ -289,7 +302,9 @@ def previous_results(
     n = len(crystals)
     known = np.zeros(n, dtype=bool)
     scales = Scales(np.zeros(n), np.zeros(n), np.zeros(n), previous.trend)
-    results = CrystalResults(scales, np.zeros(n, dtype=np.int64), np.full(n, np.inf), np.zeros(n, dtype=np.int64))
+    results = CrystalResults(
+        *(scales, np.zeros(n, dtype=np.int64), np.full(n, np.inf), np.zeros(n, dtype=np.int64), _not_rotated(n))
+    )
     where = dict(zip(previous.sources, previous.files))
     for number in np.unique(crystals.source):
         path = where.get(sources[number])
@@ -298,6 +313,8 @@ def previous_results(
         with np.load(path) as arrays:
             row_of = {str(identifier): row for row, identifier in enumerate(arrays["identifier"])}
             columns = {name: arrays[name] for name in (*_SCALES, "setting", "margin", "fate")}
+            # earlier releases left crystals where they were
+            rotation = arrays["rotation"] if "rotation" in arrays else _not_rotated(len(columns["fate"]))
         for here in np.flatnonzero(crystals.source == number):
             there = row_of.get(crystals.identifier[here])
             if there is None or columns["fate"][there] != Fate.KEPT:
@@ -307,6 +324,7 @@ def previous_results(
                 getattr(results.scales, name)[here] = columns[name][there]
             results.setting[here] = columns["setting"][there]
             results.margin[here] = columns["margin"][there]
+            results.rotation[here] = rotation[there]
     return known, results
 
 
@@ -325,6 +343,10 @@ def _joined(parts: list[FileResults]) -> FileResults:
         sum((part.identifier for part in parts), ()),
         *(
             np.concatenate([getattr(part, name) for part in parts])
-            for name in ("position", *_SCALES, "setting", "margin", "fate")
+            for name in ("position", *_SCALES, "setting", "margin", "fate", "rotation", "beam")
         ),
     )
+
+
+def _not_rotated(n_crystals: int) -> np.ndarray:
+    return np.zeros((n_crystals, N_AXES))

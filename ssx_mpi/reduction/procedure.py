@@ -10,6 +10,7 @@ import numpy as np
 
 from ssx_mpi.kernels import ambiguity, merging
 from ssx_mpi.kernels.exact_sums import exact_median
+from ssx_mpi.kernels.orientation import Predicted, rotated
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
 from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
@@ -22,6 +23,7 @@ from ssx_mpi.reduction import (
     outcome,
     output,
     phil_files,
+    post_refinement,
     references,
     resolve,
     scaling_rounds,
@@ -33,6 +35,7 @@ from ssx_mpi.reduction.job import Frame, Job, require_some, say
 from ssx_mpi.reduction.loading import Loaded, Source
 from ssx_mpi.reduction.merge import MergedData, merge
 from ssx_mpi.reduction.outcome import Summary
+from ssx_mpi.reduction.post_refinement import Orientations
 from ssx_mpi.reduction.scaling_rounds import Scaled
 from ssx_mpi.report import merging_report as report
 from ssx_mpi.stages.intensities import reflection_data as stage
@@ -53,6 +56,8 @@ class _Start:
         Error model.
     current
         Merged intensities of an earlier reduction.
+    orientations
+        Of the crystals, as the observations of the job have them.
     known, earlier
         Crystals (n_crystals,) bool that were in it, and their results.
     """
@@ -63,6 +68,7 @@ class _Start:
     current: Merged | None
     known: np.ndarray
     earlier: output.CrystalResults
+    orientations: Orientations
 
 
 def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParameters, folder: Path) -> Summary:
@@ -89,7 +95,7 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     grouping = None if parameters.grouping is None else groups.read_grouping(parameters.grouping)
     loaded = _load(comm, sources, parameters, previous)
     fate = np.where(
-        np.diff(loaded.observations.start) < parameters.scaling.min_observations, Fate.NO_REFLECTIONS, Fate.KEPT
+        loaded.observations.number_within() < parameters.scaling.min_observations, Fate.NO_REFLECTIONS, Fate.KEPT
     ).astype(np.int64)
     # one cell that is no number would make the median none, and leave out all others
     fate[~np.isfinite(loaded.crystals.cell).all(axis=1)] = Fate.CELL
@@ -98,26 +104,28 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
     job = Job(comm, sources, loaded, _frame(comm, loaded, fate, centre, parameters), parameters, folder)
     reference = references.load(comm, parameters, job.frame.cell, job.frame.space_group, job.frame.unique)
 
-    start, how = _start(job, fate, previous), None
+    (job, start), how = _start(job, fate, previous), None
     if "scale" in parameters.steps:
         setting, margin, fate, how = _resolve(job, fate, start, reference)
         if parameters.check_with_cosym and len(job.frame.settings) > 1:
             with_dials.compare_with_cosym(job, setting, fate)
         if parameters.engine == "dials":
             with_dials.scale_and_merge(job, setting, fate)
-            return _summary(job, fate, None, {}, how)
+            return _summary(job, fate, None, {}, how, start.orientations)
         indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
-        fate, scaled = _scale(job, indexed, fate, start)
+        indexed, fate, scaled, orientations = _scale(job, indexed, fate, start)
     else:
         setting, margin = _one_setting(len(job.crystals))
-        indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting)
+        indexed = resolve.index_in_settings(job.observations, job.frame.unique, job.frame.settings, setting).used()
+        orientations = start.orientations
         scaled = scaling_rounds.as_scaled(comm, indexed.only(fate == Fate.KEPT), start.expected)
 
     merged = {}
     if "merge" in parameters.steps:
         merged = _merge(job, indexed, fate, scaled, reference, grouping)
-    summary = _summary(job, fate, scaled, merged, how)
-    outcome.write(job, summary, scaled, output.CrystalResults(scaled.scales, setting, margin, fate))
+    summary = _summary(job, fate, scaled, merged, how, orientations)
+    results = output.CrystalResults(scaled.scales, setting, margin, fate, orientations.angles)
+    outcome.write(job, summary, scaled, results)
     return summary
 
 
@@ -126,7 +134,9 @@ def _load(
 ) -> Loaded:
     # crystals that are added get their partialities as those before them
     width = None if previous is None else previous.width
-    selection = stage.Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max, width)
+    # crystals are rotated: what is not on the Ewald sphere now may be, and that nothing is there says where it is not
+    margin = post_refinement.MARGIN if _orients(parameters) else 0.0
+    selection = stage.Selection(parameters.partiality_threshold, parameters.d_min, parameters.d_max, width, margin)
     scaled = "scale" not in parameters.steps
     loaded = loading.load(comm, sources, selection, scaled, find_width=previous is None)
     say(comm, "%d crystals in %d files", loaded.n_total, len(sources))
@@ -159,7 +169,7 @@ def _frame(
 ) -> Frame:
     space_group = loaded.space_group
     cell = stage.symmetric_cell(centre, space_group)
-    rows = np.repeat(fate == Fate.KEPT, np.diff(loaded.observations.start))
+    rows = np.repeat(fate == Fate.KEPT, np.diff(loaded.observations.start)) & loaded.observations.within()
     highest = comm.max(np.array([stage.largest_d_star_sq(cell, loaded.observations.hkl[rows])]))[0]
     d_min = max(highest**-0.5 * (1 - 1e-6), parameters.d_min or 0.0)
     unique = stage.unique_table(cell, space_group, d_min)
@@ -167,21 +177,55 @@ def _frame(
     return Frame(cell, space_group, unique, merging.resolution_shells(unique.d_star_sq, _RADIAL_SHELLS), settings)
 
 
-def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> _Start:
-    n, frame = len(job.crystals), job.frame
-    as_indexed = resolve.index_in_settings(job.observations, frame.unique, frame.settings, np.zeros(n, dtype=np.int64))
-    scales, expected = scaling_rounds.radial_means(
-        job.comm, as_indexed.only(fate == Fate.KEPT), frame.unique, frame.shells, job.parameters.scaling.widths
-    )
-    if previous is None:
-        nobody = output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
-        return _Start(scales, expected, _FIRST_NOISE, None, np.zeros(n, dtype=bool), nobody)
+def _orients(parameters: ReductionParameters) -> bool:
+    return parameters.scaling.orientations and parameters.engine == "fast" and "scale" in parameters.steps
+
+
+def _start(job: Job, fate: np.ndarray, previous: output.Previous | None) -> tuple[Job, _Start]:
+    n = len(job.crystals)
+    known, earlier = np.zeros(n, dtype=bool), output.CrystalResults.unscaled(np.zeros(n, dtype=np.int64), fate)
+    noise, current = _FIRST_NOISE, None
+    if previous is not None:
+        known, earlier, current = _earlier(job, previous)
+        noise = previous.noise
+    orientations = Orientations(earlier.rotation)
+    job = job.with_observations(rotated(job.observations, orientations.angles))
+    as_indexed = resolve.index_in_settings(
+        job.observations, job.frame.unique, job.frame.settings, np.zeros(n, dtype=np.int64)
+    ).only(fate == Fate.KEPT)
+    as_indexed, scales, expected, orientations = _by_mean_intensity(job, as_indexed, orientations, known)
+    job = job.with_observations(as_indexed.observations)
+    return job, _Start(scales, expected, noise, current, known, earlier, orientations)
+
+
+def _by_mean_intensity(
+    job: Job, data: Indexed, orientations: Orientations, known: np.ndarray
+) -> tuple[Indexed, Scales, np.ndarray, Orientations]:
+    # scales, and orientations of crystals that are not known, by the mean intensities in resolution shells: no crystal
+    # need be in the setting of another for that
+    def means() -> tuple[Scales, np.ndarray]:
+        frame, widths = job.frame, job.parameters.scaling.widths
+        return scaling_rounds.radial_means(job.comm, data.used(), frame.unique, frame.shells, widths)
+
+    scales, expected = means()
+    if not (_orients(job.parameters) and post_refinement.possible(job.comm, data)):
+        return data, scales, expected, orientations
+    new = data.only(data.include & ~known)
+    predicted, bound = Predicted.by_wilson(data, expected), job.parameters.scaling.robust_bound
+    found, rotated_data = post_refinement.refine(job.comm, new, scales, _FIRST_NOISE, predicted, orientations, bound)
+    if found is orientations:
+        return data, scales, expected, orientations
+    data = rotated_data.only(data.include)
+    return data, *means(), found
+
+
+def _earlier(job: Job, previous: output.Previous) -> tuple[np.ndarray, output.CrystalResults, Merged]:
+    frame = job.frame
     if previous.settings.shape != frame.settings.shape or not np.allclose(previous.settings, frame.settings):
         raise InputError(f"append={job.parameters.append}: the lattice has other symmetries now than it had then")
     known, earlier = output.previous_results(previous, job.sources, job.crystals)
-    current = references.place(previous.hkl, previous.intensity, previous.weight, frame.unique)
     say(job.comm, "%d crystals continue from %s", job.count(known), job.parameters.append)
-    return _Start(scales, expected, previous.noise, current, known, earlier)
+    return known, earlier, references.place(previous.hkl, previous.intensity, previous.weight, frame.unique)
 
 
 def _resolve(
@@ -251,15 +295,26 @@ def _say_settings(job: Job, resolved: resolve.Resolved, include: np.ndarray, und
         say(job.comm, "random starts that agree with the best one, share of crystals: %s", shares)
 
 
-def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple[np.ndarray, Scaled]:
-    comm, unique, data = job.comm, job.frame.unique, indexed.only(fate == Fate.KEPT)
+def _scale(
+    job: Job, indexed: Indexed, fate: np.ndarray, start: _Start
+) -> tuple[Indexed, np.ndarray, Scaled, Orientations]:
+    comm, unique = job.comm, job.frame.unique
     require_some(comm, fate)
-    scales, expected = start.scales, start.expected
+    scales, expected, everything = start.scales, start.expected, indexed.only(fate == Fate.KEPT)
+    data = everything.used()
     if start.current is not None:
         scales = scaling_rounds.join_scales(
             data, scales, start.earlier.scales, start.known, start.noise, start.current, expected, unique
         )
-    scaled = scaling_rounds.scale(comm, data, unique, scales, expected, job.parameters.scaling, start.noise)
+    settings, orientations = job.parameters.scaling, start.orientations
+    scaled = scaling_rounds.scale(comm, data, unique, scales, expected, settings, start.noise)
+    if _orients(job.parameters) and post_refinement.possible(comm, everything):
+        everything, scaled, orientations = post_refinement.with_scales(
+            comm, everything, unique, scaled, settings, orientations
+        )
+        data = everything.used()
+        _say_orientations(job, orientations)
+    indexed = everything.used()
     fate = _with(fate, data.include & ~scaled.include, Fate.NOT_SCALED)
     require_some(comm, fate)
     fate, scaled = filters.filter_crystals(comm, indexed, fate, scaled, unique, job.frame.shells, job.parameters)
@@ -275,7 +330,22 @@ def _scale(job: Job, indexed: Indexed, fate: np.ndarray, start: _Start) -> tuple
         scaled.noise.c,
         scaled.deviations.overall,
     )
-    return fate, scaled
+    return indexed, fate, scaled, orientations
+
+
+def _say_orientations(job: Job, orientations: Orientations) -> None:
+    if not orientations.rounds:
+        say(job.comm, "orientations: as integrated, since observations left out of it do not speak for others")
+        return
+    turned = np.degrees(np.sqrt(np.sum(orientations.angles**2, axis=1)))
+    moved = np.any(orientations.angles != 0, axis=1)
+    say(
+        job.comm,
+        "orientations: %d crystals rotated, median %.4f degrees; log-likelihood of observations left out of it +%.0f",
+        job.count(moved),
+        exact_median(job.comm, turned[moved][:, None])[0],
+        orientations.gain,
+    )
 
 
 def _merge(
@@ -323,7 +393,12 @@ def _merge(
 
 
 def _summary(
-    job: Job, fate: np.ndarray, scaled: Scaled | None, merged: dict[str, MergedData], how: dict[str, Any] | None
+    job: Job,
+    fate: np.ndarray,
+    scaled: Scaled | None,
+    merged: dict[str, MergedData],
+    how: dict[str, Any] | None,
+    orientations: Orientations,
 ) -> Summary:
     fates = job.comm.sum(np.bincount(fate, minlength=len(Fate)))
     return Summary(
@@ -333,12 +408,12 @@ def _summary(
         float(exact_median(job.comm, job.crystals.wavelength[:, None])[0]),
         merged,
         how,
-        None if scaled is None else _scaling_in_numbers(scaled),
+        None if scaled is None else _scaling_in_numbers(scaled, orientations),
         job.loaded.without_background,
     )
 
 
-def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
+def _scaling_in_numbers(scaled: Scaled, orientations: Orientations) -> dict[str, Any]:
     trend, deviation = scaled.scales.trend, scaled.deviations.overall
     return {
         "rounds": scaled.rounds,
@@ -347,6 +422,11 @@ def _scaling_in_numbers(scaled: Scaled) -> dict[str, Any]:
         "simplified": scaled.simplified,
         "error_model": {"a": scaled.noise.a, "b": scaled.noise.b, "c": scaled.noise.c},
         "normalised_deviation": deviation if np.isfinite(deviation) else None,
+        "orientations": {
+            "rounds": orientations.rounds,
+            "spread_deg": float(np.degrees(orientations.spread)) if orientations.rounds else None,
+            "gain": orientations.gain,
+        },
         "width_trend": {"d_star": trend.knots.tolist(), "log_variance_ratio": trend.values.tolist()},
     }
 

@@ -59,13 +59,18 @@ class Resolved:
 
 def locate_settings(observations: Observations, unique: UniqueReflections, settings: np.ndarray) -> np.ndarray:
     """Unique reflection of each observation in each setting, (n_settings, n) int32."""
-    return np.stack([unique.locate(observations.hkl, setting)[0] for setting in settings])
+    rows = np.stack([unique.locate(observations.hkl, setting)[0] for setting in settings])
+    rows[:, ~observations.within()] = -1
+    return rows
 
 
 def index_in_settings(
-    observations: Observations, unique: UniqueReflections, settings: np.ndarray, setting: np.ndarray
+    observations: Observations,
+    unique: UniqueReflections,
+    settings: np.ndarray,
+    setting: np.ndarray,
 ) -> Indexed:
-    """Where observations belong once each crystal is put into its setting; all crystals take part."""
+    """Where all observations that were read belong once each crystal is in its setting; all crystals take part."""
     of_observation = np.repeat(setting, np.diff(observations.start))
     at, minus = np.full(len(of_observation), -1, dtype=np.int32), np.zeros(len(of_observation), dtype=np.uint8)
     for number in np.unique(setting):

@@ -399,6 +399,11 @@ def _posterior(merged: Merged, mean: np.ndarray, unique: UniqueReflections, shel
     return expectation, _shell_means(expectation.value, merged.weight > 0, unique, shells)
 
 
+def mean_intensities(merged: Merged, unique: UniqueReflections, shells: Shells) -> np.ndarray:
+    """Mean of the merged intensities at the resolution of each unique reflection, times epsilon, (n_unique,)."""
+    return _shell_means(np.maximum(merged.intensity, 0.0), merged.weight > 0, unique, shells)
+
+
 def _shell_means(intensity: np.ndarray, seen: np.ndarray, unique: UniqueReflections, shells: Shells) -> np.ndarray:
     total = shells.sum(np.where(seen, intensity / unique.epsilon, 0.0))
     return _smooth(total, shells.sum(seen.astype(float)), unique, shells)

@@ -207,13 +207,15 @@ def write_reflections(
     table = flex.reflection_table()
     table["miller_index"] = to_miller_index(hkl)
     for name, values in columns.items():
-        table[name] = flumpy.from_numpy(np.array(values, dtype=np.int32 if name == "id" else np.float64))
+        values = np.array(values, dtype=np.int32 if name == "id" else np.float64)
+        table[name] = flumpy.vec_from_numpy(values) if values.ndim == 2 else flumpy.from_numpy(values)
     table["panel"] = flex.size_t(n, 0)
     table["d"] = uctbx.unit_cell(cell).d(table["miller_index"])
     table["xyzobs.px.value"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
     table["xyzcal.px"] = flex.vec3_double(n, (1.0, 1.0, 0.5))
     table["xyzcal.mm"] = flex.vec3_double(n, (0.1, 0.1, 0.0))
-    table["s1"] = flex.vec3_double(n, (0.0, 0.0, 1.0))
+    if "s1" not in columns:
+        table["s1"] = flex.vec3_double(n, (0.0, 0.0, 1.0))
     table.set_flags(flex.bool(n, True), table.flags.integrated_sum)
     for number, name in enumerate(names):
         table.experiment_identifiers()[number] = name

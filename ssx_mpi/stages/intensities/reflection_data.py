@@ -15,6 +15,7 @@ from libtbx.utils import Sorry
 
 from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.ewald_width import EwaldWidth
+from ssx_mpi.kernels.orientation import beam_axes
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
 from ssx_mpi.stages.flex_arrays import from_miller_index, rows_of, to_miller_index
@@ -41,12 +42,21 @@ class Selection:
         Limits of resolution in angstrom.
     width
         Gives the partialities; None takes those that integration wrote.
+    margin
+        Observations whose offset is further out than the threshold allows, by as many standard deviations of the
+        reflection, are read as well, where a width is given: they tell of orientations.
     """
 
     partiality_threshold: float
     d_min: float | None = None
     d_max: float | None = None
     width: EwaldWidth | None = None
+    margin: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """Largest squared offset of what is used."""
+        return -2.0 * float(np.log(max(self.partiality_threshold, 1e-6)))
 
 
 def space_group_symbol(space_group: str) -> str:
@@ -60,6 +70,7 @@ def read_observations(
     positions: np.ndarray,
     selection: Selection,
     scaled: bool = False,
+    beams: np.ndarray | None = None,
 ) -> tuple[Observations, np.ndarray]:
     """Integrated reflections of some crystals of a file, as full intensities.
 
@@ -76,6 +87,9 @@ def read_observations(
         Which reflections are taken.
     scaled
         Take scaled intensities divided by their scale factors instead.
+    beams
+        (n_crystals, 3) direction of the beam of each crystal, in which it travels; without it nothing is known about
+        rotations.
 
     Returns
     -------
@@ -94,6 +108,7 @@ def read_observations(
         # what was scaled was chosen before, whatever partiality integration gave it
         selection = replace(selection, partiality_threshold=0.0, width=None)
     rows, crystal, correction, offset_sq = _usable(table, path, identifiers, positions, selection)
+    tilt = None if beams is None or selection.width is None else _tilts(table, rows, beams[crystal], selection.width)
     intensity, variance = "intensity.sum.value", "intensity.sum.variance"
     if scaled:
         intensity, variance = "intensity.scale.value", "intensity.scale.variance"
@@ -110,8 +125,23 @@ def read_observations(
         intensity=flumpy.to_numpy(table[intensity])[rows] * correction,
         variance=flumpy.to_numpy(table[variance])[rows] * correction**2,
         offset_sq=np.zeros(len(rows), dtype=np.float32) if scaled else offset_sq,
+        tilt=tilt,
+        limit=np.inf if selection.width is None else selection.limit,
     )
     return observations, background
+
+
+def _tilts(table, rows: np.ndarray, beam: np.ndarray, width: EwaldWidth) -> np.ndarray:
+    # offset of each row with its sign, and its derivatives by the two rotations across the beam: (n, 3) float32
+    s2, s1 = (flumpy.to_numpy(table[name]).reshape(-1, 3)[rows] for name in ("s2", "s1"))
+    length, k = np.sqrt(np.sum(s2**2, axis=1)), np.sqrt(np.sum(s1**2, axis=1))
+    directions, of_row = np.unique(beam, axis=0, return_inverse=True)
+    axes = np.array([beam_axes(direction) for direction in directions]).reshape(-1, 2, 3)[of_row.reshape(-1)]
+    along = beam / np.sqrt(np.sum(beam**2, axis=1))[:, None]
+    turn = np.cross(s2, along) * (k / length)[:, None]
+    sigma = np.sqrt(width.at(_d_star_sq(table)[rows]))
+    columns = [length - k, *(np.sum(turn * axes[:, axis], axis=1) for axis in (0, 1))]
+    return (np.stack(columns, axis=1) / sigma[:, None]).astype(np.float32)
 
 
 def _read_table(path: str):
@@ -140,7 +170,7 @@ def _usable(
     if selection.width is not None:
         variance = selection.width.at(_d_star_sq(table))
         offset_sq = _excitation(table) ** 2 / variance
-        use &= offset_sq <= -2.0 * np.log(least)
+        use &= offset_sq <= (np.sqrt(selection.limit) + selection.margin) ** 2
         correction = correction * np.exp(0.5 * np.where(use, offset_sq, 0.0)) * selection.width.spread(variance)
     elif "partiality" in table:
         partiality = flumpy.to_numpy(table["partiality"])
@@ -244,6 +274,10 @@ class ScaledCrystal:
         (3, 3); indices become ``hkl @ setting``.
     log_k, b_factor, width
         Scale, B (square angstrom) and width, see :class:`ssx_mpi.kernels.scaling.Scales`.
+    rotation
+        (2,) radians about the axes of :func:`ssx_mpi.kernels.orientation.beam_axes`, from where integration had it.
+    beam
+        (3,) direction in which the beam travels.
     """
 
     identifier: str
@@ -252,6 +286,8 @@ class ScaledCrystal:
     log_k: float
     b_factor: float
     width: float
+    rotation: np.ndarray
+    beam: np.ndarray
 
 
 def write_selected_reflections(source: str, target: str, crystals: list[ScaledCrystal], selection: Selection) -> None:
@@ -372,6 +408,16 @@ def _selected(source: str, crystals: list[ScaledCrystal], selection: Selection):
         np.array([c.position for c in crystals], dtype=np.int64),
         selection,
     )
+    if selection.width is not None and any(np.any(c.rotation) for c in crystals):
+        angles = np.array([c.rotation for c in crystals])[crystal]
+        tilt = _tilts(table, rows, np.array([c.beam for c in crystals])[crystal], selection.width).astype(np.float64)
+        moved_sq = (tilt[:, 0] + tilt[:, 1] * angles[:, 0] + tilt[:, 2] * angles[:, 1]) ** 2
+        keep = moved_sq <= selection.limit
+        correction = (correction * np.exp(0.5 * np.minimum(moved_sq - tilt[:, 0] ** 2, 100.0)))[keep]
+        rows, crystal, offset_sq = rows[keep], crystal[keep], moved_sq[keep].astype(np.float32)
+    elif selection.margin > 0:
+        keep = offset_sq <= selection.limit
+        rows, crystal, correction, offset_sq = rows[keep], crystal[keep], correction[keep], offset_sq[keep]
     settings = np.array([c.setting for c in crystals]).reshape(-1, 3, 3)
     hkl = np.rint(np.einsum("ni,nij->nj", from_miller_index(table["miller_index"])[rows], settings[crystal])).astype(
         np.int32
