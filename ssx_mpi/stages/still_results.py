@@ -182,7 +182,14 @@ class Still:
         return replace(self, seconds={**self.seconds, stage: seconds})
 
     def without_pixels(self) -> Still:
-        """What is worth keeping when the pixels are not wanted again: of a blank, no table of spots either."""
+        """What is worth keeping when the pixels are not wanted again: of a blank, no table of spots either.
+
+        Image sets, which the experiments hold, keep the image that they read last: they let go of it.
+        """
+        experiments = [] if self.crystals is None else list(self.crystals.experiments)
+        for experiment in [self.spots.experiment, *experiments]:
+            if experiment is not None and experiment.imageset is not None:
+                experiment.imageset.clear_cache()
         return replace(self, spots=replace(self.spots, frame=None, table=self.spots.table if self.hit else None))
 
     def without_experiment(self) -> Still:
