@@ -1,17 +1,17 @@
-"""From images to merged intensities over physics and hardware, against the truth, with DIALS and plain averaging beside.
+"""From images to merged intensities over physics and hardware, against the truth, with DIALS and plain averages beside.
 
     python benchmarks/truth_matrix.py FOLDER [CELL ...] [--no-dials] [--list]
 
 Each cell of the matrix is a small simulated data set with one thing unlike lysozyme on an Eiger 1M: the shape of its
-crystals, the beam, the detector, the header, the symmetry, the number of crystals. It is processed and reduced as a user
-does it, with the true geometry unless the header is what the cell is about. Beside the reduction stand ``dials.scale`` and
-``dials.merge`` (``engine=dials``) on the same integrated crystals, and plain averaging: the sum of what was recorded over
-the sum of the shares that integration says were recorded, with a scale for each crystal.
+crystals, the beam, the detector, the header, the symmetry, the number of crystals. It is processed and reduced as a
+user does it, with the true geometry unless the header is what the cell is about. Beside the reduction stand
+``dials.scale`` and ``dials.merge`` (``engine=dials``) on the same integrated crystals, and plain averaging: the sum
+of what was recorded over the sum of the shares that integration says were recorded, with a scale for each crystal.
 
-Correlations with the truth are those of the reflections that two of them have in common, since a program that merges less
-merges what is easy. A cell fails where the reduction is behind by more than 0.005 in CC or by 3% in reflections. What is
-done is kept in the folder, so that an interrupted matrix goes on; ``FOLDER/matrix.json`` and ``matrix.md`` have the
-outcome.
+Correlations with the truth are those of the reflections that two of them have in common, since a program that merges
+less merges what is easy. A cell fails where the reduction is behind by more than 0.005 in CC or by 3% in reflections.
+What is done is kept in the folder, so that an interrupted matrix goes on; ``FOLDER/matrix.json`` and ``matrix.md``
+have the outcome.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def behind(numbers: dict[str, Any]) -> list[str]:
 def table(outcomes: dict[str, dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        "| cell | hits indexed | lattices (false) | orientation | reflections, CC | with plain averaging: ours, theirs | "
+        "| cell | hits indexed | lattices (false) | orientation | reflections, CC | plain averaging: ours, theirs | "
         "DIALS: reflections | ours, theirs | deviation | falls short |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

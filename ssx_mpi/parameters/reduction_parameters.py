@@ -33,6 +33,9 @@ partiality_threshold = 0.25
 reference = None
   .type = path
   .help = "Intensities (.mtz, .cif) or a model (.pdb, .cif) that settles the indexing ambiguity; CC to it is reported."
+free_flags = *copy new none
+  .type = choice
+  .help = "copy: those of the reference, if any. new: 5% in thin shells, alike for what the lattice has alike, 0 free."
 reference_model {
   k_sol = 0.35
     .type = float
@@ -290,6 +293,7 @@ class ReductionParameters:
     anomalous: bool = False
     partiality_threshold: float = 0.25
     reference: Path | None = None
+    free_flags: str = "copy"
     k_sol: float = 0.35
     b_sol: float = 46.0
     cells: CellFilter = field(default_factory=CellFilter)
@@ -342,6 +346,7 @@ def from_phil(params, path: PathReader, prefix: str = "", d_max: float | None = 
         anomalous=params.anomalous,
         partiality_threshold=params.partiality_threshold,
         reference=existing(params.reference, "reference"),
+        free_flags=params.free_flags,
         k_sol=params.reference_model.k_sol,
         b_sol=params.reference_model.b_sol,
         cells=CellFilter(

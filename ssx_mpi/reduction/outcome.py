@@ -75,7 +75,11 @@ def write(job: Job, summary: Summary, scaled: Scaled, crystals: output.CrystalRe
     if job.comm.rank == 0:
         free = references.free_flags(job)
         if free is not None:
-            logger.info("free flags %s of the reference are carried over", free.label)
+            new = job.parameters.free_flags == "new"
+            logger.info("free flags %s", "are new" if new else f"{free.label} of the reference are carried over")
+        named = stage.named_setting(job.frame.space_group)
+        if named is not None:
+            logger.info("merged files are in the setting %s, since this one has no symbol: h,k,l became %s", *named)
         for name, data in summary.merged.items():
             _write_merged(job, name, data, summary, free)
     job.comm.barrier()
@@ -146,6 +150,7 @@ def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free:
                 d_min,
                 job.parameters.anomalous,
                 free,
+                (f"{data.n_crystals} crystals, {name}",),
             )
 
     everything = data.d_min_estimated is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ssx_mpi.kernels.free_set import new_flags
 from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Merged
@@ -40,12 +41,19 @@ def load(
 
 
 def free_flags(job: Job) -> FreeFlags | None:
-    """Flags of the reference, for the rank that writes; None where there are none, or they would not fit.
+    """Free flags for the rank that writes: new ones where asked for, or those of the reference; None for none.
 
-    Flags fit the indices of the merged data where these follow the reference, or there is one setting only.
+    Those of a reference fit the indices of the merged data where these follow it, or there is one setting only.
     """
+    if job.parameters.free_flags == "new":
+        unique = job.frame.unique
+        return FreeFlags("FreeR_flag", unique.hkl, new_flags(unique, job.frame.settings))
     path = job.parameters.reference
-    if path is None or ("scale" not in job.parameters.steps and len(job.frame.settings) > 1):
+    if (
+        job.parameters.free_flags == "none"
+        or path is None
+        or ("scale" not in job.parameters.steps and len(job.frame.settings) > 1)
+    ):
         return None
     return reader.read_free_flags(str(path))
 

@@ -54,6 +54,14 @@ def test_free_flags_are_carried_over_and_never_invented(lysozyme, tmp_path):
     assert run(tmp_path / "without", *lysozyme.paths, *QUICK) == 0
     assert not any("free" in label.lower() for label in columns(tmp_path / "without" / "DataFiles" / "merged.mtz"))
 
+    # and where they are asked for, they are new, whatever the reference has
+    assert run(tmp_path / "new", *lysozyme.paths, f"reference={reference}", "free_flags=new", *QUICK) == 0
+    table = columns(tmp_path / "new" / "DataFiles" / "merged.mtz")
+    assert np.mean(table["FreeR_flag"] == 0) == pytest.approx(0.05, abs=0.01)
+    assert table["FreeR_flag"].min() == 0
+    header = mtz.object(str(tmp_path / "new" / "DataFiles" / "merged.mtz"))
+    assert header.space_group_name() == "P 43 21 2" and "79 crystals" in " ".join(header.history())
+
 
 def test_summary_for_programs(lysozyme, tmp_path):
     assert run(tmp_path, *lysozyme.paths, *QUICK, "merging.n_bins=10") == 0

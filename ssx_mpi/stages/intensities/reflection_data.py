@@ -19,6 +19,7 @@ from ssx_mpi.kernels.orientation import beam_axes
 from ssx_mpi.kernels.reflections import Observations, UniqueReflections, unique_reflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales, Trend
 from ssx_mpi.stages.flex_arrays import from_miller_index, rows_of, to_miller_index
+from ssx_mpi.stages.intensities import mtz_header
 from ssx_mpi.stages.intensities.reference import FreeFlags
 
 logger = logging.getLogger(__name__)
@@ -534,6 +535,7 @@ def write_merged_mtz(
     d_min: float | None = None,
     anomalous: bool = False,
     free: FreeFlags | None = None,
+    notes: tuple[str, ...] = (),
 ) -> None:
     """Merged intensities, amplitudes and half-sets as MTZ.
 
@@ -547,11 +549,18 @@ def write_merged_mtz(
         In angstrom.
     sums, half_sums
         (3, n_unique, 2) sums of all observations (numerator, weight, number first), and of those of two half-sets.
+    notes
+        For the history.
     """
     symmetry = _symmetry(cell, space_group)
     inside = np.ones(len(unique), dtype=bool) if d_min is None else unique.d_star_sq <= d_min**-2 * (1 + 1e-9)
-    mean = _intensities(symmetry, unique.hkl, Merged.from_sums(sums), inside)
-    pairs = _anomalous_intensities(symmetry, unique, sums, inside)
+    to_named = mtz_header.change_to_named_setting(symmetry.space_group())
+
+    def named(array):
+        return array if to_named is None else array.change_basis(to_named).map_to_asu()
+
+    mean = named(_intensities(symmetry, unique.hkl, Merged.from_sums(sums), inside))
+    pairs = named(_anomalous_intensities(symmetry, unique, sums, inside))
     dataset = mean.as_mtz_dataset(
         column_root_label="IMEAN", crystal_name="crystal", project_name="ssx_mpi", dataset_name="merged",
         wavelength=wavelength,
@@ -570,7 +579,7 @@ def write_merged_mtz(
     seen = inside & (number > 0)
     count = flumpy.from_numpy(np.ascontiguousarray(number[seen]).astype(np.int32))
     indices = miller.set(symmetry, to_miller_index(unique.hkl[seen]), anomalous_flag=False)
-    dataset.add_miller_array(indices.array(data=count), "N")
+    dataset.add_miller_array(named(indices.array(data=count)), "N")
     if free is not None:
         row, _ = unique.locate(free.hkl)
         flagged = np.zeros(len(unique), dtype=np.int32)
@@ -580,13 +589,27 @@ def write_merged_mtz(
         known &= seen
         indices = miller.set(symmetry, to_miller_index(unique.hkl[known]), anomalous_flag=False)
         values = flumpy.from_numpy(flagged[known])
-        flags = indices.array(data=values)
+        flags = named(indices.array(data=values))
         dataset.add_miller_array(flags, free.label, column_types="I")
     for half, label in zip(half_sums, ("IHALF1", "IHALF2")):
-        array = _intensities(symmetry, unique.hkl, Merged.from_sums(half), inside)
+        array = named(_intensities(symmetry, unique.hkl, Merged.from_sums(half), inside))
         if array.size():
             dataset.add_miller_array(array, label)
+    if to_named is not None:
+        notes = (
+            *notes,
+            f"the setting {space_group_symbol(space_group)} has no symbol: h,k,l became {to_named.as_hkl()}",
+        )
+    mtz_header.complete(dataset.mtz_object(), "ssx_mpi: merged serial stills", list(notes))
     dataset.mtz_object().write(path)
+
+
+def named_setting(space_group: str) -> tuple[str, str] | None:
+    """Symbol of the setting that files are written in, and what h, k, l become; None where the setting has a symbol."""
+    to_named = mtz_header.change_to_named_setting(_group(space_group))
+    if to_named is None:
+        return None
+    return str(_group(space_group).change_basis(to_named).info()), str(to_named.as_hkl())
 
 
 def french_wilson(intensities):
