@@ -129,8 +129,9 @@ indexing.phil = None
   .expert_level = 1
 geometry_refinement {{
   n_crystals = 250
-    .type = int(value_min=1)
-    .help = "Number of crystals, from the first image on, for the joint refinement of the detector."
+    .type = str
+    .help = "Number of crystals, from the first image on, for the joint refinement of the detector; all takes those of"
+            "all images."
   images_to_use = None
     .type = str
     .help = "Use just these images for it, as first:last, counted from one over all the images."
@@ -151,6 +152,10 @@ geometry_refinement {{
     .type = float(value_min=0.001)
     .help = "The same for turns about each axis, in degrees."
     .expert_level = 1
+  final = False
+    .type = bool
+    .help = "When all batches are done, refine once more with all indexed crystals of the run, and say whether"
+            "integrating again with that geometry (geometry_refinement/final.expt) would gain."
   beam_search = True
     .type = bool
     .help = "Look for the beam centre in the spots of the first hits before anything is indexed."
@@ -209,6 +214,10 @@ class PanelPriors:
     tilt: float | None = None
 
 
+#: more crystals than any run has: all
+ALL_CRYSTALS = 2**40
+
+
 @dataclass(frozen=True)
 class CrystalSelection:
     """How many crystals a stage wants, and from which images (inclusive, counted from one over all images)."""
@@ -216,6 +225,11 @@ class CrystalSelection:
     n_crystals: int
     first: int | None
     last: int | None
+
+    @property
+    def wanted(self) -> str:
+        """How many, as the parameter has it."""
+        return "all" if self.n_crystals == ALL_CRYSTALS else str(self.n_crystals)
 
 
 @dataclass(frozen=True)
@@ -266,6 +280,7 @@ class Parameters:
     indexing_phil: Path | None
     geometry: CrystalSelection
     restrain_cell: bool
+    final_geometry: bool = field(metadata={"affects_results": False})
     hierarchy_level: int | None
     panel_priors: PanelPriors
     beam_search: bool
@@ -363,6 +378,7 @@ def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         indexing_phil=path.existing(extract.indexing.phil, "indexing.phil"),
         geometry=_selection(extract.geometry_refinement, "geometry_refinement"),
         restrain_cell=extract.geometry_refinement.restrain_cell,
+        final_geometry=extract.geometry_refinement.final,
         hierarchy_level=_unless_auto(extract.geometry_refinement.hierarchy_level),
         panel_priors=PanelPriors(
             _unless_auto(extract.geometry_refinement.panel_shift), _unless_auto(extract.geometry_refinement.panel_tilt)
@@ -473,10 +489,19 @@ def _bounds(first: str, last: str, where: str) -> tuple[int, int]:
 
 
 def _selection(extract, parameter: str) -> CrystalSelection:
+    n_crystals = _how_many(extract.n_crystals, f"{parameter}.n_crystals")
     if not extract.images_to_use:
-        return CrystalSelection(extract.n_crystals, None, None)
+        return CrystalSelection(n_crystals, None, None)
     where = f"{parameter}.images_to_use={extract.images_to_use}"
     parts = extract.images_to_use.split(":")
     if len(parts) != 2:
         raise InputError(f"{where}: the range must be two numbers, as in 1001:2000")
-    return CrystalSelection(extract.n_crystals, *_bounds(parts[0], parts[1], where))
+    return CrystalSelection(n_crystals, *_bounds(parts[0], parts[1], where))
+
+
+def _how_many(given: Any, parameter: str) -> int:
+    if str(given).strip().lower() == "all":
+        return ALL_CRYSTALS
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", str(given).strip()):
+        raise InputError(f"{parameter}={given}: it must be a number of crystals, or all")
+    return int(given)

@@ -216,9 +216,9 @@ def _refine_once(comm: Communicator, run: Run, crystals: FirstCrystals, round_: 
     if comm.rank == 0:
         counts = statistics.counts
         logger.info(
-            "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%d wanted)",
+            "Geometry, round %d: %d images, %d hits, %d of them indexed, %d lattices (%s wanted)",
             *(round_, counts["images"], counts["hits"], counts["indexed"], counts["lattices"]),
-            run.parameters.geometry.n_crystals,
+            run.parameters.geometry.wanted,
         )
         log_failures(statistics)
     if not n_crystals:
@@ -311,7 +311,7 @@ def verdict(before, after) -> tuple[bool, bool]:
 
 def _conclude(comm: Communicator, run: Run, refined) -> None:
     """Write what was refined, on rank 0. Collective."""
-    kept = _gather_crystals(comm, refined)
+    kept = first_crystals_of(comm, refined)
     if kept is None:
         return
     experiments, reflections = kept
@@ -337,8 +337,8 @@ def _conclude(comm: Communicator, run: Run, refined) -> None:
     logger.info("Refined geometry: %s", _refined_path(run))
 
 
-def _gather_crystals(comm: Communicator, refined):
-    """Experiments and reflections of the first crystals, in their order, on rank 0; None elsewhere. Collective."""
+def first_crystals_of(comm: Communicator, refined):
+    """Experiments and reflections of the first crystals that were refined, on rank 0; None elsewhere. Collective."""
     if comm.bcast(refined.number is None if comm.rank == 0 else None):
         # refined on rank 0 alone
         return (refined.experiments, refined.reflections) if comm.rank == 0 else None

@@ -1,7 +1,8 @@
 """What the program does, from images to merged intensities, as a story; the same on every rank.
 
 Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
-crystals unless it is given, process all images in batches, and reduce what was integrated.
+crystals unless it is given, process all images in batches, refine the geometry with all crystals where that is
+wanted, and reduce what was integrated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
 from ssx_mpi.processing.assessing import assess_crystals
 from ssx_mpi.processing.batches import process_batches
+from ssx_mpi.processing.final_geometry import check_final, refine_final_geometry
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
@@ -46,6 +48,7 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
         On every rank, for input that cannot be processed; nothing was written over.
     """
     began = time.monotonic()
+    check_final(parameters)
     run = import_images(comm, parameters, watch)
     claimed()
     if not parameters.symmetry_known:
@@ -65,6 +68,8 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     if not parameters.steps:
         return ExitCode.DONE
     status = process_batches(comm, run, geometry, began)
+    if status == ExitCode.DONE and parameters.final_geometry:
+        refine_final_geometry(comm, run, geometry)
     if status != ExitCode.DONE or REDUCE not in parameters.steps:
         return status
     return reduce_crystals(comm, run)

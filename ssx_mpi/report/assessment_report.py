@@ -37,23 +37,37 @@ def table(assessment) -> str:
 def next_command(assessment, parameters: Parameters) -> str:
     """The command line that processes the same images with the most populous cell, ready to paste."""
     best = assessment.clusters[0]
+    words = command_with(
+        parameters,
+        {
+            "unit_cell": ",".join(f"{p:.2f}" for p in best.best_cell),
+            "space_group": (parameters.space_group or best.metric_symmetry).replace(" ", ""),
+            "output.directory": parameters.directory,
+            # this folder holds the assessment, which the next run replaces
+            "restart": True,
+        },
+    )
+    return shlex.join(words)
+
+
+def command_with(parameters: Parameters, changes: dict[str, Any]) -> list[str]:
+    """The words of a command line that processes the same images with what `changes` says, by names of parameters."""
     words = ["ssx_mpi"]
     for source in parameters.sources:
         span = f":{source.first}:{source.last}" if source.first is not None else ""
         words.append(f"{source.kind}={source.name}{span}")
-    words += [f"{name}={value}" for name, value in _choices(parameters).items() if value is not None]
+    choices = {name: value for name, value in _choices(parameters).items() if value is not None and name not in changes}
+    words += [f"{name}={value}" for name, value in choices.items()]
     words += parameters.reduction_given
-    words.append("unit_cell=" + ",".join(f"{p:.2f}" for p in best.best_cell))
-    words.append("space_group=" + (parameters.space_group or best.metric_symmetry).replace(" ", ""))
-    words.append(f"output.directory={parameters.directory}")
-    # this folder holds the assessment, which the next run replaces
-    words.append("restart=True")
-    return shlex.join(words)
+    words += [f"{name}={value}" for name, value in changes.items()]
+    return words
 
 
 def _choices(p: Parameters) -> dict[str, Any]:
     """What the next run takes over from this one, by the names of the parameters; None for what was not given."""
     return {
+        "unit_cell": ",".join(f"{x:g}" for x in p.unit_cell) if p.unit_cell else None,
+        "space_group": p.space_group.replace(" ", "") if p.space_group else None,
         "reference_geometry": p.reference_geometry,
         "starting_geometry": p.starting_geometry,
         "mask": p.mask,
@@ -65,8 +79,11 @@ def _choices(p: Parameters) -> dict[str, Any]:
         "engine": p.engine,
         "keep_intermediate": p.keep_intermediate,
         "live_merge": p.live_merge,
-        "geometry_refinement.n_crystals": p.geometry.n_crystals,
+        "geometry_refinement.n_crystals": p.geometry.wanted,
         "geometry_refinement.images_to_use": f"{p.geometry.first}:{p.geometry.last}" if p.geometry.first else None,
+        "geometry_refinement.hierarchy_level": p.hierarchy_level,
+        "geometry_refinement.panel_shift": p.panel_priors.shift,
+        "geometry_refinement.panel_tilt": p.panel_priors.tilt,
         "beam_search": p.beam_search,
         "restrain_cell": p.restrain_cell,
         "spotfinding.min_spot_size": p.spotfinding.min_spot_size,

@@ -151,6 +151,8 @@ def refinement_block(refined) -> str:
         tabulate(steps, headers=headers, floatfmt=".5g"),
         "",
         place_table(refined),
+        *([levels_line(refined)] if refined.levels_tried else []),
+        *([refined.note] if refined.note else []),
     ]
     return "\n".join(parts)
 
@@ -173,23 +175,27 @@ def place_table(refined) -> str:
     return "\n".join(lines)
 
 
+def levels_line(refined) -> str:
+    """Which level of the detector's tree was refined, and why."""
+    tried = "; ".join(
+        f"level {t.level}: {t.distance:.4f} mm"
+        + (f", closer by {100 * t.gain:.1f}({100 * t.error:.1f})%" if t.level else "")
+        for t in refined.levels_tried
+    )
+    return (
+        f"Hierarchy level {refined.hierarchy_level}, by the median distance between spots and predictions of "
+        f"crystals that were left out ({tried})"
+    )
+
+
 def node_table(refined) -> str:
     """How the parts of the detector moved, each against the one that it is part of."""
-    lines = []
-    if refined.levels_tried:
-        tried = "; ".join(
-            f"level {t.level}: {t.distance:.4f} mm"
-            + (f", closer by {100 * t.gain:.1f}({100 * t.error:.1f})%" if t.level else "")
-            for t in refined.levels_tried
-        )
-        lines.append(
-            f"Hierarchy level {refined.hierarchy_level}, by the median distance between spots and predictions of "
-            f"crystals that were left out ({tried})"
-        )
+    lines = [levels_line(refined)] if refined.levels_tried else []
     rows = [
         [
             node.level,
-            node.name,
+            # of a path in a NeXus file its end
+            node.name.rsplit("/", 1)[-1],
             node.n_spots,
             *map(_value, node.shift, node.shift_sigma),
             *map(_value, node.turn, node.turn_sigma),

@@ -45,6 +45,7 @@ def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):
         *("spotfinding.phil=spots.phil", "dials_import.phil=import.phil", "starting_geometry=geo.expt"),
         *("spotfinding.min_spot_size=2", "batch_size=100", "engine=dials", "output.directory=o p"),
         *("keep_intermediate=False", "geometry_refinement.n_crystals=40", "geometry_refinement.images_to_use=2:30"),
+        *("hierarchy_level=1", "panel_shift=0.2", "panel_tilt=0.3"),
         *("beam_search=False", "restrain_cell=True", "integration.algorithm=stills", "d_max=30"),
         *(
             "live_merge=True",

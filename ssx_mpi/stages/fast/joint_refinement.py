@@ -107,6 +107,8 @@ class RefinedGeometry:
     closer
         Mean over the crystals of log(distance of spots from predictions before / after), and its error; None where
         that was not asked for.
+    note
+        What the user should know besides.
     """
 
     detector: Any
@@ -128,6 +130,7 @@ class RefinedGeometry:
     nodes: tuple[MovedNode, ...] = ()
     number: np.ndarray | None = None
     closer: tuple[float, float] | None = None
+    note: str = ""
 
     @property
     def rmsd(self) -> float:
@@ -301,6 +304,8 @@ def refine_fast(
     cell_before = _median_cell(comm, own.crystals())
     if hold_cell is not None:
         _give_cell(own, hold_cell)
+    if not len(reflections):
+        reflections = no_spots()
     table = _by_crystal(reflections.select(reflections["id"] >= 0))
     tree = panel_tree(detector, priors or PanelPriors())
     if hierarchy_level is not None and hierarchy_level > tree.depth:
@@ -324,8 +329,11 @@ def refine_fast(
     start = replace(start, a_matrices=of_crystals.there(start.a_matrices))
     fit = JointFit(there, start, of_crystals.there(strains), np.array(beam.get_s0()), comm)
     tried: tuple[LevelTried, ...] = ()
+    note = ""
     if hierarchy_level is None:
         hierarchy_level, tried = _levels_that_help(fit, tree, detector, shared.n_total)
+        if tree.distinct and not tried:
+            note = f"{shared.n_total} crystals are too few to tell whether parts of the detector are in their places"
     refined = fit.refine(tree.with_levels(start, detector, hierarchy_level))
     closer = None
     if against_start:
@@ -356,6 +364,7 @@ def refine_fast(
         nodes=nodes,
         number=shared.number,
         closer=closer,
+        note=note,
     )
 
 
@@ -418,9 +427,9 @@ class JointFit:
 def _levels_that_help(fit: JointFit, tree: PanelTree, detector, n_total: int) -> tuple[int, tuple[LevelTried, ...]]:
     """The level of the tree that brings crystals that were left out closest to their spots, and those tried."""
     assert fit.spots.number is not None
-    if n_total < _FEWEST_TO_LEAVE_OUT * _LEFT_OUT_OF or not tree.distinct:
+    if n_total < _FEWEST_FOR_LEVELS or not tree.distinct:
         return 0, ()
-    apart = fit.spots.number % _LEFT_OUT_OF == 0
+    apart = fit.spots.number % min(max(n_total // _FEWEST_TO_LEAVE_OUT, 2), _LEFT_OUT_OF) == 0
     others, left_out = fit.of(~apart), fit.of(apart)
     best, tried, last = 0, [], np.zeros(0)
     distances = _Distances(left_out)
@@ -467,6 +476,8 @@ def _median_cell(comm: Communicator, crystals) -> tuple[float, ...]:
 # crystals that at least are left out, and one of how many is, to tell whether a level of the tree helps
 _FEWEST_TO_LEAVE_OUT = 5
 _LEFT_OUT_OF = 10
+# below this neither half tells anything
+_FEWEST_FOR_LEVELS = 10
 # spots that a refinement of five parameters of the detector should have at the very least
 _FEWEST_SPOTS = 50
 
@@ -497,6 +508,21 @@ def _arrays(experiments, reflections, detector, beam, allowed) -> tuple[Detector
     # as products of matrices: the last digits of einsum may depend on the number of crystals
     in_laboratory = turns[:, None] @ allowed @ turns[:, None].transpose(0, 1, 3, 2)
     return spots, start_geometry(panels, a_matrices, middle), in_laboratory
+
+
+#: columns of a reflection table that are refined against
+COLUMNS = ("miller_index", "xyzobs.mm.value", "panel", "id", "flags")
+
+
+def no_spots():
+    """A reflection table without a row, with the columns that are refined against."""
+    from dials.array_family import flex
+
+    types = (flex.miller_index, flex.vec3_double, flex.size_t, flex.int, flex.size_t)
+    table = flex.reflection_table()
+    for name, kind in zip(COLUMNS, types):
+        table[name] = kind()
+    return table
 
 
 def _by_crystal(table):

@@ -151,6 +151,28 @@ def panel_tree(detector, priors: PanelPriors) -> PanelTree:
     return PanelTree(depth, tuple(paths), tuple(numbers), tuple(distinct), priors)
 
 
+def movement_px(before, after) -> tuple[float, float]:
+    """How far rays are recorded from where they were, in pixels, when a dxtbx detector `before` becomes `after`.
+
+    Returns
+    -------
+    rms, largest : float
+        Over a grid of points on all panels.
+    """
+    found = []
+    for old, new in zip(before, after):
+        size, pixel = np.array(old.get_image_size_mm()), np.array(old.get_pixel_size())
+        for share in np.stack(np.meshgrid(*2 * [np.linspace(0.0, 1.0, 5)]), axis=-1).reshape(-1, 2):
+            point = share * size
+            try:
+                there = new.get_ray_intersection(old.get_lab_coord(tuple(map(float, point))))
+            except RuntimeError:
+                # the panel stands along the ray
+                continue
+            found.append(float(np.hypot(*((np.array(there) - point) / pixel))))
+    return float(np.sqrt(np.mean(np.square(found)))), float(np.max(found))
+
+
 def _level(node: np.ndarray, priors: PanelPriors) -> PanelLevel:
     """The level whose panels belong to the nodes `node` (n_panels,)."""
     widths = np.repeat([priors.shift or _EXPECTED_SHIFT, np.radians(priors.tilt or _EXPECTED_TILT)], 3)

@@ -1,0 +1,157 @@
+"""The geometry refined once more, with all crystals of a run, when its batches are done.
+
+Each rank reads a share of the batches, whose crystals are then spread over the ranks in blocks and eliminated there
+(:mod:`ssx_mpi.kernels.detector_refinement`): no rank holds all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from typing import Any
+
+import numpy as np
+
+from ssx_mpi.parallel.collective import on_every_rank
+from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.run_parameters import Parameters
+from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.processing.geometry import first_crystals_of
+from ssx_mpi.processing.importing import Run
+from ssx_mpi.records.batch_files import Batch
+from ssx_mpi.records.files import read_json, replacing, write_json
+from ssx_mpi.report import text
+from ssx_mpi.report.assessment_report import command_with
+from ssx_mpi.stages.fast import joint_refinement
+from ssx_mpi.stages.fast.panel_tree import movement_px
+from ssx_mpi.stages.packing import pack
+from ssx_mpi.stages.still_results import StageError, identify, short_reason
+
+logger = logging.getLogger("ssx_mpi")
+
+_FINAL, _NUMBERS = "final.expt", "final_geometry.json"
+# predictions that come closer to the spots by less than this are within what integration refines for each crystal
+_WORTH_INTEGRATING = 0.03
+
+
+def check_final(parameters: Parameters) -> None:
+    """Make sure that there will be crystals to refine with.
+
+    Raises
+    ------
+    InputError
+        Where nothing is indexed, or what is indexed is not kept, or DIALS is to refine.
+    """
+    if not parameters.final_geometry:
+        return
+    given = "geometry_refinement.final=True"
+    if "index" not in parameters.image_steps:
+        raise InputError(f"{given} needs indexed crystals: steps= has no index")
+    if not parameters.keep_intermediate and parameters.image_steps[-1] != "index":
+        raise InputError(f"{given} needs the indexed crystals of all batches: it goes with keep_intermediate=True")
+    if parameters.engine == "dials" or parameters.refinement_phil is not None:
+        raise InputError(f"{given} is not for the refinement by DIALS: use dials.refine on the indexed crystals")
+
+
+def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any]) -> None:
+    """Refine with every indexed crystal of the run and write ``geometry_refinement/final.expt``. Collective.
+
+    Parameters
+    ----------
+    geometry
+        (detector, beam) with which the batches were processed, the same on every rank.
+    """
+    folder = run.directory / "geometry_refinement"
+    if comm.bcast((folder / _FINAL).exists() if comm.rank == 0 else None):
+        if comm.rank == 0:
+            numbers = read_json(folder / _NUMBERS)
+            logger.info("Geometry with all crystals as refined before, from %s", folder / _FINAL)
+            logger.info("%s", _conclusion(run, numbers["movement"], numbers["closer"]))
+        return
+    with on_every_rank(comm, InputError):
+        experiments, reflections = _read(run.batches, comm.rank, comm.size)
+    counts = comm.allgather(len(experiments))
+    n_total, first = sum(counts), sum(counts[: comm.rank])
+    if comm.rank == 0:
+        logger.info("\nGeometry with all %d crystals of the run", n_total)
+    detector, beam = geometry
+    shared = joint_refinement.SharedCrystals(comm, detector, beam, first + np.arange(len(experiments)), n_total)
+    parameters = run.parameters
+    try:
+        refined = joint_refinement.refine_fast(
+            experiments,
+            reflections,
+            parameters.unit_cell if parameters.restrain_cell else None,
+            parameters.hierarchy_level,
+            parameters.panel_priors,
+            shared,
+            against_start=True,
+        )
+    except StageError as error:
+        if comm.rank == 0:
+            logger.warning("The geometry could not be refined with all crystals: %s", error)
+        return
+    if comm.rank == 0:
+        logger.info(text.refinement_block(refined))
+        if refined.converged is False:
+            logger.warning("The geometry refinement did not converge in %d steps", len(refined.steps) - 1)
+        if refined.nodes:
+            logger.info("Parts of the detector:\n%s", text.node_table(refined))
+    kept = first_crystals_of(comm, refined)
+    if kept is None:
+        return
+    assert refined.closer is not None
+    movement = movement_px(detector, refined.detector)
+    folder.mkdir(exist_ok=True)
+    numbers = {**text.refinement_json(refined), "movement": movement, "closer": refined.closer}
+    write_json(folder / _NUMBERS, numbers)
+    with replacing(folder / "final.refl") as file:
+        file.write(kept[1].as_msgpack())
+    with replacing(folder / _FINAL) as file:
+        file.write(json.dumps(pack(kept[0]), indent=1).encode())
+    logger.info("Geometry with all crystals: %s", folder / _FINAL)
+    logger.info("%s", _conclusion(run, movement, refined.closer))
+
+
+def _conclusion(run: Run, movement: tuple[float, float], closer: tuple[float, float]) -> str:
+    gain, error = closer
+    said = (
+        f"Spots would move by {movement[0]:.2f} pixels (root mean square over the detector), {movement[1]:.2f} at "
+        f"most; predictions come closer to spots by {100 * gain:.1f}({100 * error:.1f})%"
+    )
+    if gain < max(2 * error, _WORTH_INTEGRATING):
+        return f"{said}. Integrating again would gain little"
+    where = run.directory.with_name(run.directory.name + "_final")
+    path = run.directory / "geometry_refinement" / _FINAL
+    command = command_with(run.parameters, {"reference_geometry": path, "output.directory": where})
+    return f"{said}. Integrating again would gain; the command:\n  {shlex.join(command)}"
+
+
+def _read(batches: list[Batch], rank: int, size: int):
+    """Indexed crystals of the share of this rank, in the order of the images, and their spots."""
+    from dials.array_family import flex
+    from dxtbx.model import ExperimentList
+
+    experiments, reflections = ExperimentList(), joint_refinement.no_spots()
+    for batch in batches[rank * len(batches) // size : (rank + 1) * len(batches) // size]:
+        path = batch.folder / "indexed.expt"
+        if not path.exists():
+            # a batch without a lattice
+            continue
+        try:
+            own = ExperimentList.from_file(str(path), check_format=False)
+            # read as what it is: of a file that is something else dials would load whatever is pickled there
+            table = flex.reflection_table.from_msgpack_file(str(path.with_suffix(".refl")))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"{path.with_suffix('')}.expt and .refl cannot be read: {short_reason(error)}") from error
+        table = table.select(table["id"] >= 0)
+        identify(table, [])
+        spots = flex.reflection_table()
+        for name in joint_refinement.COLUMNS:
+            spots[name] = table[name]
+        spots["id"] += len(experiments)
+        reflections.extend(spots)
+        experiments.extend(own)
+    identify(reflections, [experiment.identifier for experiment in experiments])
+    return experiments, reflections
