@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssx_mpi.kernels import merging, orientation
+from ssx_mpi.kernels import merging, orientation, wilson_outliers
+from ssx_mpi.kernels.merging import Shells
 from ssx_mpi.kernels.orientation import Predicted
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Noise, Scales
@@ -105,6 +106,39 @@ def refine(
     return orientations, replace(data, observations=orientation.rotated(data.observations, steps))
 
 
+def by_others(
+    data: Indexed, unique: UniqueReflections, scaled: Scaled, shells: Shells, bound: float
+) -> tuple[Predicted, np.ndarray]:
+    """What is expected of each observation by those of the other crystals, and (n_unique,) mean intensities."""
+    mean = scaling_rounds.mean_intensities(scaled.merged, unique, shells)
+    within = data.observations.within()
+    return Predicted.by_others(data, within, scaled.scales, scaled.noise, scaled.merged, mean, bound), mean
+
+
+def without_outliers(
+    comm: Communicator, data: Indexed, unique: UniqueReflections, scaled: Scaled, bound: float
+) -> tuple[Indexed, int]:
+    """Observations without those that are too strong for any reflection, and how many these are. Collective.
+
+    Parameters
+    ----------
+    bound
+        Normalised deviation beyond which an observation loses weight; with 0 there are no outliers.
+    """
+    if not bound:
+        return data, 0
+    shells = merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
+    predicted, mean = by_others(data, unique, scaled, shells, bound)
+    n_observations = count(comm, (data.unique >= 0) & data.include[data.observations.crystal()])
+    outliers = wilson_outliers.too_strong(
+        data, scaled.scales, scaled.noise, predicted, mean, unique.centric, n_observations
+    )
+    number = count(comm, outliers)
+    if not number:
+        return data, 0
+    return replace(data, unique=np.where(outliers, -1, data.unique).astype(np.int32)), number
+
+
 def with_scales(
     comm: Communicator,
     data: Indexed,
@@ -125,10 +159,7 @@ def with_scales(
     shells = merging.resolution_shells(unique.d_star_sq, _PRIOR_SHELLS)
     for _ in range(_ROUNDS):
         own = data.only(scaled.include)
-        mean = scaling_rounds.mean_intensities(scaled.merged, unique, shells)
-        predicted = Predicted.by_others(
-            own, own.observations.within(), scaled.scales, scaled.noise, scaled.merged, mean, settings.robust_bound
-        )
+        predicted, _ = by_others(own, unique, scaled, shells, settings.robust_bound)
         after, rotated = refine(comm, own, scaled.scales, scaled.noise, predicted, before, settings.robust_bound)
         if after is before:
             break

@@ -314,7 +314,14 @@ def _scale(
         )
         data = everything.used()
         _say_orientations(job, orientations)
-    indexed = everything.used()
+    indexed, n_outliers = post_refinement.without_outliers(
+        comm, everything.used().only(scaled.include), unique, scaled, settings.robust_bound
+    )
+    if n_outliers:
+        say(comm, "%d observations left out that are too strong for any reflection of their resolution", n_outliers)
+        scaled = scaling_rounds.scale(
+            comm, indexed, unique, scaled.scales, scaled.merged.intensity, settings, scaled.noise
+        )
     fate = _with(fate, data.include & ~scaled.include, Fate.NOT_SCALED)
     require_some(comm, fate)
     fate, scaled = filters.filter_crystals(comm, indexed, fate, scaled, unique, job.frame.shells, job.parameters)
