@@ -15,6 +15,8 @@ Read (1999). Acta Cryst. D55, 1759: outliers by Wilson's distribution.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy.special import erfcinv
 
@@ -25,6 +27,8 @@ from ssx_mpi.kernels.scaling import Indexed, Noise, Scales, scale_factors
 _FALSE = 0.1
 # standard deviations that are given to the observation, and within which others bear it out
 _SIGMAS, _AGREES = 3.0, 3.0
+# observations that tell the median of a crystal, and the least that it is taken to be
+_LEAST_TOLD, _LOWEST = 20, 0.1
 
 
 def largest_ratio(n_observations: int, centric: np.ndarray) -> np.ndarray:
@@ -59,9 +63,22 @@ def too_strong(
     intensity = data.observations.intensity / g
     # by counting: the error model would excuse what is strong with being strong
     sigma = noise.a * np.sqrt(data.observations.variance) / g
-    beyond = intensity - _SIGMAS * sigma > largest_ratio(n_observations, centric[row]) * mean[row]
+    used = (row >= 0) & data.include[data.observations.crystal()]
+    own = _typical(data, used & (sigma < mean[row]), intensity / mean[row])[data.observations.crystal()]
+    beyond = intensity - _SIGMAS * sigma > largest_ratio(n_observations, centric[row]) * mean[row] * own
     spread = np.sqrt(sigma**2 + (noise.b * intensity) ** 2 + predicted.variance)
     alone = predicted.variance > 0.5 * mean[row] ** 2
     borne_out = ~alone & (intensity - predicted.value < _AGREES * spread)
-    used = (row >= 0) & data.include[data.observations.crystal()]
     return used & beyond & ~borne_out
+
+
+def _typical(data: Indexed, told: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    # by how much the scale of each crystal is too high, at most 1: a few outliers raise it, and hide behind that, but
+    # leave the median of all observations over their expected mean where it is; by less than two it may be chance
+    start = data.observations.start
+    factor = np.ones(data.observations.n_crystals)
+    for crystal, (begin, end) in enumerate(pairwise(start)):
+        values = ratio[begin:end][told[begin:end]]
+        if len(values) >= _LEAST_TOLD:
+            factor[crystal] = np.clip(2.0 * np.median(values) / np.log(2.0), _LOWEST, 1.0)
+    return factor

@@ -16,7 +16,7 @@ def scaled_with(planted_on=0, factor=60.0):
     chosen = np.random.default_rng(5).choice(alone, planted_on, replace=False)
     crystal, d_star_sq = observations.crystal()[chosen], truth.unique.d_star_sq[row[chosen]]
     g = np.exp(truth.scales.log_k[crystal] - 0.5 * truth.scales.b_factor[crystal] * d_star_sq)
-    observations.intensity[chosen] = factor * 1000.0 * np.exp(-10.0 * d_star_sq) * g
+    observations.intensity[chosen] = factor * 1000.0 * np.exp(-10.0 * d_star_sq) * truth.unique.epsilon[row[chosen]] * g
     _, _, indexed, start, expected = prepared(observations, truth, np.zeros(40, dtype=np.int64))
     scaled = scaling_rounds.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
     return truth, indexed, scaled, chosen
