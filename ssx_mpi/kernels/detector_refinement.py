@@ -294,6 +294,40 @@ def refine_crystals(
     return _refined(_JointFit(spots, strains, s0, reducer or Alone(), False), start, max_steps)
 
 
+def crystal_shifts(
+    spots: DetectorSpots, geometry: JointGeometry, strains: np.ndarray, s0: np.ndarray, reducer: Reducer | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each crystal says of a shift of the whole detector, with its own parameters eliminated. Collective.
+
+    Returns
+    -------
+    information : (K, 3, 3) float64
+        Of shifts along the fast and slow axes and the normal, mm^-2; the widths of the spots are those of all crystals.
+    score : (K, 3) float64
+        Information times the shift, mm^-1.
+    """
+    whole = replace(geometry, levels=geometry.levels[:1], frames=geometry.frames[:1], motions=geometry.motions[:1])
+    fit = _JointFit(spots, strains, s0, reducer or Alone(), True)
+    residual, columns, jacobian_c = fit.derivatives(whole, strains)
+    weight, scale = fit.weights(residual)
+    root = np.sqrt(weight)[:, None] * scale
+    # the shift does not act on delta psi, the crystal does
+    g = np.zeros((len(residual), 3, 3))
+    g[:, :2] = columns[:, :, :3]
+    every = np.concatenate([g, jacobian_c], axis=2) * root[:, :, None]
+    size = every.shape[2]
+    terms = np.concatenate(
+        [np.einsum("nia,nib->nab", every, every), np.einsum("nia,ni->na", every, residual * root)[:, :, None]], axis=2
+    )
+    sums = np.zeros((len(strains), size, size + 1))
+    np.add.at(sums, spots.crystal, terms)
+    cross, own = sums[:, :3, 3:size], sums[:, 3:, 3:size]
+    eliminated = cross @ np.linalg.pinv(own, rcond=1e-10, hermitian=True)
+    information = sums[:, :3, :3] - eliminated @ cross.transpose(0, 2, 1)
+    score = sums[:, :3, size] - _times(eliminated, sums[:, 3:, size])
+    return information, score
+
+
 def geometry_uncertainty(
     spots: DetectorSpots, geometry: JointGeometry, strains: np.ndarray, s0: np.ndarray
 ) -> GeometryUncertainty:

@@ -61,6 +61,17 @@ def exact_sums(reducer: Reducer, terms: np.ndarray) -> np.ndarray:
     return reducer.sum(high.sum(axis=0)) + reducer.sum(low.sum(axis=0))
 
 
+def exact_binned_sums(reducer: Reducer, terms: np.ndarray, bins: np.ndarray, n_bins: int) -> np.ndarray:
+    """Sums of the terms (n, m) of all parties by their `bins` (n,), (n_bins, m), as :func:`exact_sums`."""
+    largest = reducer.max(np.abs(terms).max(axis=0, initial=0.0))
+    high = on_grid(terms, largest)
+    low = on_grid(terms - high, np.ldexp(largest, -_BITS))
+    halves = np.zeros((2, n_bins, terms.shape[1]))
+    for half, part in zip(halves, (high, low)):
+        np.add.at(half, bins, part)
+    return reducer.sum(halves[0]) + reducer.sum(halves[1])
+
+
 class GridSum:
     """A sum of arrays, taken one by one, that does not depend on their order nor on the party that adds them.
 

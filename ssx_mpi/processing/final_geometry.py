@@ -19,14 +19,14 @@ from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.geometry import first_crystals_of
 from ssx_mpi.processing.importing import Run
-from ssx_mpi.records.batch_files import Batch
+from ssx_mpi.processing.indexed_crystals import read_indexed
 from ssx_mpi.records.files import read_json, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.report.assessment_report import command_with
 from ssx_mpi.stages.fast import joint_refinement
 from ssx_mpi.stages.fast.panel_tree import movement_px
 from ssx_mpi.stages.packing import pack
-from ssx_mpi.stages.still_results import StageError, identify, short_reason
+from ssx_mpi.stages.still_results import StageError
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -70,7 +70,7 @@ def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any
             logger.info("%s", _conclusion(run, numbers["movement"], numbers["closer"]))
         return
     with on_every_rank(comm, InputError):
-        experiments, reflections = _read(run.batches, comm.rank, comm.size)
+        experiments, reflections, _ = read_indexed(run.batches, comm.rank, comm.size)
     counts = comm.allgather(len(experiments))
     n_total, first = sum(counts), sum(counts[: comm.rank])
     if comm.rank == 0:
@@ -126,32 +126,3 @@ def _conclusion(run: Run, movement: tuple[float, float], closer: tuple[float, fl
     path = run.directory / "geometry_refinement" / _FINAL
     command = command_with(run.parameters, {"reference_geometry": path, "output.directory": where})
     return f"{said}. Integrating again would gain; the command:\n  {shlex.join(command)}"
-
-
-def _read(batches: list[Batch], rank: int, size: int):
-    """Indexed crystals of the share of this rank, in the order of the images, and their spots."""
-    from dials.array_family import flex
-    from dxtbx.model import ExperimentList
-
-    experiments, reflections = ExperimentList(), joint_refinement.no_spots()
-    for batch in batches[rank * len(batches) // size : (rank + 1) * len(batches) // size]:
-        path = batch.folder / "indexed.expt"
-        if not path.exists():
-            # a batch without a lattice
-            continue
-        try:
-            own = ExperimentList.from_file(str(path), check_format=False)
-            # read as what it is: of a file that is something else dials would load whatever is pickled there
-            table = flex.reflection_table.from_msgpack_file(str(path.with_suffix(".refl")))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"{path.with_suffix('')}.expt and .refl cannot be read: {short_reason(error)}") from error
-        table = table.select(table["id"] >= 0)
-        identify(table, [])
-        spots = flex.reflection_table()
-        for name in joint_refinement.COLUMNS:
-            spots[name] = table[name]
-        spots["id"] += len(experiments)
-        reflections.extend(spots)
-        experiments.extend(own)
-    identify(reflections, [experiment.identifier for experiment in experiments])
-    return experiments, reflections

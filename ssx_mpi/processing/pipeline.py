@@ -15,6 +15,7 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
 from ssx_mpi.processing.assessing import assess_crystals
 from ssx_mpi.processing.batches import process_batches
+from ssx_mpi.processing.drift_check import look_for_drift
 from ssx_mpi.processing.final_geometry import check_final, refine_final_geometry
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
@@ -68,6 +69,8 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     if not parameters.steps:
         return ExitCode.DONE
     status = process_batches(comm, run, geometry, began)
+    if status == ExitCode.DONE:
+        look_for_drift(comm, run, geometry)
     if status == ExitCode.DONE and parameters.final_geometry:
         refine_final_geometry(comm, run, geometry)
     if status != ExitCode.DONE or REDUCE not in parameters.steps:

@@ -175,6 +175,22 @@ def place_table(refined) -> str:
     return "\n".join(lines)
 
 
+def drift_line(drift: dict[str, Any], n_images: int) -> str:
+    """How the detector moved along a run, from the numbers of ``drift.json``."""
+    moved = []
+    for axis, name in enumerate(("fast axis", "slow axis", "normal")):
+        extent, sigma = drift["extent"][axis], drift["extent_sigma"][axis]
+        if extent > 3 * sigma:
+            way = [shift[axis] for shift in drift["shift"]]
+            first, last = sorted((way.index(min(way)), way.index(max(way))))
+            images = [1 + round(drift["position"][k] * (n_images - 1)) for k in (first, last)]
+            sign = "+" if way[last] > way[first] else "-"
+            moved.append(f"{sign}{extent:.4f}({sigma:.4f}) mm along its {name} from image {images[0]} to {images[1]}")
+    what = ", ".join(moved) or "by less than the uncertainty along each axis alone"
+    kind = "evenly" if drift["pieces"] == 0 else "unevenly"
+    return f"The detector, or the beam against it, moved along the run, {kind}: {what}. One geometry serves all images"
+
+
 def levels_line(refined) -> str:
     """Which level of the detector's tree was refined, and why."""
     tried = "; ".join(

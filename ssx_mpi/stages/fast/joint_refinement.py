@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.images.experiment_maker import with_wavelength
+from ssx_mpi.kernels import drift
 from ssx_mpi.kernels.detector_refinement import (
     BLOCK,
     DetectorSpots,
@@ -22,6 +23,7 @@ from ssx_mpi.kernels.detector_refinement import (
     refine_detector,
     start_geometry,
 )
+from ssx_mpi.kernels.drift import Drift
 from ssx_mpi.kernels.exact_sums import exact_median, exact_sums
 from ssx_mpi.kernels.lattice_refinement import invariant_strains
 from ssx_mpi.parallel.collective import total
@@ -297,37 +299,15 @@ def refine_fast(
         models = experiments[0].detector, experiments[0].beam
         shared = SharedCrystals(SerialCommunicator(), *models, np.arange(len(experiments)), len(experiments))
     comm = shared.comm
-    own = _with_one_detector(experiments, shared.detector, shared.beam)
     # the caller's detector is left alone
     detector, beam = copy.deepcopy(shared.detector), shared.beam
     before = place(detector, beam)
-    cell_before = _median_cell(comm, own.crystals())
-    if hold_cell is not None:
-        _give_cell(own, hold_cell)
-    if not len(reflections):
-        reflections = no_spots()
-    table = _by_crystal(reflections.select(reflections["id"] >= 0))
     tree = panel_tree(detector, priors or PanelPriors())
     if hierarchy_level is not None and hierarchy_level > tree.depth:
         raise StageError(f"hierarchy level {hierarchy_level} of a detector whose last level is {tree.depth}")
-    # the strains that symmetry allows are those of the first crystal of all, everywhere
-    allowed = comm.allgather(_allowed_strains(own[0].crystal) if 0 in shared.number else None)
-    spots, start, strains = _arrays(own, table, detector, beam, next(each for each in allowed if each is not None))
-    if total(comm, len(spots.hkl)) < _FEWEST_SPOTS:
-        raise StageError(f"{total(comm, len(spots.hkl))} spots are too few")
-    if hold_cell is not None:
-        strains = strains[:, :0]
-    of_crystals = Redistribution(comm, shared.number, shared.n_total, BLOCK)
-    of_spots = Redistribution(comm, shared.number[spots.crystal], shared.n_total, BLOCK)
-    there = DetectorSpots(
-        hkl=of_spots.there(spots.hkl),
-        crystal=np.searchsorted(of_crystals.number, of_spots.number),
-        panel=of_spots.there(spots.panel),
-        xy=of_spots.there(spots.xy),
-        number=of_crystals.number,
-    )
-    start = replace(start, a_matrices=of_crystals.there(start.a_matrices))
-    fit = JointFit(there, start, of_crystals.there(strains), np.array(beam.get_s0()), comm)
+    spread = _spread(experiments, reflections, shared, hold_cell)
+    own, table, fit, of_crystals, of_spots = spread.own, spread.table, spread.fit, spread.of_crystals, spread.of_spots
+    start, cell_before = fit.start, spread.cell_before
     tried: tuple[LevelTried, ...] = ()
     note = ""
     if hierarchy_level is None:
@@ -366,6 +346,77 @@ def refine_fast(
         closer=closer,
         note=note,
     )
+
+
+def find_drift(experiments, reflections, position: np.ndarray, shared: SharedCrystals) -> Drift | None:
+    """How the detector moved along the run, None where the data do not say that it did. Collective.
+
+    Parameters
+    ----------
+    experiments, reflections, shared
+        As for :func:`refine_fast`; the crystals are refined on the detector as it is.
+    position : (K,) float64
+        Of each crystal of this rank along the run, from 0 to 1.
+
+    Raises
+    ------
+    StageError
+        On every rank, when there are too few spots.
+    """
+    spread = _spread(experiments, reflections, shared, None)
+    fit = spread.fit
+    refined = fit.refine_crystals(fit.start)
+    there = spread.of_crystals.there(position)
+    return drift.find_drift(fit.spots, refined.geometry, fit.strains, fit.s0, there, shared.comm)
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Crystals of this rank, and those that it does sums for: `fit`, with the ways there and back."""
+
+    own: Any
+    table: Any
+    fit: JointFit
+    of_crystals: Redistribution
+    of_spots: Redistribution
+    cell_before: tuple[float, ...]
+
+
+def _spread(experiments, reflections, shared: SharedCrystals, hold_cell: tuple[float, ...] | None) -> _Spread:
+    """Spread crystals and spots over the ranks in blocks. Collective.
+
+    Raises
+    ------
+    StageError
+        On every rank, when there are too few spots.
+    """
+    comm, detector, beam = shared.comm, shared.detector, shared.beam
+    own = _with_one_detector(experiments, detector, beam)
+    cell_before = _median_cell(comm, own.crystals())
+    if hold_cell is not None:
+        _give_cell(own, hold_cell)
+    if not len(reflections):
+        reflections = no_spots()
+    table = _by_crystal(reflections.select(reflections["id"] >= 0))
+    # the strains that symmetry allows are those of the first crystal of all, everywhere
+    allowed = comm.allgather(_allowed_strains(own[0].crystal) if 0 in shared.number else None)
+    spots, start, strains = _arrays(own, table, detector, beam, next(each for each in allowed if each is not None))
+    if total(comm, len(spots.hkl)) < _FEWEST_SPOTS:
+        raise StageError(f"{total(comm, len(spots.hkl))} spots are too few")
+    if hold_cell is not None:
+        strains = strains[:, :0]
+    of_crystals = Redistribution(comm, shared.number, shared.n_total, BLOCK)
+    of_spots = Redistribution(comm, shared.number[spots.crystal], shared.n_total, BLOCK)
+    there = DetectorSpots(
+        hkl=of_spots.there(spots.hkl),
+        crystal=np.searchsorted(of_crystals.number, of_spots.number),
+        panel=of_spots.there(spots.panel),
+        xy=of_spots.there(spots.xy),
+        number=of_crystals.number,
+    )
+    start = replace(start, a_matrices=of_crystals.there(start.a_matrices))
+    fit = JointFit(there, start, of_crystals.there(strains), np.array(beam.get_s0()), comm)
+    return _Spread(own, table, fit, of_crystals, of_spots, cell_before)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,58 @@
+"""The indexed crystals of a run, from the files of its batches, shared out over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.records.batch_files import IMAGES, Batch
+from ssx_mpi.records.files import read_json
+from ssx_mpi.stages.fast.joint_refinement import COLUMNS, no_spots
+from ssx_mpi.stages.still_results import identify, short_reason
+
+
+def read_indexed(batches: Sequence[Batch], rank: int, size: int):
+    """Those of the share of a rank, in the order of the images.
+
+    Returns
+    -------
+    experiments : dxtbx ExperimentList
+    reflections : dials reflection_table
+        What is refined against.
+    images : (K,) int64
+        The image of each crystal.
+
+    Raises
+    ------
+    InputError
+        When a file is damaged.
+    """
+    from dials.array_family import flex
+    from dxtbx.model import ExperimentList
+
+    experiments, reflections, images = ExperimentList(), no_spots(), []
+    for batch in batches[rank * len(batches) // size : (rank + 1) * len(batches) // size]:
+        path = batch.folder / "indexed.expt"
+        if not path.exists():
+            # a batch without a lattice
+            continue
+        try:
+            own = ExperimentList.from_file(str(path), check_format=False)
+            # read as what it is: of a file that is something else dials would load whatever is pickled there
+            table = flex.reflection_table.from_msgpack_file(str(path.with_suffix(".refl")))
+            numbers = read_json(batch.folder / IMAGES)
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise InputError(f"{path.with_suffix('')}.expt and .refl cannot be read: {short_reason(error)}") from error
+        images += [each["image"] for each in numbers for _ in each["lattices"]]
+        table = table.select(table["id"] >= 0)
+        identify(table, [])
+        spots = flex.reflection_table()
+        for name in COLUMNS:
+            spots[name] = table[name]
+        spots["id"] += len(experiments)
+        reflections.extend(spots)
+        experiments.extend(own)
+    identify(reflections, [experiment.identifier for experiment in experiments])
+    return experiments, reflections, np.array(images, dtype=np.int64)
