@@ -36,7 +36,7 @@ for requirement in requires("ssx_mpi"):
 endef
 export MISSING
 
-.PHONY: help setup install demo cluster test test-newest lint clean
+.PHONY: help setup install demo cluster test test-newest lint parameters clean
 help:
 	@sed -n '1,2s/^# //p' Makefile
 
@@ -122,6 +122,10 @@ test-newest:
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# docs/parameters.md and its schema, of the declarations
+parameters: setup
+	$(BIN)/python -m ssx_mpi.command_line.parameter_documents docs
 
 clean:
 	rm -rf $(VENV) .venv-newest build *.egg-info ssx_mpi/kernels/_loops*.so $(DEMO)

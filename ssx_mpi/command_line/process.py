@@ -23,7 +23,7 @@ USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=7
 
 Processes serial-crystallography stills from images to merged intensities. Start it plainly to use all cores of this
 machine, or under mpirun or srun to use the ranks of a job. Without space_group or unit_cell it assesses the crystals
-and stops. -c shows the parameters, -e 1 those for experts too."""
+and stops. -c shows the parameters, -e 2 those for experts too."""
 
 logger = logging.getLogger("ssx_mpi")
 

@@ -24,28 +24,31 @@ from typing import TYPE_CHECKING
 from ssx_mpi import dials_compat
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters import declaration, reduction_parameters
+from ssx_mpi.parameters.declaration import AUTO, Definition
 
 if TYPE_CHECKING:
     from ssx_mpi.processing.watch import Watch
 
-PHIL = """
-input {
-  directory = None
-    .type = path
-    .multiple = True
-    .help = "Output folder of an earlier run, whose integrated crystals are taken; may be given more than once."
-}
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use."
-output {
-  folder = .
-    .type = path
-    .help = "Where DataFiles, LogFiles and data_reduction go."
-  log = ssx_mpi.reduce.log
-    .type = str
-}
-"""
+#: what this program has besides the parameters of the reduction
+DEFINITIONS = (
+    Definition(
+        "input.directory",
+        "path",
+        None,
+        "Output folder of an earlier run, whose integrated crystals are taken; may be given more than once.",
+        multiple=True,
+    ),
+    Definition(
+        "nproc",
+        "int",
+        AUTO,
+        "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use.",
+        least=1,
+    ),
+    Definition("output.folder", "path", ".", "Where DataFiles, LogFiles and data_reduction go."),
+    Definition("output.log", "str", "ssx_mpi.reduce.log", "Name of the log in that folder.", level=1),
+)
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -60,14 +63,13 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     """
     from ssx_mpi.command_line.process import end_unwritten
     from ssx_mpi.parallel.stopping import StoppableCommunicator, StopRequested
-    from ssx_mpi.parameters import reduction_parameters
     from ssx_mpi.parameters.user_input import InputError, PathReader
     from ssx_mpi.records.files import StorageError, storing
     from ssx_mpi.reduction import loading, run_step
     from ssx_mpi.report.text import reduction_block
 
     try:
-        params, files = _parse(args, PHIL + reduction_parameters.REDUCTION_PHIL)
+        params, files = _parse(args)
     except InputError as error:
         return _refuse(comm, error, ExitCode.REFUSED)
     folder = Path(params.output.folder).absolute()
@@ -80,7 +82,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
             for name in filter(None, params.input.directory):
                 if any(Path(name).glob("batch_*/journal")):
                     logger.warning("%s: the run is not finished; its finished batches alone are reduced", name)
-        settings = reduction_parameters.from_phil(params, PathReader(Path.cwd()))
+        settings = reduction_parameters.read(params, PathReader(Path.cwd()))
         sources = loading.find_sources(
             [Path(name) for name in files],
             [Path(name).absolute() for name in params.input.directory if name],
@@ -111,7 +113,6 @@ def run(args: list[str] | None = None) -> None:
     """Entry point of the program."""
     from ssx_mpi.command_line.process import refuse
     from ssx_mpi.parallel.launching import LaunchError, guarded, launcher_size, start_on_ranks, usable_cores
-    from ssx_mpi.parameters import reduction_parameters
     from ssx_mpi.parameters.user_input import InputError
     from ssx_mpi.processing.watch import Watch
 
@@ -120,7 +121,7 @@ def run(args: list[str] | None = None) -> None:
         dials_compat.prepare()
         if launcher_size() is None:
             # the arguments are checked before ranks are started for them
-            nproc = _parse(arguments, PHIL + reduction_parameters.REDUCTION_PHIL)[0].nproc
+            nproc = _parse(arguments)[0].nproc
             start_on_ranks(
                 "ssx_mpi.command_line.reduce", arguments, nproc if isinstance(nproc, int) else usable_cores()
             )
@@ -131,13 +132,18 @@ def run(args: list[str] | None = None) -> None:
     guarded(lambda comm: main(comm, arguments, watch))
 
 
-def _parse(args: list[str], phil: str):
+def definitions() -> list[declaration.Definition]:
+    """All parameters of this program."""
+    return [*DEFINITIONS, *declaration.definitions(reduction_parameters.ReductionParameters)]
+
+
+def _parse(args: list[str]):
     from iotbx.phil import parse
     from libtbx.utils import Sorry
 
     from ssx_mpi.parameters.user_input import InputError, as_phil, check_values, unknown_parameter
 
-    scope = parse(phil)
+    scope = parse(declaration.phil_text(definitions()))
     parser = dials_compat.argument_parser(
         usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
         phil=scope,

@@ -1,4 +1,4 @@
-"""The parameters of ``ssx_mpi``: the PHIL scope that users see, and the frozen dataclasses that it becomes once.
+"""The parameters of ``ssx_mpi``, declared once: the frozen dataclasses, of which the PHIL that users see is made.
 
 The names are those that xia2's SSX pipeline has taught its users. Everything after :func:`read` works with
 :class:`Parameters`; no other module reads PHIL of ours.
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi.parameters import reduction_parameters
+from ssx_mpi.parameters import declaration, reduction_parameters
+from ssx_mpi.parameters.declaration import AUTO, Definition, declared, group, parameter
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
-from ssx_mpi.parameters.user_input import InputError, PathReader, check_limits, check_values, identity, read_cell
+from ssx_mpi.parameters.user_input import InputError, PathReader, check_limits, check_values, identity
 
 #: steps that are done with each image, in their order
 STEPS = ("find_spots", "index", "integrate")
@@ -23,169 +24,6 @@ REDUCE = "reduce"
 
 #: ellipsoid models by the names of the newest DIALS
 RLP_MOSAICITY = ("simple1", "simple6", "simple1angular1", "simple1angular3", "simple6angular1")
-
-PHIL = f"""
-image = None
-  .type = str
-  .multiple = True
-  .help = "Image file, HDF5/NeXus or CBF; may be given more than once. image=file.h5:1001:2000 selects an inclusive"
-          "range of images, counted from one."
-template = None
-  .type = str
-  .multiple = True
-  .help = "Image sequence template such as lyso_1_###.cbf; may be given more than once. template:1:500 selects an"
-          "inclusive range of the numbers in the names."
-directory = None
-  .type = str
-  .multiple = True
-  .help = "Folder of images: all of its .cbf files or, where there are none, its master, .nxs or .h5 files."
-space_group = None
-  .type = space_group
-  .help = "Space group of the crystals. Without it and unit_cell the program assesses the crystals and stops."
-unit_cell = None
-  .type = floats(size=6)
-  .help = "Unit cell of the crystals in angstrom and degrees: a,b,c,alpha,beta,gamma."
-reference_geometry = None
-  .type = path
-  .help = "Experiment list with a refined detector and beam, to use as they are; no geometry refinement is done."
-starting_geometry = None
-  .type = path
-  .help = "Experiment list whose detector and beam replace those of the image headers before geometry refinement."
-mask = None
-  .type = path
-  .help = "DIALS mask file; its masked pixels are used neither for spots nor for integration."
-d_min = None
-  .type = float(value_min=0)
-  .help = "High-resolution limit in angstrom, for spot finding and integration, and so for what is there to be reduced."
-          "Where merged.mtz ends within it is estimated, unless reduction.d_min is given."
-d_max = None
-  .type = float(value_min=0)
-  .help = "Low-resolution limit in angstrom, for spot finding and, unless reduction.d_max is given, reduction."
-max_lattices = 3
-  .type = int(value_min=1)
-  .help = "Most lattices to index on one image."
-min_spots = 10
-  .type = int(value_min=1)
-  .help = "Images with fewer strong spots are not hits and are not indexed."
-batch_size = 1000
-  .type = int(value_min=1)
-  .help = "Number of images whose results are written and reported together."
-nproc = Auto
-  .type = int(value_min=1)
-  .help = "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use."
-steps = *find_spots *index *integrate *reduce
-  .type = choice(multi=True)
-  .optional = True
-  .help = "Steps to run after geometry refinement; each also alone, from the files of the one before. None refines the"
-          "geometry only. Reduction (reduction.*) merges the integrated crystals of all batches."
-engine = *fast dials
-  .type = choice
-  .help = "fast: our own kernels, for the same answers in a fraction of the time; what they do not cover is left to"
-          "DIALS, and the log says so. dials: the algorithms of DIALS as they are. Reduction has reduction.engine."
-live_merge = False
-  .type = bool
-  .help = "Show completeness, multiplicity and CC1/2 of all crystals so far, as each batch finishes."
-keep_intermediate = True
-  .type = bool
-  .help = "Write strong spots and indexed crystals too, not only the integrated ones."
-restart = False
-  .type = bool
-  .help = "Begin anew in an output folder that holds a run, removing what that run wrote."
-time_limit = Auto
-  .type = str
-  .help = "Time that this run may take, as Slurm writes it (minutes, or hours:minutes:seconds). It stops in order"
-          "shortly before and the same command goes on. Auto is what is left of the Slurm job that it runs in."
-image_timeout = 300
-  .type = float(value_min=1)
-  .help = "An image that takes longer than this many seconds is abandoned and counted as a failure."
-max_failures = 0.98
-  .type = float(value_min=0, value_max=1)
-  .help = "Stop early when more than this share of the images fails in one way: cannot be read, of all; not indexed,"
-          "of the hits; not integrated, of those indexed. 1 never stops."
-output {{
-  directory = .
-    .type = path
-    .help = "Folder for everything that the run writes."
-}}
-dials_import.phil = None
-  .type = path
-  .help = "DIALS parameters for importing images (the format and geometry scopes of dials.import)."
-  .expert_level = 1
-spotfinding {{
-  min_spot_size = 3
-    .type = int(value_min=1)
-    .help = "Fewest pixels of a strong spot."
-  max_spot_size = 20
-    .type = int(value_min=1)
-    .help = "Most pixels of a strong spot."
-  phil = None
-    .type = path
-    .help = "DIALS parameters for dials.find_spots."
-    .expert_level = 1
-}}
-indexing.phil = None
-  .type = path
-  .help = "DIALS parameters for dials.ssx_index."
-  .expert_level = 1
-geometry_refinement {{
-  n_crystals = 250
-    .type = str
-    .help = "Number of crystals, from the first image on, for the joint refinement of the detector; all takes those of"
-            "all images."
-  images_to_use = None
-    .type = str
-    .help = "Use just these images for it, as first:last, counted from one over all the images."
-  restrain_cell = False
-    .type = bool
-    .help = "Hold the cells to unit_cell while the detector is refined, for few crystals."
-  hierarchy_level = Auto
-    .type = int(value_min=0)
-    .help = "Refine the parts of the detector down to this level of its tree of panels: 0 for the whole alone, 1 for"
-            "the parts of the whole, and so on. By default the level that brings crystals that were left out closest"
-            "to their spots."
-  panel_shift = Auto
-    .type = float(value_min=0.001)
-    .help = "How far parts are expected from where the header has them, along each axis, in mm: a part with few spots"
-            "is held to its neighbours accordingly. By default the data tell."
-    .expert_level = 1
-  panel_tilt = Auto
-    .type = float(value_min=0.001)
-    .help = "The same for turns about each axis, in degrees."
-    .expert_level = 1
-  final = False
-    .type = bool
-    .help = "When all batches are done, refine once more with all indexed crystals of the run, and say whether"
-            "integrating again with that geometry (geometry_refinement/final.expt) would gain."
-  beam_search = True
-    .type = bool
-    .help = "Look for the beam centre in the spots of the first hits before anything is indexed."
-    .expert_level = 1
-  phil = None
-    .type = path
-    .help = "DIALS parameters for dials.refine."
-    .expert_level = 1
-}}
-assess_crystals {{
-  n_crystals = 250
-    .type = int(value_min=1)
-    .help = "Number of crystals to assess where unit cell or space group is unknown."
-  images_to_use = None
-    .type = str
-    .help = "Use just these images for it, as first:last, counted from one over all the images."
-}}
-integration {{
-  algorithm = *ellipsoid stills
-    .type = choice
-    .help = "Profile model: ellipsoids refined for each crystal, or the older stills model."
-  ellipsoid.rlp_mosaicity = {" ".join("*" + m if m == "simple6" else m for m in RLP_MOSAICITY)}
-    .type = choice
-    .help = "Shape of the reciprocal lattice points, by its name in the newest DIALS."
-  phil = None
-    .type = path
-    .help = "DIALS parameters for dials.ssx_integrate."
-    .expert_level = 1
-}}
-"""
 
 
 @dataclass(frozen=True)
@@ -210,8 +48,23 @@ class PanelPriors:
         About each axis, degrees; None where the data tell.
     """
 
-    shift: float | None = None
-    tilt: float | None = None
+    shift: float | None = parameter(
+        "geometry_refinement.panel_shift",
+        "float",
+        AUTO,
+        "How far parts are expected from where the header has them, along each axis, in mm: a part with few spots is "
+        "held to its neighbours accordingly. By default the data tell.",
+        least=0.001,
+        level=1,
+    )
+    tilt: float | None = parameter(
+        "geometry_refinement.panel_tilt",
+        "float",
+        AUTO,
+        "The same for turns about each axis, in degrees.",
+        least=0.001,
+        level=1,
+    )
 
 
 #: more crystals than any run has: all
@@ -234,19 +87,76 @@ class CrystalSelection:
 
 @dataclass(frozen=True)
 class Spotfinding:
-    min_spot_size: int
-    max_spot_size: int
-    phil: Path | None
+    """Limits on the pixels of a strong spot, and a file for DIALS."""
+
+    min_spot_size: int = parameter(
+        "spotfinding.min_spot_size", "int", 3, "Fewest pixels of a strong spot.", least=1, level=1
+    )
+    max_spot_size: int = parameter(
+        "spotfinding.max_spot_size", "int", 20, "Most pixels of a strong spot.", least=1, level=1
+    )
+    phil: Path | None = parameter("spotfinding.phil", "file", None, "DIALS parameters for dials.find_spots.", level=2)
 
 
 @dataclass(frozen=True)
 class Integration:
-    algorithm: str
-    rlp_mosaicity: str
-    phil: Path | None
+    """The profile model, and a file for DIALS."""
+
+    algorithm: str = parameter(
+        "integration.algorithm",
+        "choice",
+        "ellipsoid",
+        "Profile model: ellipsoids refined for each crystal, or the older stills model.",
+        choices=("ellipsoid", "stills"),
+        level=1,
+    )
+    rlp_mosaicity: str = parameter(
+        "integration.ellipsoid.rlp_mosaicity",
+        "choice",
+        "simple6",
+        "Shape of the reciprocal lattice points, by its name in the newest DIALS.",
+        choices=RLP_MOSAICITY,
+        level=2,
+    )
+    phil: Path | None = parameter(
+        "integration.phil", "file", None, "DIALS parameters for dials.ssx_integrate.", level=2
+    )
 
 
-@dataclass(frozen=True)
+# the readers of what several parameters make up; a field that is declared below with one names it
+
+
+def _read_sources(images: Any, templates: Any, directories: Any, path: PathReader) -> tuple[Source, ...]:
+    found: list[Source] = []
+    for kind, texts in (("image", images), ("template", templates), ("directory", directories)):
+        for text in filter(None, texts or ()):
+            name, first, last = (text, None, None) if kind == "directory" else _split_range(kind, text)
+            found.append(Source(kind, str(path.absolute(name)), first, last))
+    return tuple(found)
+
+
+def _selection(scope: str, kind: str, default: Any, purpose: str, **limits: Any) -> Any:
+    """A field with the number of crystals and the range of images that a stage takes."""
+
+    def make(n_crystals: Any, images: str | None, path: PathReader) -> CrystalSelection:
+        count = _how_many(n_crystals, f"{scope}.n_crystals")
+        if not images:
+            return CrystalSelection(count, None, None)
+        where = f"{scope}.images_to_use={images}"
+        parts = images.split(":")
+        if len(parts) != 2:
+            raise InputError(f"{where}: the range must be two numbers, as in 1001:2000")
+        return CrystalSelection(count, *_bounds(parts[0], parts[1], where))
+
+    which = "Use just these images for it, as first:last, counted from one over all the images."
+    return declared(
+        Definition(f"{scope}.n_crystals", kind, default, purpose, **limits),
+        Definition(f"{scope}.images_to_use", "str", None, which, level=1),
+        make=make,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parameters:
     """Everything that one run was asked for; paths are absolute.
 
@@ -255,43 +165,235 @@ class Parameters:
     ``time_limit`` (seconds) None for that of the Slurm job, if any; ``image_timeout`` is in seconds.
     """
 
-    sources: tuple[Source, ...]
-    space_group: str | None
-    unit_cell: tuple[float, ...] | None
-    reference_geometry: Path | None
-    starting_geometry: Path | None
-    mask: Path | None
-    d_min: float | None
-    d_max: float | None
-    max_lattices: int
-    min_spots: int
-    batch_size: int
-    nproc: int | None = field(metadata={"affects_results": False})
-    steps: tuple[str, ...] = field(metadata={"affects_results": False})
-    engine: str
-    keep_intermediate: bool
-    restart: bool = field(metadata={"affects_results": False})
-    time_limit: float | None = field(metadata={"affects_results": False})
-    image_timeout: float = field(metadata={"affects_results": False})
-    max_failures: float = field(metadata={"affects_results": False})
-    directory: Path = field(metadata={"affects_results": False})
-    import_phil: Path | None
-    spotfinding: Spotfinding
-    indexing_phil: Path | None
-    geometry: CrystalSelection
-    restrain_cell: bool
-    final_geometry: bool = field(metadata={"affects_results": False})
-    hierarchy_level: int | None
-    panel_priors: PanelPriors
-    beam_search: bool
-    refinement_phil: Path | None
-    assess: CrystalSelection
-    integration: Integration
-    live_merge: bool = field(metadata={"affects_results": False})
+    sources: tuple[Source, ...] = declared(
+        Definition(
+            "image",
+            "str",
+            None,
+            "Image file, HDF5/NeXus or CBF; may be given more than once. image=file.h5:1001:2000 selects an inclusive "
+            "range of images, counted from one.",
+            multiple=True,
+        ),
+        Definition(
+            "template",
+            "str",
+            None,
+            "Image sequence template such as lyso_1_###.cbf; may be given more than once. template:1:500 selects an "
+            "inclusive range of the numbers in the names.",
+            multiple=True,
+        ),
+        Definition(
+            "directory",
+            "str",
+            None,
+            "Folder of images: all of its .cbf files or, where there are none, its master, .nxs or .h5 files.",
+            multiple=True,
+        ),
+        make=lambda *given: _read_sources(*given),
+    )
+    space_group: str | None = parameter(
+        "space_group",
+        "space_group",
+        None,
+        "Space group of the crystals. Without it and unit_cell the program assesses the crystals and stops.",
+    )
+    unit_cell: tuple[float, ...] | None = parameter(
+        "unit_cell",
+        "cell",
+        None,
+        "Unit cell of the crystals in angstrom and degrees: a,b,c,alpha,beta,gamma.",
+    )
+    reference_geometry: Path | None = parameter(
+        "reference_geometry",
+        "file",
+        None,
+        "Experiment list with a refined detector and beam, to use as they are; no geometry refinement is done.",
+    )
+    starting_geometry: Path | None = parameter(
+        "starting_geometry",
+        "file",
+        None,
+        "Experiment list whose detector and beam replace those of the image headers before geometry refinement.",
+    )
+    mask: Path | None = parameter(
+        "mask",
+        "file",
+        None,
+        "DIALS mask file; its masked pixels are used neither for spots nor for integration.",
+    )
+    d_min: float | None = parameter(
+        "d_min",
+        "float",
+        None,
+        "High-resolution limit in angstrom, for spot finding and integration, and so for what is there to be reduced. "
+        "Where merged.mtz ends within it is estimated, unless reduction.d_min is given.",
+        least=0,
+    )
+    d_max: float | None = parameter(
+        "d_max",
+        "float",
+        None,
+        "Low-resolution limit in angstrom, for spot finding and, unless reduction.d_max is given, reduction.",
+        least=0,
+    )
+    max_lattices: int = parameter("max_lattices", "int", 3, "Most lattices to index on one image.", least=1)
+    min_spots: int = parameter(
+        "min_spots", "int", 10, "Images with fewer strong spots are not hits and are not indexed.", least=1
+    )
+    batch_size: int = parameter(
+        "batch_size", "int", 1000, "Number of images whose results are written and reported together.", least=1, level=1
+    )
+    nproc: int | None = parameter(
+        "nproc",
+        "int",
+        AUTO,
+        "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use.",
+        least=1,
+        affects_results=False,
+    )
+    steps: tuple[str, ...] = declared(
+        Definition(
+            "steps",
+            "choices",
+            (*STEPS, REDUCE),
+            "Steps to run after geometry refinement; each also alone, from the files of the one before. None refines "
+            "the geometry only. Reduction (reduction.*) merges the integrated crystals of all batches.",
+            choices=(*STEPS, REDUCE),
+            optional=True,
+        ),
+        make=lambda *given: _steps(*given),
+        affects_results=False,
+    )
+    engine: str = parameter(
+        "engine",
+        "choice",
+        "fast",
+        "fast: our own kernels, for the same answers in a fraction of the time; what they do not cover is left to "
+        "DIALS, and the log says so. dials: the algorithms of DIALS as they are. Reduction has reduction.engine.",
+        choices=("fast", "dials"),
+    )
+    keep_intermediate: bool = parameter(
+        "keep_intermediate",
+        "bool",
+        True,
+        "Write strong spots and indexed crystals too, not only the integrated ones.",
+        level=1,
+    )
+    restart: bool = parameter(
+        "restart",
+        "bool",
+        False,
+        "Begin anew in an output folder that holds a run, removing what that run wrote.",
+        affects_results=False,
+    )
+    time_limit: float | None = declared(
+        Definition(
+            "time_limit",
+            "str",
+            AUTO,
+            "Time that this run may take, as Slurm writes it (minutes, or hours:minutes:seconds). It stops in order "
+            "shortly before and the same command goes on. Auto is what is left of the Slurm job that it runs in.",
+        ),
+        make=lambda text, path: read_duration(text),
+        affects_results=False,
+    )
+    image_timeout: float = parameter(
+        "image_timeout",
+        "float",
+        300,
+        "An image that takes longer than this many seconds is abandoned and counted as a failure.",
+        least=1,
+        level=1,
+        affects_results=False,
+    )
+    max_failures: float = parameter(
+        "max_failures",
+        "float",
+        0.98,
+        "Stop early when more than this share of the images fails in one way: cannot be read, of all; not indexed, of "
+        "the hits; not integrated, of those indexed. 1 never stops.",
+        least=0,
+        most=1,
+        level=1,
+        affects_results=False,
+    )
+    directory: Path = parameter(
+        "output.directory", "folder", ".", "Folder for everything that the run writes.", affects_results=False
+    )
+    import_phil: Path | None = parameter(
+        "dials_import.phil",
+        "file",
+        None,
+        "DIALS parameters for importing images (the format and geometry scopes of dials.import).",
+        level=2,
+    )
+    spotfinding: Spotfinding = group(Spotfinding)
+    indexing_phil: Path | None = parameter(
+        "indexing.phil", "file", None, "DIALS parameters for dials.ssx_index.", level=2
+    )
+    geometry: CrystalSelection = _selection(
+        "geometry_refinement",
+        "str",
+        "250",
+        "Number of crystals, from the first image on, for the joint refinement of the detector; all takes those of all "
+        "images.",
+    )
+    restrain_cell: bool = parameter(
+        "geometry_refinement.restrain_cell",
+        "bool",
+        False,
+        "Hold the cells to unit_cell while the detector is refined, for few crystals.",
+        level=1,
+    )
+    final_geometry: bool = parameter(
+        "geometry_refinement.final",
+        "bool",
+        False,
+        "When all batches are done, refine once more with all indexed crystals of the run, and say whether integrating "
+        "again with that geometry (geometry_refinement/final.expt) would gain.",
+        level=1,
+        affects_results=False,
+    )
+    hierarchy_level: int | None = parameter(
+        "geometry_refinement.hierarchy_level",
+        "int",
+        AUTO,
+        "Refine the parts of the detector down to this level of its tree of panels: 0 for the whole alone, 1 for the "
+        "parts of the whole, and so on. By default the level that brings crystals that were left out closest to their "
+        "spots.",
+        least=0,
+        level=1,
+    )
+    panel_priors: PanelPriors = group(PanelPriors)
+    beam_search: bool = parameter(
+        "geometry_refinement.beam_search",
+        "bool",
+        True,
+        "Look for the beam centre in the spots of the first hits before anything is indexed.",
+        level=2,
+    )
+    refinement_phil: Path | None = parameter(
+        "geometry_refinement.phil", "file", None, "DIALS parameters for dials.refine.", level=2
+    )
+    assess: CrystalSelection = _selection(
+        "assess_crystals",
+        "int",
+        250,
+        "Number of crystals to assess where unit cell or space group is unknown.",
+        least=1,
+    )
+    integration: Integration = group(Integration)
+    live_merge: bool = parameter(
+        "live_merge",
+        "bool",
+        False,
+        "Show completeness, multiplicity and CC1/2 of all crystals so far, as each batch finishes.",
+        affects_results=False,
+    )
     #: what the crystals are is settled before; the reduction has an identity of its own
-    reduction: ReductionParameters = field(metadata={"affects_results": False})
+    reduction: ReductionParameters = group(ReductionParameters, "reduction.", affects_results=False)
     #: the assignments that make it what it is, for a command line
-    reduction_given: tuple[str, ...] = field(metadata={"affects_results": False})
+    reduction_given: tuple[str, ...] = field(default=(), metadata={"affects_results": False})
     #: full names of the parameters that were given: these win over a file for DIALS, our defaults do not
     typed: tuple[str, ...] = ()
 
@@ -316,14 +418,14 @@ class Parameters:
         return found
 
 
-def scope():
+def scope() -> Any:
     """The PHIL scope object of ``ssx_mpi``."""
     import iotbx.phil
 
-    return iotbx.phil.parse(f"{PHIL}\nreduction {{\n{reduction_parameters.REDUCTION_PHIL}\n}}\n")
+    return iotbx.phil.parse(declaration.phil_text(declaration.definitions(Parameters)))
 
 
-def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
+def read(extract: Any, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
     """The dataclasses for an extracted PHIL scope.
 
     Parameters
@@ -342,64 +444,27 @@ def read(extract, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         the space group forbids.
     """
     check_values(extract, scope())
-    check_limits(extract.d_min, extract.d_max)
-    smallest, largest = extract.spotfinding.min_spot_size, extract.spotfinding.max_spot_size
-    if smallest > largest:
-        raise InputError(f"spotfinding.min_spot_size={smallest} is above spotfinding.max_spot_size={largest}")
-    space_group, unit_cell = _symmetry(extract)
     path = PathReader(cwd)
-    return Parameters(
-        sources=_sources(extract, path),
-        space_group=space_group,
-        unit_cell=unit_cell,
-        reference_geometry=path.existing(extract.reference_geometry, "reference_geometry"),
-        starting_geometry=path.existing(extract.starting_geometry, "starting_geometry"),
-        mask=path.existing(extract.mask, "mask"),
-        d_min=extract.d_min,
-        d_max=extract.d_max,
-        max_lattices=extract.max_lattices,
-        min_spots=extract.min_spots,
-        batch_size=extract.batch_size,
-        nproc=extract.nproc if isinstance(extract.nproc, int) else None,
-        steps=_steps(extract.steps or []),
-        engine=extract.engine,
-        keep_intermediate=extract.keep_intermediate,
-        restart=extract.restart,
-        time_limit=read_duration(extract.time_limit),
-        image_timeout=extract.image_timeout,
-        max_failures=extract.max_failures,
-        directory=path.absolute(extract.output.directory),
-        import_phil=path.existing(extract.dials_import.phil, "dials_import.phil"),
-        spotfinding=Spotfinding(
-            extract.spotfinding.min_spot_size,
-            extract.spotfinding.max_spot_size,
-            path.existing(extract.spotfinding.phil, "spotfinding.phil"),
-        ),
-        indexing_phil=path.existing(extract.indexing.phil, "indexing.phil"),
-        geometry=_selection(extract.geometry_refinement, "geometry_refinement"),
-        restrain_cell=extract.geometry_refinement.restrain_cell,
-        final_geometry=extract.geometry_refinement.final,
-        hierarchy_level=_unless_auto(extract.geometry_refinement.hierarchy_level),
-        panel_priors=PanelPriors(
-            _unless_auto(extract.geometry_refinement.panel_shift), _unless_auto(extract.geometry_refinement.panel_tilt)
-        ),
-        beam_search=extract.geometry_refinement.beam_search,
-        refinement_phil=path.existing(extract.geometry_refinement.phil, "geometry_refinement.phil"),
-        assess=_selection(extract.assess_crystals, "assess_crystals"),
-        integration=Integration(
-            extract.integration.algorithm,
-            extract.integration.ellipsoid.rlp_mosaicity,
-            path.existing(extract.integration.phil, "integration.phil"),
-        ),
-        live_merge=extract.live_merge,
-        reduction=reduction_parameters.from_phil(extract.reduction, path, "reduction.", d_max=extract.d_max),
+    parameters = declaration.read(
+        Parameters,
+        extract,
+        path,
+        reduction=reduction_parameters.read(extract, path, "reduction.", d_max=extract.d_max),
         reduction_given=tuple(_reduction_given(extract, path)),
         typed=tuple(sorted(typed)),
     )
+    _check(parameters)
+    return parameters
 
 
-def _unless_auto(value: Any) -> Any:
-    return None if value is None or str(value) == "Auto" else value
+def _check(p: Parameters) -> None:
+    """Refuse what is at odds with something else."""
+    check_limits(p.d_min, p.d_max)
+    smallest, largest = p.spotfinding.min_spot_size, p.spotfinding.max_spot_size
+    if smallest > largest:
+        raise InputError(f"spotfinding.min_spot_size={smallest} is above spotfinding.max_spot_size={largest}")
+    if p.space_group is not None and p.unit_cell is not None:
+        _check_symmetry(p.space_group, p.unit_cell)
 
 
 def _reduction_given(extract, path: PathReader) -> Iterator[str]:
@@ -413,8 +478,9 @@ def _reduction_given(extract, path: PathReader) -> Iterator[str]:
         yield f"{found.path}={path.absolute(value) if is_path else value}"
 
 
-def _steps(given: list[str]) -> tuple[str, ...]:
-    steps = tuple(s for s in (*STEPS, REDUCE) if s in given)
+def _steps(given: list[str] | None, path: PathReader) -> tuple[str, ...]:
+    """Steps in their order."""
+    steps = tuple(s for s in (*STEPS, REDUCE) if s in (given or ()))
     if REDUCE in steps and steps != (REDUCE,) and "integrate" not in steps:
         raise InputError(f"steps={'+'.join(steps)}: reduce takes what integrate leaves: add it, or do reduce alone")
     return steps
@@ -442,32 +508,18 @@ def read_duration(text: Any) -> float | None:
     return float((((days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def _symmetry(extract) -> tuple[str | None, tuple[float, ...] | None]:
-    from cctbx import uctbx
+def _check_symmetry(space_group: str, unit_cell: tuple[float, ...]) -> None:
+    from cctbx import sgtbx, uctbx
 
-    space_group = str(extract.space_group) if extract.space_group is not None else None
-    unit_cell = read_cell(extract.unit_cell, "unit_cell")
-    if (
-        space_group
-        and unit_cell
-        and not extract.space_group.group().is_compatible_unit_cell(
+    if not (
+        sgtbx.space_group_info(space_group)
+        .group()
+        .is_compatible_unit_cell(
             uctbx.unit_cell(unit_cell), relative_length_tolerance=0.01, absolute_angle_tolerance=1.0
         )
     ):
         cell = ", ".join(f"{p:g}" for p in unit_cell)
         raise InputError(f"unit_cell {cell} is forbidden by space_group {space_group}")
-    return space_group, unit_cell
-
-
-def _sources(extract, path: PathReader) -> tuple[Source, ...]:
-    found: list[Source] = []
-    for kind in ("image", "template", "directory"):
-        for text in getattr(extract, kind) or []:
-            if not text:
-                continue
-            name, first, last = (text, None, None) if kind == "directory" else _split_range(kind, text)
-            found.append(Source(kind, str(path.absolute(name)), first, last))
-    return tuple(found)
 
 
 def _split_range(kind: str, text: str) -> tuple[str, int | None, int | None]:
@@ -488,20 +540,9 @@ def _bounds(first: str, last: str, where: str) -> tuple[int, int]:
     return bounds
 
 
-def _selection(extract, parameter: str) -> CrystalSelection:
-    n_crystals = _how_many(extract.n_crystals, f"{parameter}.n_crystals")
-    if not extract.images_to_use:
-        return CrystalSelection(n_crystals, None, None)
-    where = f"{parameter}.images_to_use={extract.images_to_use}"
-    parts = extract.images_to_use.split(":")
-    if len(parts) != 2:
-        raise InputError(f"{where}: the range must be two numbers, as in 1001:2000")
-    return CrystalSelection(n_crystals, *_bounds(parts[0], parts[1], where))
-
-
-def _how_many(given: Any, parameter: str) -> int:
+def _how_many(given: Any, name: str) -> int:
     if str(given).strip().lower() == "all":
         return ALL_CRYSTALS
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", str(given).strip()):
-        raise InputError(f"{parameter}={given}: it must be a number of crystals, or all")
+        raise InputError(f"{name}={given}: it must be a number of crystals, or all")
     return int(given)
