@@ -181,6 +181,7 @@ def refine(
     so_far: np.ndarray,
     spread: float,
     bound: float,
+    tenth: int = 0,
 ) -> Rotations:
     """Rotations and scales of crystals that fit their recorded intensities best.
 
@@ -194,6 +195,8 @@ def refine(
         Standard deviation of the rotations in all, radians.
     bound
         Normalised deviation beyond which an observation loses weight; 0 for never.
+    tenth
+        Which tenth of the observations takes no part.
     """
     observations = data.observations
     n = observations.n_crystals
@@ -211,7 +214,7 @@ def refine(
     value, uncertain = unit * predicted.value[rows], unit**2 * predicted.variance[rows]
     a_sq, b_sq, c_sq = noise.squares()
     place = rows - observations.start[crystal]
-    untouched = scramble(place, _STREAM) % np.uint64(10) == 0
+    untouched = scramble(place, _STREAM) % np.uint64(10) == np.uint64(tenth)
 
     def sums(values: np.ndarray) -> np.ndarray:
         return np.bincount(crystal, values, n)

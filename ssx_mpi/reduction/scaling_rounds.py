@@ -31,6 +31,10 @@ _PRIOR_SHELLS = 20
 _MAX_OFFSET = 4.0
 # as far as a crystal counts for the mean scale, B and width
 _FARTHEST = np.array([5.0, 50.0, 1.0])
+# Observations that share their reflection with another for each parameter, with which widths are refined. Simulated
+# lysozyme, CC to truth without and with widths: with 12 of them 0.982 and 0.921, with 21 0.985 and 0.962, with 70 0.987
+# and 0.988, with 88 0.985 and 0.988.
+_SHARED = 40
 # rounds between estimates of the error model while it is far from right
 _SETTLING = 3
 
@@ -141,7 +145,8 @@ def scale(
     noise: Noise = Noise(a=1.0, b=0.1),  # noqa: B008  (frozen)
 ) -> Scaled:
     """Scale by the fullest model that converges; see :func:`scale_by`. Collective."""
-    models = [model for model in MODELS if settings.widths or not model.widths]
+    widths = settings.widths and _tells_widths(comm, data, len(unique))
+    models = [model for model in MODELS if widths or not model.widths]
     for model in models:
         scaled = scale_by(model, comm, data, unique, start, expected, settings, noise)
         if scaled.converged:
@@ -149,6 +154,14 @@ def scale(
         if comm.rank == 0:
             logger.info("scaling by %s did not converge in %d rounds", model.name, scaled.rounds)
     return replace(scaled, simplified=scaled.model != models[0].name)
+
+
+def _tells_widths(comm: Communicator, data: Indexed, n_unique: int) -> bool:
+    # whether enough observations are of reflections that others saw: one alone does not say how much was recorded of it
+    used = (data.unique >= 0) & data.include[data.observations.crystal()]
+    number = comm.sum(np.bincount(data.unique[used], minlength=n_unique))
+    n_shared, n_crystals = int(number[number > 1].sum()), count(comm, data.include)
+    return n_shared >= _SHARED * (3 * n_crystals + scaling.N_KNOTS)
 
 
 def _unrefined(scales: Scales, model: ScalingModel) -> Scales:

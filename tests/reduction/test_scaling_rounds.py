@@ -217,3 +217,14 @@ def test_the_spread_of_the_crystals_is_learned_from_them():
     assert two.b_factor == pytest.approx(np.sqrt((2 * 9.0 + 4 * 100.0) / 6))
     # what is held stays held, and nothing grows without limit
     assert Restraints(b_factor=None, width=None).learned(np.full(3, 1e9), 10) == Restraints(None, None, 1.0, 5.0)
+
+
+@pytest.mark.parametrize(("n_crystals", "widths"), [(6, False), (60, True)])
+def test_widths_are_refined_where_crystals_share_enough(n_crystals, widths):
+    observations, truth = synthetic.simulate(synthetic.LYSOZYME, n_crystals, per_crystal=250, broadening=0.5)
+    _, _, indexed, start, expected = prepared(observations, truth, np.zeros(n_crystals, dtype=np.int64))
+    scaled = scaling_rounds.scale(COMM, indexed, truth.unique, start, expected, ScalingSettings())
+    assert bool(np.any(scaled.scales.width)) == widths
+    assert scaled.model == scaling_rounds.MODELS[0 if widths else 2].name
+    # what is fixed by design is no failure to converge
+    assert not scaled.simplified
