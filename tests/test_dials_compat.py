@@ -206,7 +206,7 @@ def test_wrong_parameters_are_refused_alike_where_dials_would_end_the_program(mo
 
     monkeypatch.setattr(ArgumentParser, "parse_args", as_newer_versions_do)
     for parse in (
-        lambda: process._parse(["nproc=1.5"]),
+        lambda: process.read_arguments(["nproc=1.5"]),
         lambda: reduce._parse(["nproc=1.5"]),
     ):
         with pytest.raises(InputError, match="no integer"):

@@ -606,7 +606,7 @@ def test_a_range_of_images_gives_the_same_crystals_and_only_what_was_asked_for(c
 
 
 def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
-    from ssx_mpi.command_line.process import _parse
+    from ssx_mpi.command_line.process import read_arguments
 
     job = ssx_mpi(f"image={chip.image}", "assess_crystals.n_crystals=2", f"output.directory={tmp_path}/out")
     assert job.status == 0, job.text
@@ -620,7 +620,7 @@ def test_without_symmetry_the_crystals_are_assessed(chip, tmp_path):
     assert (folder / "unit_cells.png").read_bytes().startswith(b"\x89PNG")
     command = assessed["next_command"]
     assert command in job.out
-    proposed = _parse(shlex.split(command)[1:])[0]
+    proposed = read_arguments(shlex.split(command)[1:])[0]
     assert proposed.symmetry_known
     assert proposed.sources[0].name == str(chip.image)
     assert not list((tmp_path / "out").glob("batch_*"))

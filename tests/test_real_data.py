@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import run, ssx_mpi
 
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.parameters.dials_parameters import dials_parameters
 from ssx_mpi.stages.engines import build_engine
 
@@ -124,7 +124,7 @@ def nitrite_reductase(real_data):
 
 def indexer(engine: str, a: float = 96.4, symmetry: str = "space_group=P213"):
     arguments = ["image=x.cbf", f"engine={engine}", symmetry, f"unit_cell={a},{a},{a},90,90,90"]
-    parameters = _parse([*arguments, "max_lattices=2"])[0]
+    parameters = read_arguments([*arguments, "max_lattices=2"])[0]
     return build_engine(parameters, dials_parameters(parameters, {})).indexer.index
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from ssx_mpi.command_line import reduce
+from ssx_mpi.command_line import reduce, simulate
 from ssx_mpi.parameters import declaration, documents
 from ssx_mpi.parameters.declaration import Definition
 from ssx_mpi.parameters.run_parameters import Parameters
 
 
-def programs() -> dict[str, list[Definition]]:
+def programs() -> dict[str, Sequence[Definition]]:
     """Parameters of all programs, by their names."""
-    return {"ssx_mpi": declaration.definitions(Parameters), "ssx_mpi.reduce": reduce.definitions()}
+    return {
+        "ssx_mpi": declaration.definitions(Parameters),
+        "ssx_mpi.reduce": reduce.definitions(),
+        "ssx_mpi.simulate": simulate.DEFINITIONS,
+    }
 
 
 def made() -> dict[str, str]:

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import IO
 
 from ssx_mpi import __version__, dials_compat
+from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel import launching
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.parameters.user_input import InputError, as_phil, check_numbers, names_given, unknown_parameter
+from ssx_mpi.parameters.run_parameters import Parameters
+from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.watch import Watch, holding_requests
 
 USAGE = """ssx_mpi [options] image=data_master.h5 space_group=P43212 unit_cell=79.1,79.1,38.2,90,90,90
@@ -43,7 +45,7 @@ def run(arguments: list[str] | None = None) -> None:
             dials_compat.prepare()
             if launching.launcher_size() is None:
                 # the arguments are checked before ranks are started for them
-                parameters = _parse(arguments)[0]
+                parameters = read_arguments(arguments)[0]
                 probe_headers(parameters)
                 n_ranks = parameters.nproc or launching.usable_cores()
                 launching.start_on_ranks("ssx_mpi", arguments, n_ranks)
@@ -68,7 +70,7 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
 
     try:
         # the other ranks load no parser and no PHIL of DIALS
-        parameters, verbosity = on_root(comm, lambda: _parse(arguments), InputError)
+        parameters, verbosity = on_root(comm, lambda: read_arguments(arguments), InputError)
         if os.environ.get(_GO_ON):
             parameters = replace(parameters, restart=False)
         with _Folder(comm, parameters) as folder:
@@ -141,7 +143,7 @@ def refuse(error: Exception) -> int:
     return ExitCode.REFUSED
 
 
-def _parse(arguments: list[str]):
+def read_arguments(arguments: list[str]) -> tuple[Parameters, int]:
     """Parameters and verbosity from the command line, with the behaviour of DIALS programs.
 
     Raises
@@ -149,35 +151,18 @@ def _parse(arguments: list[str]):
     InputError
         For an unknown parameter, or one with an impossible value.
     """
-    import iotbx.phil
-    from libtbx.utils import Sorry
+    from ssx_mpi.parameters import declaration, run_parameters
 
-    from ssx_mpi.parameters import run_parameters
-
-    scope = run_parameters.scope()
-    parser = dials_compat.argument_parser(usage=USAGE, phil=scope, check_format=False)
+    program = parsing.Program(
+        USAGE,
+        declaration.definitions(run_parameters.Parameters),
+        "images are given as image=, template= or directory=",
+    )
     if not arguments:
-        parser.print_help()
+        parsing.print_help(program)
         raise InputError("no images given: use image=, template= or directory=")
-    try:
-        for argument in arguments:
-            # the parser of DIALS would take a missing, broken or empty phil file for an unknown parameter
-            if "=" not in argument and argument.endswith((".phil", ".params")):
-                if not Path(argument).is_file():
-                    raise InputError(f"{argument}: there is no such file")
-                given = iotbx.phil.parse(file_name=argument)
-                if not given.objects:
-                    raise InputError(f"{argument}: there are no parameters in it")
-                check_numbers(given, scope, f"{argument}: ")
-        quoted = [as_phil(argument, scope) for argument in arguments]
-        extract, options, unknown = parser.parse_args(quoted, return_unhandled=True)
-    except (Sorry, RuntimeError, ValueError, AssertionError) as error:
-        raise InputError(" ".join(str(error).split())) from None
-    if unknown:
-        bare = "images are given as image=, template= or directory="
-        raise InputError(unknown_parameter(unknown[0], scope, bare))
-    typed = {name for argument in arguments for name in names_given(argument, scope)}
-    return run_parameters.read(extract, Path.cwd(), typed), options.verbose
+    given = parsing.parse(program, arguments)
+    return run_parameters.read(given.extract, Path.cwd(), given.typed), given.verbosity
 
 
 def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:

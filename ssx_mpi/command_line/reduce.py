@@ -19,9 +19,10 @@ import logging
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssx_mpi import dials_compat
+from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters import declaration, reduction_parameters
@@ -137,30 +138,10 @@ def definitions() -> list[declaration.Definition]:
     return [*DEFINITIONS, *declaration.definitions(reduction_parameters.ReductionParameters)]
 
 
-def _parse(args: list[str]):
-    from iotbx.phil import parse
-    from libtbx.utils import Sorry
-
-    from ssx_mpi.parameters.user_input import InputError, as_phil, check_values, unknown_parameter
-
-    scope = parse(declaration.phil_text(definitions()))
-    parser = dials_compat.argument_parser(
-        usage="ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl",
-        phil=scope,
-        epilog=__doc__,
-        check_format=False,
-    )
-    try:
-        quoted = [as_phil(argument, scope) for argument in args]
-        params, _, files = parser.parse_args(args=quoted, show_diff_phil=False, return_unhandled=True)
-    except (RuntimeError, Sorry) as error:
-        # of PHIL: a value of the wrong type, a name that fits several parameters
-        raise InputError(str(error).splitlines()[0]) from None
-    for name in files:
-        if "=" in name:
-            raise InputError(unknown_parameter(name, scope, without_name=""))
-    check_values(params, scope)
-    return params, files
+def _parse(args: list[str]) -> tuple[Any, tuple[str, ...]]:
+    usage = "ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl"
+    given = parsing.parse(parsing.Program(usage, definitions(), bare=None, epilog=__doc__), args)
+    return given.extract, given.files
 
 
 def _log_to(path: Path) -> None:

@@ -16,164 +16,175 @@ truth stands beside the images: truth.expt (crystals, beam, detector), truth.mtz
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 import time
 from pathlib import Path
 
 from ssx_mpi import __version__, dials_compat
+from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.launching import guarded
+from ssx_mpi.parameters.declaration import Definition
+from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.simulation.simulation_parameters import SimulationError, SimulationParameters
 
-PHIL = """
-n_images = 200
-  .type = int(value_min=1)
-  .help = "Number of images."
-seed = 1
-  .type = int(value_min=0)
-  .help = "Seed of all random numbers; the number of ranks does not matter."
-space_group = P43212
-  .type = str
-  .help = "Space group of the crystals."
-unit_cell = 79.1,79.1,38.2,90,90,90
-  .type = floats(size=6)
-  .help = "Mean unit cell, angstrom and degrees."
-d_min = 1.6
-  .type = float
-  .help = "Resolution to which reflections are drawn, angstrom."
-hit_rate = 0.3
-  .type = float
-  .help = "Probability that an image has a crystal, 0 to 1."
-lattices = 0.85,0.12,0.03
-  .type = floats
-  .help = "Relative frequencies of hits with one, two, three ... lattices."
-crystal {
-  b_factor = 20
-    .type = float
-    .help = "Wilson B factor, square angstrom."
-  cell_spread = 0.001
-    .type = float
-    .help = "Relative standard deviation of the free cell parameters from crystal to crystal."
-  mosaicity = 0.05
-    .type = float
-    .help = "Median misorientation of the domains of a crystal, degrees (standard deviation)."
-  mosaicity_spread = 0.2
-    .type = float
-    .help = "Standard deviation of the logarithm of the mosaicity from crystal to crystal."
-    .expert_level = 1
-  domain_size = 2000
-    .type = float
-    .help = "Edge of the coherent domains, angstrom."
-  brightness = 500
-    .type = float
-    .help = "Photons in a centred reflection of average intensity at zero angle, for the median crystal."
-  brightness_spread = 1.1
-    .type = float
-    .help = "Standard deviation of the logarithm of the brightness from crystal to crystal."
-}
-beam {
-  wavelength = 0.976
-    .type = float
-    .help = "Angstrom."
-  bandwidth = 1e-4
-    .type = float
-    .help = "Relative standard deviation of the wavelength."
-    .expert_level = 1
-  divergence = 5e-5
-    .type = float
-    .help = "Standard deviation of the direction of the beam, radians."
-    .expert_level = 1
-  polarization_fraction = 0.999
-    .type = float
-    .help = "Share of the intensity that is polarized horizontally."
-    .expert_level = 1
-  jitter = 0
-    .type = float
-    .help = "Relative standard deviation of the wavelength from shot to shot, as at an XFEL; each is in the header."
-    .expert_level = 1
-}
-background {
-  level = 3
-    .type = float
-    .help = "Counts per pixel on the water ring."
-  spread = 0.15
-    .type = float
-    .help = "Standard deviation of the logarithm of the level from image to image."
-    .expert_level = 1
-  ring_d = 3.2
-    .type = float
-    .help = "Resolution of the water ring, angstrom."
-    .expert_level = 1
-  beamstop = 1.5
-    .type = float
-    .help = "Radius of the shadow of the beamstop on the detector, mm; 0 for none."
-    .expert_level = 1
-}
-detector {
-  preset = *eiger1m eiger4m pilatus6m pilatus200k jungfrau4m cspad agipd1m
-    .type = choice
-    .help = "Modules, gaps and pixels. The last three are trees of panels."
-  distance = 70
-    .type = float
-    .help = "True distance, mm."
-  centre_offset = 0.6,-0.9
-    .type = floats(size=2)
-    .help = "Where the beam truly meets the detector, x,y in mm from its middle."
-  bad_pixels = 60
-    .type = int
-    .help = "Number of pixels flagged as bad."
-    .expert_level = 1
-  point_spread = 0.45
-    .type = float
-    .help = "Blur by sensor and beam size, standard deviation in pixels."
-    .expert_level = 1
-  noise = 0
-    .type = float
-    .help = "Standard deviation of the readout in photons: above 0 the pixels are calibrated floats, some below zero."
-    .expert_level = 1
-  drift = 0,0
-    .type = floats(size=2)
-    .help = "How far the detector moves from the first image to the last, evenly, x,y in mm."
-    .expert_level = 1
-}
-header {
-  beam_offset = 0,0
-    .type = floats(size=2)
-    .help = "Error of the beam centre in the header, x,y in mm: header minus truth."
-  distance_offset = 0
-    .type = float
-    .help = "Error of the distance in the header, mm: header minus truth."
-  panel_shift = 0
-    .type = float
-    .help = "Standard deviation of the shifts of the panels against the header, along each axis, mm."
-  panel_tilt = 0
-    .type = float
-    .help = "Standard deviation of the turns of the panels against the header, about each axis, degrees."
-}
-output {
-  file = simulated.nxs
-    .type = path
-    .help = "Master file NAME.nxs, with data files NAME_000001.h5 ..., or NAME.cbf for NAME_00001.cbf ..."
-            "(NAME_###.cbf sets the digits). The truth goes into the same folder."
-  format = *auto nxs cbf
-    .type = choice
-    .help = "auto: cbf for a file that ends so, otherwise NeXus."
-  compression = *bslz4 lz4 gzip none
-    .type = choice
-    .help = "Of NeXus data files."
-  images_per_file = 25
-    .type = int
-    .help = "Images in each NeXus data file, whatever the number of ranks."
-  rotation_axis = False
-    .type = bool
-    .help = "Write a rotation axis that never turns, as some beamlines do; dxtbx then opens one sequence of stills."
-    .expert_level = 1
-  overwrite = False
-    .type = bool
-    .help = "Write over a data set that is there already."
-}
-"""
+USAGE = "ssx_mpi.simulate [options] [name=value ...]"
+
+DEFINITIONS = (
+    Definition("n_images", "int", 200, "Number of images.", least=1),
+    Definition("seed", "int", 1, "Seed of all random numbers; the number of ranks does not matter.", least=0),
+    Definition("hit_rate", "float", 0.3, "Probability that an image has a crystal, 0 to 1."),
+    Definition(
+        "lattices", "floats", (0.85, 0.12, 0.03), "Relative frequencies of hits with one, two, three ... lattices."
+    ),
+    Definition("space_group", "str", "P43212", "Space group of the crystals."),
+    Definition(
+        "unit_cell", "floats", (79.1, 79.1, 38.2, 90.0, 90.0, 90.0), "Mean unit cell, angstrom and degrees.", size=6
+    ),
+    Definition("d_min", "float", 1.6, "Resolution to which reflections are drawn, angstrom."),
+    Definition("crystal.b_factor", "float", 20.0, "Wilson B factor, square angstrom."),
+    Definition(
+        "crystal.cell_spread",
+        "float",
+        0.001,
+        "Relative standard deviation of the free cell parameters from crystal to crystal.",
+    ),
+    Definition(
+        "crystal.mosaicity",
+        "float",
+        0.05,
+        "Median misorientation of the domains of a crystal, degrees (standard deviation).",
+    ),
+    Definition(
+        "crystal.mosaicity_spread",
+        "float",
+        0.2,
+        "Standard deviation of the logarithm of the mosaicity from crystal to crystal.",
+        level=2,
+    ),
+    Definition("crystal.domain_size", "float", 2000.0, "Edge of the coherent domains, angstrom."),
+    Definition(
+        "crystal.brightness",
+        "float",
+        500.0,
+        "Photons in a centred reflection of average intensity at zero angle, for the median crystal.",
+    ),
+    Definition(
+        "crystal.brightness_spread",
+        "float",
+        1.1,
+        "Standard deviation of the logarithm of the brightness from crystal to crystal.",
+    ),
+    Definition("beam.wavelength", "float", 0.976, "Angstrom."),
+    Definition("beam.bandwidth", "float", 0.0001, "Relative standard deviation of the wavelength.", level=1),
+    Definition("beam.divergence", "float", 5e-05, "Standard deviation of the direction of the beam, radians.", level=2),
+    Definition(
+        "beam.polarization_fraction", "float", 0.999, "Share of the intensity that is polarized horizontally.", level=2
+    ),
+    Definition(
+        "beam.jitter",
+        "float",
+        0.0,
+        "Relative standard deviation of the wavelength from shot to shot, as at an XFEL; each is in the header.",
+        level=1,
+    ),
+    Definition(
+        "detector.preset",
+        "choice",
+        "eiger1m",
+        "Modules, gaps and pixels. The last three are trees of panels.",
+        choices=("eiger1m", "eiger4m", "pilatus6m", "pilatus200k", "jungfrau4m", "cspad", "agipd1m"),
+    ),
+    Definition("detector.distance", "float", 70.0, "True distance, mm."),
+    Definition(
+        "detector.centre_offset",
+        "floats",
+        (0.6, -0.9),
+        "Where the beam truly meets the detector, x,y in mm from its middle.",
+        size=2,
+    ),
+    Definition("detector.bad_pixels", "int", 60, "Number of pixels flagged as bad.", level=2),
+    Definition(
+        "detector.point_spread", "float", 0.45, "Blur by sensor and beam size, standard deviation in pixels.", level=2
+    ),
+    Definition(
+        "detector.noise",
+        "float",
+        0.0,
+        "Standard deviation of the readout in photons: above 0 the pixels are calibrated floats, some below zero.",
+        level=1,
+    ),
+    Definition(
+        "detector.drift",
+        "floats",
+        (0.0, 0.0),
+        "How far the detector moves from the first image to the last, evenly, x,y in mm.",
+        level=1,
+        size=2,
+    ),
+    Definition("background.level", "float", 3.0, "Counts per pixel on the water ring."),
+    Definition(
+        "background.spread",
+        "float",
+        0.15,
+        "Standard deviation of the logarithm of the level from image to image.",
+        level=1,
+    ),
+    Definition("background.ring_d", "float", 3.2, "Resolution of the water ring, angstrom.", level=1),
+    Definition(
+        "background.beamstop",
+        "float",
+        1.5,
+        "Radius of the shadow of the beamstop on the detector, mm; 0 for none.",
+        level=1,
+    ),
+    Definition(
+        "header.beam_offset",
+        "floats",
+        (0.0, 0.0),
+        "Error of the beam centre in the header, x,y in mm: header minus truth.",
+        size=2,
+    ),
+    Definition("header.distance_offset", "float", 0.0, "Error of the distance in the header, mm: header minus truth."),
+    Definition(
+        "header.panel_shift",
+        "float",
+        0.0,
+        "Standard deviation of the shifts of the panels against the header, along each axis, mm.",
+    ),
+    Definition(
+        "header.panel_tilt",
+        "float",
+        0.0,
+        "Standard deviation of the turns of the panels against the header, about each axis, degrees.",
+    ),
+    Definition(
+        "output.file",
+        "path",
+        "simulated.nxs",
+        "Master file NAME.nxs, with data files NAME_000001.h5 ..., or NAME.cbf for NAME_00001.cbf ... "
+        "(NAME_###.cbf sets the digits). The truth goes into the same folder.",
+    ),
+    Definition(
+        "output.format",
+        "choice",
+        "auto",
+        "auto: cbf for a file that ends so, otherwise NeXus.",
+        choices=("auto", "nxs", "cbf"),
+    ),
+    Definition(
+        "output.compression", "choice", "bslz4", "Of NeXus data files.", choices=("bslz4", "lz4", "gzip", "none")
+    ),
+    Definition("output.images_per_file", "int", 25, "Images in each NeXus data file, whatever the number of ranks."),
+    Definition(
+        "output.rotation_axis",
+        "bool",
+        False,
+        "Write a rotation axis that never turns, as some beamlines do; dxtbx then opens one sequence of stills.",
+        level=2,
+    ),
+    Definition("output.overwrite", "bool", False, "Write over a data set that is there already."),
+)
 
 
 def parameters_from_phil(params):
@@ -225,47 +236,36 @@ def parameters_from_phil(params):
     )
 
 
-def closest_name(message: str, scope) -> str:
-    """The parameter of `scope` that an unknown one was perhaps meant to be, as the end of a sentence; empty if none."""
-    unknown = re.search(r"Unknown command line parameter definition: ([\w.]+)", message)
-    if not unknown:
-        return ""
-    names = [definition.path for definition in scope.all_definitions()]
-    by_last = {name.split(".")[-1]: name for name in names}
-    word = unknown.group(1)
-    close = difflib.get_close_matches(word, names, 1) or difflib.get_close_matches(word.split(".")[-1], by_last, 1)
-    return f" (did you mean {by_last.get(close[0], close[0])}?)" if close else ""
+def read_arguments(args: list[str]) -> tuple[SimulationParameters, bool]:
+    """The parameters on a command line, and whether to write over a data set.
+
+    Raises
+    ------
+    InputError
+        For an unknown parameter, or one with an impossible value.
+    SimulationError
+        For a value that cannot be simulated.
+    """
+    given = parsing.parse(parsing.Program(USAGE, DEFINITIONS, "parameters are given as name=value", __doc__), args)
+    return parameters_from_phil(given.extract), given.extract.output.overwrite
 
 
 def main(args: list[str], comm) -> int:
     """Parse, simulate on every rank of `comm`, report on rank 0; returns the exit status."""
-    from libtbx.phil import parse
-    from libtbx.utils import Sorry
-
-    from ssx_mpi.parameters.user_input import InputError, as_phil, check_values
     from ssx_mpi.simulation.crystal import crystal_symmetry
     from ssx_mpi.simulation.data_set import check_outputs, simulate
-    from ssx_mpi.simulation.simulation_parameters import SimulationError
 
     if "--version" in args:
         if comm.rank == 0:
             print(f"ssx_mpi {__version__}")
         return ExitCode.DONE
-    scope = parse(PHIL)
-    usage = "ssx_mpi.simulate [options] [name=value ...]"
-    parser = dials_compat.argument_parser(usage=usage, phil=scope, epilog=__doc__)
     parameters, refusal = None, None
     try:
-        params, _ = parser.parse_args(args=[as_phil(each, scope) for each in args], show_diff_phil=False)
-        check_values(params, scope)
-        parameters = parameters_from_phil(params)
+        parameters, overwrite = read_arguments(args)
         crystal_symmetry(parameters.crystal)
-        check_outputs(parameters, params.output.overwrite)
+        check_outputs(parameters, overwrite)
     except (SimulationError, InputError) as error:
         refusal = str(error)
-    except (Sorry, RuntimeError) as error:
-        # libtbx's way to say that it cannot read an argument
-        refusal = " ".join(str(error).split()) + closest_name(str(error), scope)
     # all ranks have looked before one of them writes, or leaves
     refusals = [message for message in comm.allgather(refusal) if message]
     if parameters is None or refusals:

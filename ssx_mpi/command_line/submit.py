@@ -119,10 +119,10 @@ def _kind(ours: dict[str, str]) -> str:
 
 def _checked(theirs: list[str], kind: str) -> Parameters:
     """The parameters of the run, found good; for an array, without the images."""
-    from ssx_mpi.command_line.process import _parse
+    from ssx_mpi.command_line.process import read_arguments
 
     dials_compat.prepare()
-    parameters, _ = _parse(theirs or ["restart=False"])
+    parameters, _ = read_arguments(theirs or ["restart=False"])
     if not parameters.sources and kind != "array":
         raise SubmitError("no images given: use image=, template= or directory=")
     return parameters

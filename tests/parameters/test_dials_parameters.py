@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssx_mpi import dials_compat
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.parameters.dials_parameters import dials_parameters, user_texts
 from ssx_mpi.parameters.user_input import InputError
 
@@ -16,7 +16,7 @@ CELL = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
 
 
 def scopes(*arguments: str, **texts: str):
-    return dials_parameters(_parse(["image=x.h5", *arguments])[0], texts)
+    return dials_parameters(read_arguments(["image=x.h5", *arguments])[0], texts)
 
 
 def test_our_parameters_arrive_where_dials_reads_them():
@@ -159,9 +159,9 @@ def test_files_are_read_once_and_may_be_unreadable(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("good.phil").write_text("d_min = 2")
     Path("bad.phil").write_bytes(b"\xff\xfe\x00")
-    good = _parse(["image=x.h5", "indexing.phil=good.phil"])[0]
+    good = read_arguments(["image=x.h5", "indexing.phil=good.phil"])[0]
     assert user_texts(good) == {"indexing": "d_min = 2"}
-    bad = _parse(["image=x.h5", "integration.phil=bad.phil"])[0]
+    bad = read_arguments(["image=x.h5", "integration.phil=bad.phil"])[0]
     with pytest.raises(InputError, match=r"integration\.phil=.*bad\.phil: cannot be read"):
         user_texts(bad)
 

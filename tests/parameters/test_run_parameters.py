@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.parameters import run_parameters
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.parameters.run_parameters import CrystalSelection, Source
@@ -18,7 +18,7 @@ def parse(tmp_path, monkeypatch):
     """The parameters for command-line arguments given in an empty folder with one image, ``x.cbf``."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.cbf").write_bytes(b"")
-    return lambda *arguments: _parse(["image=x.cbf", *arguments])[0]
+    return lambda *arguments: read_arguments(["image=x.cbf", *arguments])[0]
 
 
 def refusal(parse, *arguments: str) -> str:
@@ -280,22 +280,22 @@ def test_every_parameter_has_help():
 def test_numbers_are_not_evaluated(argument, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="not a number"):
-        _parse(["image=x.cbf", argument])
+        read_arguments(["image=x.cbf", argument])
     (tmp_path / "user.phil").write_text(argument.replace("=", " = ", 1) + "\n")
     with pytest.raises(InputError, match="not a number"):
-        _parse(["image=x.cbf", "user.phil"])
+        read_arguments(["image=x.cbf", "user.phil"])
     assert not (tmp_path / "evaluated").exists()
 
 
 def test_sums_of_numbers_are_numbers():
-    assert _parse(["image=x.cbf", "d_min=1.5+0.25", "max_failures=1/2"])[0].d_min == 1.75
+    assert read_arguments(["image=x.cbf", "d_min=1.5+0.25", "max_failures=1/2"])[0].d_min == 1.75
 
 
 def test_who_gave_a_value_matters_beside_files_for_dials_alone(tmp_path):
-    assert "typed" not in _parse(["image=x.cbf", "d_min=2"])[0].identity()
+    assert "typed" not in read_arguments(["image=x.cbf", "d_min=2"])[0].identity()
     (tmp_path / "spots.phil").write_text("spotfinder.filter.min_spot_size=2")
     identities = [
-        _parse(["image=x.cbf", f"spotfinding.phil={tmp_path / 'spots.phil'}", *more])[0].identity()
+        read_arguments(["image=x.cbf", f"spotfinding.phil={tmp_path / 'spots.phil'}", *more])[0].identity()
         for more in ((), ("min_spot_size=3",))
     ]
     assert identities[0] != identities[1]

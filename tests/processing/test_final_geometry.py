@@ -13,7 +13,7 @@ from dxtbx.model import ExperimentList
 from fake_ranks import on_fake_ranks
 from panel_stills import detector, misplacements, stills
 
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.final_geometry import check_final, refine_final_geometry
 from ssx_mpi.records.batch_files import batches
@@ -26,7 +26,7 @@ def parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("x.h5").write_text("")
     known = ("image=x.h5", "space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90", "output.directory=run")
-    return lambda *arguments: _parse([*known, *arguments])[0]
+    return lambda *arguments: read_arguments([*known, *arguments])[0]
 
 
 def made_run(parameters, experiments, reflections, batch_size: int):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.report import assessment_report as report
 from ssx_mpi.stages.cell_assessment import Assessment, CellCluster
 
@@ -36,7 +36,7 @@ def parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a b.h5", "bad.mask", "spots.phil", "geo.expt", "import.phil", "m.mtz"):
         Path(name).write_text("")
-    return lambda *arguments: _parse(list(arguments))[0]
+    return lambda *arguments: read_arguments(list(arguments))[0]
 
 
 def test_the_next_command_reads_as_the_same_run_with_the_cell(assessed, parse):

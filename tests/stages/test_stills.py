@@ -12,7 +12,7 @@ from dials.array_family import flex
 from dxtbx.model import ExperimentList
 from small_chips import small_chip
 
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.images.experiment_maker import ExperimentMaker
 from ssx_mpi.images.sources import find_images
 from ssx_mpi.parameters.dials_parameters import dials_parameters
@@ -44,7 +44,7 @@ def engines(tmp_path_factory):
     cell = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90", "max_lattices=1", "image=x.cbf")
     built = {}
     for name in ("fast", "dials"):
-        parameters = _parse([*cell, f"engine={name}"])[0]
+        parameters = read_arguments([*cell, f"engine={name}"])[0]
         built[name] = build_engine(parameters, dials_parameters(parameters, {}))
     return built
 

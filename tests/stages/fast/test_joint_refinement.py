@@ -10,7 +10,7 @@ from dxtbx import flumpy
 from dxtbx.model import BeamFactory, Crystal, DetectorFactory, Experiment, ExperimentList
 
 from ssx_mpi import dials_compat
-from ssx_mpi.command_line.process import _parse
+from ssx_mpi.command_line.process import read_arguments
 from ssx_mpi.parameters.dials_parameters import dials_parameters
 from ssx_mpi.stages.fast import joint_refinement
 from ssx_mpi.stages.still_results import StageError
@@ -85,7 +85,7 @@ def scope():
     """Parameters of the refinement, with and without the cell restrained."""
 
     def make(*more: str):
-        parameters = _parse([*CELL, *more])[0]
+        parameters = read_arguments([*CELL, *more])[0]
         return dials_parameters(parameters, {}).geometry_refinement
 
     return make
