@@ -386,7 +386,7 @@ def test_nitrite_reductase_runs_through(real_data, tmp_path):
     assert "not converged" not in (tmp_path / "ssx_mpi.reduce.log").read_text()
     # five crystals with hardly a reflection in common: what is kept must not run away
     assert np.abs(table["IMEAN"]).max() < 1e4
-    assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P213"
+    assert mtz.object(str(tmp_path / "DataFiles" / "merged.mtz")).space_group_name() == "P 21 3"
 
 
 def test_thaumatin_runs_through(real_data, tmp_path):
