@@ -103,7 +103,8 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
             written.append(number)
         if export.stream:
             cell_type = CellType(*stage.lattice_type(frame.space_group))
-            output.write_stream(source, kept, data_files / f"crystals_{number + 1}.stream", cell_type)
+            path = data_files / f"crystals_{number + 1}.stream"
+            output.write_stream(source, kept, path, cell_type, job.selection.width)
     written = sorted(number for part in job.comm.allgather(written) for number in part)
     if job.comm.rank == 0:
         output.write_index(

@@ -176,11 +176,16 @@ def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, se
     write_experiments(source, crystals, stem.with_suffix(".expt"))
 
 
-def write_stream(source: Source, crystals: list[ScaledCrystal], path: Path, cell_type: CellType) -> None:
+def write_stream(
+    source: Source, crystals: list[ScaledCrystal], path: Path, cell_type: CellType, width: EwaldWidth | None
+) -> None:
     """Write crystals of a file as a CrystFEL stream, in the common setting."""
     content = json.loads(source.experiments.read_bytes())
     selected = select_experiments(content, crystals)
-    stream = crystfel.stream(selected, stage.read_integrated(str(source.reflections), crystals), cell_type)
+    spots = stage.read_integrated(str(source.reflections), crystals)
+    # in 1/nm, at 3 angstrom
+    radius = {} if width is None else {"profile_radius": 10.0 * float(np.sqrt(width.at(np.array(1 / 9))))}
+    stream = crystfel.stream(selected, spots, cell_type, **radius)
     with placing(path) as beside:
         beside.write_text(stream)
 

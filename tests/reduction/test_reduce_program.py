@@ -229,6 +229,23 @@ def test_stream_for_partialator(ambiguous, tmp_path):
     text = (tmp_path / "DataFiles" / "crystals_1.stream").read_text()
     assert text.startswith("CrystFEL stream format 2.3\n")
     assert text.count("--- Begin crystal") == text.count("----- End chunk -----") == 25
+    # as libcrystfel's reader wants it: the geometry first, in full, and methods that it knows
+    head, first = text.split("----- Begin chunk -----")[:2]
+    geometry = dict(
+        line.split(" = ") for line in head.split("Begin geometry file -----\n")[1].splitlines() if " = " in line
+    )
+    assert head.rstrip().endswith("----- End geometry file -----")
+    panel = {name[3:]: value for name, value in geometry.items() if name.startswith("p0/")}
+    assert {"min_fs", "max_fs", "min_ss", "max_ss", "corner_x", "corner_y", "fs", "ss", "clen", "res"} == set(panel)
+    # the detector is 200 mm from the sample, its corner 100 mm from the beam either way, 0.1 mm a pixel
+    assert float(panel["clen"]) == pytest.approx(0.2) and float(panel["res"]) == pytest.approx(1e4)
+    assert abs(float(panel["corner_x"])) == pytest.approx(1000) == abs(float(panel["corner_y"]))
+    fast, slow = (np.array([float(x[:-1]) for x in panel[name].split()]) for name in ("fs", "ss"))
+    # from its corner the panel reaches back across the beam
+    corner = np.array([float(panel["corner_x"]), float(panel["corner_y"]), 0.0])
+    np.testing.assert_allclose(corner + 1000 * fast + 1000 * slow, 0.0, atol=1e-6)
+    assert "indexed_by = file\n" in first and "unique_axis = *\n" in first
+    assert float(first.split("beam_bandwidth = ")[1].splitlines()[0]) == pytest.approx(1e-8)
     chunk = text.split("----- Begin chunk -----")[3]
     rows = {line.split(" = ")[0]: line.split(" = ")[1] for line in chunk.splitlines() if " = " in line}
     assert rows["lattice_type"] == "cubic" and rows["centering"] == "P"
