@@ -182,6 +182,18 @@ print(PCA.__name__, pandas.DataFrame({"a": [1, 2]}).a.sum(), Day.__name__)
     assert _in_new_python(program).split() == ["PCA", "3", "Day"]
 
 
+def test_the_switch_turns_it_off(monkeypatch):
+    monkeypatch.setenv("SSX_MPI_DEFER_IMPORTS", "0")
+    program = """
+import sys
+from ssx_mpi import dials_compat
+dials_compat.prepare()
+import dxtbx.model
+print("sklearn.base" in sys.modules)
+"""
+    assert _in_new_python(program).split() == ["True"]
+
+
 def test_units_do_without_tables_and_tables_come_after():
     program = """
 import sys
