@@ -9,7 +9,8 @@ user does it, with the true geometry unless the header is what the cell is about
 of what was recorded over the sum of the shares that integration says were recorded, with a scale for each crystal.
 
 Correlations with the truth are those of the reflections that two of them have in common, since a program that merges
-less merges what is easy. A cell fails where the reduction is behind by more than 0.005 in CC or by 3% in reflections.
+less merges what is easy. A cell fails where the reduction is behind by more than 0.005 in CC, or by 3% in reflections
+of which those that it lacks have a correlation of 0.5 or more.
 What is done is kept in the folder, so that an interrupted matrix goes on; ``FOLDER/matrix.json`` and ``matrix.md``
 have the outcome.
 """
@@ -31,6 +32,8 @@ LYSOZYME = ("P43212", "79.1,79.1,38.2,90,90,90")
 # a cell may be behind by so much of CC, and share of the reflections
 _BEHIND_CC, _BEHIND_N = 0.005, 0.03
 _FEWEST_COMMON = 50
+# correlation with the truth of reflections that others alone have, from which on it is a loss not to have them
+_WORTH = 0.5
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,10 @@ def _beside(truth: Any, ours: dict[int, float], theirs: dict[int, float]) -> dic
         intensity = truth.intensities.data().as_numpy_array()[rows]
         for name, values in (("ours", ours), ("theirs", theirs)):
             numbers[name] = float(np.corrcoef([values[row] for row in rows.tolist()], intensity)[0, 1])
+    alone = np.array(sorted(theirs.keys() - ours.keys()), dtype=np.int64)
+    if len(alone) >= _FEWEST_COMMON:
+        intensity = truth.intensities.data().as_numpy_array()[alone]
+        numbers["cc_alone"] = float(np.corrcoef([theirs[row] for row in alone.tolist()], intensity)[0, 1])
     return numbers
 
 
@@ -239,8 +246,9 @@ def behind(numbers: dict[str, Any]) -> list[str]:
             continue
         if other["ours"] < other["theirs"] - _BEHIND_CC:
             found.append(f"CC behind {name} by {other['theirs'] - other['ours']:.3f}")
-        # plain averaging has every reflection that anything was predicted for, whether it was excited or not
-        if name == "dials" and numbers["n"] < (1 - _BEHIND_N) * other["n"]:
+        # reflections that were predicted and never excited are no loss: what others alone have must be worth something
+        worth = other.get("cc_alone", 1.0) > _WORTH
+        if name == "dials" and worth and numbers["n"] < (1 - _BEHIND_N) * other["n"]:
             found.append(f"{100 * (1 - numbers['n'] / other['n']):.0f}% fewer reflections than {name}")
     return found
 

@@ -27,6 +27,8 @@ _MAX_ROUNDS = 60
 _HOTTEST = 30.0
 _COOLING = 0.8
 _FINAL_ROUNDS = 5
+#: share of the crystals that another start must set as the best one does; below, more are made, up to so many times
+SETTLED, _MORE_STARTS = 0.9, 4
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def resolve(
 ) -> Resolved:
     """Resolve the ambiguity by the crystals alone.
 
+    Where no other random start sets 90% of the crystals as the best one does, more are made.
+
     Parameters
     ----------
     include
@@ -127,16 +131,23 @@ def resolve(
     sample, numbers = data.select(sampled), crystal_number[sampled]
     best_score, best_setting, merged = -np.inf, np.zeros(len(numbers), dtype=np.int64), (np.zeros(0), np.zeros(0))
     outcomes = []
-    for start in range(settings.starts):
+    size, start = total(comm, len(numbers)), 0
+    wanted = settings.starts
+    while start < wanted:
         probability, found, score, rounds = _one_start(comm, sample, numbers, n_unique, start, settings)
         setting = np.argmax(probability, axis=1)
         outcomes.append(setting)
         logger.debug("ambiguity start %d: score %.1f after %d rounds", start + 1, score, rounds)
         if score > best_score:
             best_score, best_setting, merged = score, setting, found
-    size = total(comm, len(numbers))
-    alike = np.array([ambiguity.relative_agreement(best_setting, outcome, table) for outcome in outcomes])
-    start_agreement = comm.sum(alike).max(axis=1) / max(size, 1)
+        start += 1
+        if start < wanted:
+            continue
+        alike = np.array([ambiguity.relative_agreement(best_setting, outcome, table) for outcome in outcomes])
+        start_agreement = comm.sum(alike).max(axis=1) / max(size, 1)
+        # the best one agrees with itself: where no other does, it may be one of many that are wrong
+        if _second(start_agreement) < SETTLED and wanted < _MORE_STARTS * settings.starts:
+            wanted += settings.starts
 
     one = np.eye(data.n_settings)
     own = np.zeros((data.n_crystals, data.n_settings))
@@ -152,6 +163,10 @@ def resolve(
             break
     shift = _shift_to_most_common(comm, result.best()[include], table)
     return _resolved(comm, result, include, settings, start_agreement, shift)
+
+
+def _second(agreement: np.ndarray) -> float:
+    return float(np.sort(agreement)[-2]) if len(agreement) > 1 else 1.0
 
 
 def resolve_against(

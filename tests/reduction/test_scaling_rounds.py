@@ -118,6 +118,7 @@ def test_ambiguity_without_a_reference(lattice, n_crystals, per_crystal):
     right = relative_agreement(found.setting[decided], truth.setting[decided], table).max()
     assert right >= 0.99 * decided.sum()
     assert found.start_agreement.max() == 1.0
+    assert len(found.start_agreement) == 3
     # the setting that most crystals were indexed in is the common one
     assert found.counts[0] == found.counts.max()
 
@@ -142,6 +143,8 @@ def test_crystals_that_cannot_be_told_are_left_out():
         COMM, data, everything, np.arange(100), 100, len(truth.unique), table, AmbiguitySettings(starts=2)
     )
     assert found.decided.mean() < 0.2
+    # no start agrees with another: that is not for want of starts
+    assert len(found.start_agreement) == 8
 
 
 def test_tolerance_of_the_lattice_is_respected():
