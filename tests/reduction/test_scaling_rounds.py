@@ -143,8 +143,18 @@ def test_crystals_that_cannot_be_told_are_left_out():
         COMM, data, everything, np.arange(100), 100, len(truth.unique), table, AmbiguitySettings(starts=2)
     )
     assert found.decided.mean() < 0.2
-    # no start agrees with another: that is not for want of starts
-    assert len(found.start_agreement) == 8
+
+
+def test_starts_that_disagree_are_followed_by_more():
+    observations, truth = synthetic.simulate(synthetic.AMBIGUOUS, 40, per_crystal=40, ambiguous=True)
+    everything, _, _, start, expected = prepared(observations, truth, np.zeros(40, dtype=np.int64))
+    data = resolve.normalised(observations, everything, truth.unique, truth.settings, start, expected)
+    table = ambiguity.composition_table(truth.settings, truth.unique.rotations)
+    found = resolve.resolve(
+        COMM, data, everything, np.arange(40), 40, len(truth.unique), table, AmbiguitySettings(starts=3)
+    )
+    assert len(found.start_agreement) == 12
+    assert np.sort(found.start_agreement)[-2] < resolve.SETTLED
 
 
 def test_tolerance_of_the_lattice_is_respected():
