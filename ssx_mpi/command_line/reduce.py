@@ -92,6 +92,9 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         if watch is not None:
             watch.together(comm)
         stoppable = comm if watch is None else StoppableCommunicator(comm, watch.stopping)
+        from ssx_mpi.parameters.run_parameters import ReportSettings
+        from ssx_mpi.processing.reporting import write_page
+
         numbers = run_step.reduce_files(stoppable, sources, settings, folder)
     except InputError as error:
         return _refuse(comm, error, ExitCode.REFUSED)
@@ -107,6 +110,7 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
         if "merge" in settings.steps:
             logger.info("\nMerged intensities: %s", folder / "DataFiles" / "merged.mtz")
         logger.info("%s", reduction_block(numbers))
+    write_page(comm, folder, ReportSettings())
     return ExitCode.NOTHING_FOUND if settings.strict and numbers["warnings"] else ExitCode.DONE
 
 

@@ -67,6 +67,35 @@ class PanelPriors:
     )
 
 
+@dataclass(frozen=True)
+class ReportSettings:
+    """Whether to write the page about the run, where a copy goes, and the resolution that its forecast is for."""
+
+    html: bool = parameter(
+        "report.html",
+        "bool",
+        True,
+        "Write ssx_mpi.html at the end: a page with figures about the run. ssx_mpi.report does so at any time.",
+        level=1,
+    )
+    copy_to: Path | None = parameter(
+        "report.copy_to",
+        "path",
+        None,
+        "Folder that gets a copy of it as report.html, as electronic logbooks show it.",
+        level=1,
+    )
+    d_min: float | None = parameter(
+        "forecast.d_min",
+        "float",
+        None,
+        "Resolution in angstrom for which the report says how many more crystals are needed; by default a tenth beyond "
+        "where the data end.",
+        least=0.1,
+        level=1,
+    )
+
+
 #: more crystals than any run has: all
 ALL_CRYSTALS = 2**40
 
@@ -390,6 +419,7 @@ class Parameters:
         "Show completeness, multiplicity and CC1/2 of all crystals so far, as each batch finishes.",
         affects_results=False,
     )
+    report: ReportSettings = group(ReportSettings, affects_results=False)
     #: what the crystals are is settled before; the reduction has an identity of its own
     reduction: ReductionParameters = group(ReductionParameters, "reduction.", affects_results=False)
     #: the assignments that make it what it is, for a command line

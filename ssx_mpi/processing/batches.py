@@ -19,6 +19,8 @@ from ssx_mpi.processing.importing import Run
 from ssx_mpi.processing.reducing import say_stopped
 from ssx_mpi.processing.resume import BatchKeeping, BatchNews, Survey, finish_batch, survey
 from ssx_mpi.processing.watch import Watch
+from ssx_mpi.records.files import storing
+from ssx_mpi.records.image_table import ImageTable
 from ssx_mpi.report.run_report import LiveReport
 from ssx_mpi.stages.still_results import Still
 from ssx_mpi.stages.stills import StillProcessor
@@ -135,12 +137,17 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
     if merging is not None:
         earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
         merging.add(comm.sum(earlier))
+    table = ImageTable(run.directory, len(run.images))
     if comm.rank == 0:
+        with storing(table.path):
+            table.complete(keeping.batches[news.number - 1] for news in found.finished)
         for news in found.finished:
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
 
     def hear(news: BatchNews) -> None:
+        with storing(table.path):
+            table.add(keeping.batches[news.number - 1])
         so_far = merging.add(news.merged) if merging is not None else None
         live.hear(news.number, news.statistics, news.bad_images, so_far)
 

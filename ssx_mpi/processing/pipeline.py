@@ -2,7 +2,7 @@
 
 Import, then assess the crystals where their symmetry is unknown and stop; otherwise refine the geometry with the first
 crystals unless it is given, process all images in batches, refine the geometry with all crystals where that is
-wanted, and reduce what was integrated.
+wanted, and reduce what was integrated; at the end, write the page that tells of it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ssx_mpi.processing.final_geometry import check_final, refine_final_geometry
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
+from ssx_mpi.processing.reporting import write_page
 from ssx_mpi.processing.resume import check_steps
 from ssx_mpi.processing.watch import Watch
 
@@ -48,6 +49,13 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
     InputError
         On every rank, for input that cannot be processed; nothing was written over.
     """
+    status = _process(comm, parameters, watch, claimed)
+    if parameters.report.html:
+        write_page(comm, parameters.directory, parameters.report)
+    return status
+
+
+def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: Callable[[], None]) -> ExitCode:
     began = time.monotonic()
     check_final(parameters)
     run = import_images(comm, parameters, watch)

@@ -1,0 +1,179 @@
+"""One table of all images of a run, ``images.h5``: a column for each number, one row for each image.
+
+Rank 0 writes the rows of a batch when it is finished, so that the table can be read while the run is at work. All of it
+comes from the ``images.json`` of the batches: a table that is damaged, or lacks batches, is made again from these.
+
+With pandas: ``pandas.DataFrame({name: column[:] for name, column in h5py.File("images.h5")["images"].items()})``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from ssx_mpi.records.batch_files import IMAGES, Batch
+from ssx_mpi.records.files import read_json
+
+NAME = "images.h5"
+VERSION = 1
+_GROUP = "images"
+_CHUNK = 16384
+# name: dtype, value of a row that is not there, unit, meaning
+COLUMNS: dict[str, tuple[type, Any, str, str]] = {
+    "finished": (np.uint8, 0, "", "1 where the image is done; other columns mean nothing where it is 0"),
+    "file": (np.int32, -1, "", "row of the dataset /files with the name of its file"),
+    "frame": (np.int32, 0, "", "number in that file, counted from one; 0 where the file is the image"),
+    "hit": (np.uint8, 0, "", "whether there were min_spots strong spots"),
+    "n_spots": (np.int32, 0, "", "strong spots"),
+    "n_lattices": (np.int16, 0, "", "indexed lattices"),
+    "n_indexed": (np.int32, 0, "", "strong spots on these"),
+    "n_crystals": (np.int16, 0, "", "integrated crystals"),
+    "n_reflections": (np.int32, 0, "", "integrated reflections"),
+    "a": (np.float32, np.nan, "angstrom", "cell of the first crystal, or lattice"),
+    "b": (np.float32, np.nan, "angstrom", ""),
+    "c": (np.float32, np.nan, "angstrom", ""),
+    "alpha": (np.float32, np.nan, "degrees", ""),
+    "beta": (np.float32, np.nan, "degrees", ""),
+    "gamma": (np.float32, np.nan, "degrees", ""),
+    "rmsd": (np.float32, np.nan, "pixels", "between spots and predictions of the first lattice"),
+    "d_min": (np.float32, np.nan, "angstrom", "of the indexed spots of the first lattice"),
+    "mosaicity": (np.float32, np.nan, "degrees", "of the first crystal"),
+    "i_over_sigma": (np.float32, np.nan, "", "mean of the first crystal"),
+    "cpu_seconds": (np.float32, 0.0, "s", "of all stages"),
+    "reason": (np.int16, -1, "", "row of the dataset /reasons: why the image gave no crystal, or not all"),
+}
+_CELL = ("a", "b", "c", "alpha", "beta", "gamma")
+
+
+class ImageTable:
+    """The table of a run with `n_images` images in `directory`."""
+
+    def __init__(self, directory: Path, n_images: int) -> None:
+        self.path = directory / NAME
+        self._n_images = n_images
+
+    def complete(self, batches: Iterable[Batch]) -> None:
+        """Add the rows of finished `batches` that are not there."""
+        missing = list(batches)
+        if self._usable():
+            with self._open("r") as file:
+                finished = file[_GROUP]["finished"]
+                missing = [batch for batch in missing if not finished[batch.first]]
+        else:
+            self._create()
+        for batch in missing:
+            self.add(batch)
+
+    def add(self, batch: Batch) -> None:
+        """Write the rows of a finished batch."""
+        if not self._usable():
+            self._create()
+        images = read_json(batch.folder / IMAGES)
+        with self._open("r+") as file:
+            files, reasons = _Names(file, "files"), _Names(file, "reasons")
+            rows = [_row(image, files, reasons) for image in images]
+            numbers = np.array([image["image"] for image in images])
+            files.write()
+            reasons.write()
+            for name, (dtype, nothing, _, _) in COLUMNS.items():
+                values: Any = np.full(batch.stop - batch.first, nothing, dtype)
+                values[numbers - batch.first] = [row.get(name, nothing) for row in rows]
+                if name != "finished":
+                    file[_GROUP][name][batch.first : batch.stop] = values
+            # last: what a reader goes by
+            file.flush()
+            file[_GROUP]["finished"][batch.first : batch.stop] = 1
+
+    def _usable(self) -> bool:
+        try:
+            with self._open("r") as file:
+                return file.attrs["version"] == VERSION and len(file[_GROUP]["finished"]) == self._n_images
+        except (OSError, KeyError):
+            return False
+
+    def _create(self) -> None:
+        self.path.unlink(missing_ok=True)
+        with self._open("w") as file:
+            file.attrs.update(version=VERSION, NX_class="NXroot", default=_GROUP)
+            group = file.create_group(_GROUP)
+            group.attrs["NX_class"] = "NXcollection"
+            for name, (dtype, nothing, unit, meaning) in COLUMNS.items():
+                chunk = (min(_CHUNK, self._n_images),)
+                column = group.create_dataset(
+                    name, (self._n_images,), dtype, chunks=chunk, fillvalue=nothing, compression="gzip", shuffle=True
+                )
+                column.attrs.update(units=unit, long_name=meaning)
+            for name in ("files", "reasons"):
+                file.create_dataset(name, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(256,))
+
+    def _open(self, mode: str) -> h5py.File:
+        # readers are not to keep the run from writing, nor is a lock that a killed run left
+        return h5py.File(self.path, mode, locking=False)
+
+
+class _Names:
+    """A growing list of names in the file, each once."""
+
+    def __init__(self, file: h5py.File, name: str) -> None:
+        self._dataset = file[name]
+        self._numbers = {each: k for k, each in enumerate(self._dataset.asstr()[:])}
+
+    def number(self, name: str) -> int:
+        return self._numbers.setdefault(name, len(self._numbers))
+
+    def write(self) -> None:
+        known = len(self._dataset)
+        if len(self._numbers) > known:
+            self._dataset.resize((len(self._numbers),))
+            self._dataset[known:] = list(self._numbers)[known:]
+
+
+def _row(image: dict[str, Any], files: _Names, reasons: _Names) -> dict[str, Any]:
+    file, _, frame = image["name"].rpartition(":")
+    if not frame.isdigit():
+        file, frame = image["name"], "0"
+    lattices, crystals = image["lattices"], image["crystals"]
+    row: dict[str, Any] = {
+        "file": files.number(file),
+        "frame": int(frame),
+        "hit": image["hit"],
+        "n_spots": image["n_spots"],
+        "n_lattices": len(lattices),
+        "n_indexed": sum(lattice["n_indexed"] for lattice in lattices),
+        "n_crystals": len(crystals),
+        "n_reflections": sum(crystal["n_reflections"] for crystal in crystals),
+        "cpu_seconds": sum(image["seconds"].values()),
+    }
+    if lattices:
+        row["rmsd"] = math.hypot(lattices[0]["rmsd_x"], lattices[0]["rmsd_y"])
+        row["d_min"] = lattices[0]["d_min"]
+    if crystals:
+        row["mosaicity"] = crystals[0]["mosaicity"] or math.nan
+        row["i_over_sigma"] = crystals[0]["i_over_sigma"]
+    if lattices or crystals:
+        row.update(zip(_CELL, (crystals or lattices)[0]["cell"]))
+    if image["failures"]:
+        row["reason"] = reasons.number(": ".join(image["failures"][0]))
+    return row
+
+
+def read_columns(directory: Path) -> dict[str, Any] | None:
+    """The columns of the finished images, their numbers as ``image``, and the lists ``files`` and ``reasons``.
+
+    None where there is no table.
+    """
+    path = directory / NAME
+    if not path.exists():
+        return None
+    with h5py.File(path, "r", locking=False) as file:
+        (finished,) = np.nonzero(file[_GROUP]["finished"][:])
+        columns: dict[str, Any] = {name: file[_GROUP][name][:][finished] for name in COLUMNS if name != "finished"}
+        columns["image"] = finished
+        for name in ("files", "reasons"):
+            columns[name] = list(file[name].asstr()[:])
+    return columns
