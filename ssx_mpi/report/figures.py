@@ -118,7 +118,10 @@ def along_images(summary: RunSummary) -> list[Figure]:
         )
     )
     cells = []
-    for name, colour in zip("abc", (BLUE, ORANGE, GREEN)):
+    for k, (name, colour) in enumerate(zip("abc", (BLUE, ORANGE, GREEN))):
+        # crystals of high symmetry have equal axes
+        if k and np.allclose(images[name], images["abc"[k - 1]], rtol=1e-4, equal_nan=True):
+            continue
         middle = _median(images[name])
         values = np.array([_median(images[name][rows]) for rows in parts])
         cells.append(_line(at, 100 * (values / middle - 1), f"{name} ({middle:.2f} Å)", colour))
@@ -190,7 +193,8 @@ def cells(summary: RunSummary) -> list[Figure]:
     figures.append(
         Figure(
             "Unit cells",
-            "One peak: one crystal form. Two peaks: two forms, which unit_cell.clustering or a tolerance keeps apart. "
+            "One peak: one crystal form. Two peaks: two forms, which a clustering threshold in the reduction keeps "
+            "apart. "
             "A broad peak: a distance or a wavelength that is not known.",
             traces,
             layout,
@@ -224,7 +228,8 @@ def _histogram(values: np.ndarray, name: str, colour: str, _number: int) -> dict
     low, high = np.quantile(values, [0.005, 0.995])
     if high - low < 1e-9 * max(abs(high), 1.0):
         low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(values, bins=40, range=(float(low), float(high)))
+    bins = int(np.clip(2 * np.sqrt(len(values)), 5, 40))
+    counts, edges = np.histogram(values, bins=bins, range=(float(low), float(high)))
     return {
         "type": "bar",
         "x": _plain(0.5 * (edges[1:] + edges[:-1])),
