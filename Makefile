@@ -20,8 +20,8 @@ export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export OMPI_MCA_rmaps_base_oversubscribe := 1
 export PRTE_MCA_mapby := :oversubscribe
 
-# the batch system and modules that the tests start, where they can be had
-CLUSTER_PACKAGES := slurm-wlm munge libpmix-dev lmod
+# the batch system, modules and browser that the tests start, where they can be had
+CLUSTER_PACKAGES := slurm-wlm munge libpmix-dev lmod chromium
 PIP := $(BIN)/pip install -q --disable-pip-version-check
 # Only what cannot be imported is installed: a second h5py beside the one that dxtbx is linked with would bring a second
 # HDF5 library, which does not know the file handles of the first (Debian's h5py does not bear its own name in pip)

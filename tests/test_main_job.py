@@ -121,7 +121,8 @@ class TestResults:
     def test_the_layout_is_that_of_xia2(self, done):
         assert sorted(p.name for p in done.iterdir()) == [
             *("DataFiles", "LogFiles", "batch_1", "batch_2", "batch_3", "data_reduction"),
-            *("geometry_refinement", "import", "ssx_mpi.json", "ssx_mpi.log"),
+            *("geometry_refinement", "images.h5", "import"),
+            *("ssx_mpi.bib", "ssx_mpi.html", "ssx_mpi.json", "ssx_mpi.log"),
         ]
         assert sorted(p.name for p in (done / "DataFiles").glob("*.mtz")) == ["merged.mtz", "merged_full.mtz"]
         for number in (1, 2, 3):

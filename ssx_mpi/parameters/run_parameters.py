@@ -80,7 +80,7 @@ class ReportSettings:
     )
     copy_to: Path | None = parameter(
         "report.copy_to",
-        "path",
+        "folder",
         None,
         "Folder that gets a copy of it as report.html, as electronic logbooks show it.",
         level=1,

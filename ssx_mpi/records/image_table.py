@@ -97,6 +97,7 @@ class ImageTable:
             return False
 
     def _create(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         with self._open("w") as file:
             file.attrs.update(version=VERSION, NX_class="NXroot", default=_GROUP)
