@@ -98,7 +98,7 @@ demo: setup
 	@echo "== demo: processing it on all cores, in $(DEMO)/run =="
 	@$(BIN)/ssx_mpi image=$(DEMO)/images/lysozyme.nxs $(DEMO_CRYSTAL) output.directory=$(DEMO)/run
 	@echo "== demo: the result beside the truth =="
-	@$(BIN)/python -m ssx_mpi.simulation.truth $(DEMO)/images $(DEMO)/run
+	@$(BIN)/ssx_mpi.compare $(DEMO)/images $(DEMO)/run
 	@echo "== demo: look at $(DEMO)/run/ssx_mpi.log and ssx_mpi.json; merged.mtz and the crystals are in $(DEMO)/run/DataFiles =="
 
 cluster:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssx_mpi.command_line import reduce, simulate
+from ssx_mpi.command_line import compare, reduce, simulate, submit
 from ssx_mpi.parameters import declaration, documents
 from ssx_mpi.parameters.declaration import Definition
 from ssx_mpi.parameters.run_parameters import Parameters
@@ -19,6 +19,8 @@ def programs() -> dict[str, Sequence[Definition]]:
         "ssx_mpi": declaration.definitions(Parameters),
         "ssx_mpi.reduce": reduce.definitions(),
         "ssx_mpi.simulate": simulate.DEFINITIONS,
+        "ssx_mpi.submit": submit.DEFINITIONS,
+        "ssx_mpi.compare": declaration.definitions(compare.ComparisonParameters),
     }
 
 

@@ -2,22 +2,7 @@
 
   ssx_mpi.submit nodes=4 time=00:30:00 partition=short image=data_master.h5 space_group=P43212 unit_cell=... --dry-run
 
-Parameters of the job, all others are those of ssx_mpi and are checked before anything is submitted:
-
-  template=        (without #) one_node, many_nodes (by nodes=), array (by runs=), chain (by chain=True) or reduce
-  nodes= time=     size of the job; without them they are suggested from the number of images and their cost
-  ranks_per_node=  without it one rank on each core
-  partition= account= qos= constraint= name=   as for sbatch
-  modules=a,b      modules to load
-  setup="..."      a line of bash that makes ssx_mpi available, where modules do not
-  launcher=        srun or mpirun;   mpi=  for srun --mpi=
-  stage=local      copy the Python environment to each node's own disk first
-  chain=True       short jobs that put themselves into the queue again until all is done
-  runs=FILE        an array, one run for each line of the file, with the parameters that differ
-  reduce=True      reduce in a job of its own that waits for this one, all runs of an array together; otherwise each
-                   run reduces its own crystals at its end
-  cost=            CPU-seconds an image, or the ssx_mpi.json of an earlier run
-
+Parameters of the job are below; all others are those of ssx_mpi and are checked before anything is submitted.
 --dry-run shows the scripts and submits nothing."""
 
 from __future__ import annotations
@@ -31,14 +16,60 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssx_mpi import dials_compat
+from ssx_mpi.parameters.declaration import AUTO, Definition
 from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.submission import estimate, scripts
 
-_OURS = (
-    *("template", "nodes", "time", "ranks_per_node", "partition", "account", "qos", "constraint", "name", "modules"),
-    *("setup", "launcher", "mpi", "stage", "chain", "runs", "reduce", "cost"),
+DEFINITIONS = (
+    Definition(
+        "template",
+        "choice",
+        None,
+        "The job script (a value with # is an image template instead). By default one_node or many_nodes by nodes, "
+        "array with runs, chain with chain=True.",
+        choices=tuple(scripts.KINDS),
+    ),
+    Definition("nodes", "int", AUTO, "Number of nodes; suggested from the number of images and their cost.", least=1),
+    Definition(
+        "time", "str", AUTO, "Time of the job, as for sbatch; suggested from the number of images and their cost."
+    ),
+    Definition("ranks_per_node", "int", AUTO, "Ranks on each node; by default one on each core.", least=1, level=1),
+    Definition("partition", "str", None, "Partition, as for sbatch."),
+    Definition("account", "str", None, "Account, as for sbatch."),
+    Definition("qos", "str", None, "Quality of service, as for sbatch.", level=1),
+    Definition("constraint", "str", None, "Features of the nodes, as for sbatch.", level=1),
+    Definition("name", "str", "ssx_mpi", "Name of the job."),
+    Definition("modules", "str", None, "Modules to load, with commas between them."),
+    Definition("setup", "str", None, "A line of bash that makes ssx_mpi available, where modules do not.", level=1),
+    Definition("launcher", "choice", "srun", "What starts the ranks.", choices=("srun", "mpirun"), level=1),
+    Definition("mpi", "str", None, "For srun --mpi=.", level=2),
+    Definition(
+        "stage",
+        "choice",
+        None,
+        "local: copy the Python environment to each node's own disk first.",
+        choices=("local",),
+        level=2,
+    ),
+    Definition(
+        "chain", "bool", False, "Short jobs that put themselves into the queue again until all is done.", level=1
+    ),
+    Definition(
+        "runs", "file", None, "An array: a file with a line for each run, with the parameters that differ.", level=1
+    ),
+    Definition(
+        "reduce",
+        "bool",
+        False,
+        "Reduce in a job of its own that waits for this one, all runs of an array together; otherwise each run reduces "
+        "its own crystals at its end.",
+        level=1,
+    ),
+    Definition("cost", "str", None, "CPU-seconds for an image, or the ssx_mpi.json of an earlier run.", level=1),
 )
+
+_OURS = tuple(definition.name for definition in DEFINITIONS)
 _TRUE = ("true", "yes", "1")
 
 
@@ -58,7 +89,7 @@ def run(arguments: list[str] | None = None) -> None:
     """Entry point of the program ``ssx_mpi.submit``."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or "-h" in arguments or "--help" in arguments:
-        print(__doc__)
+        print(__doc__, *(f"  {d.name + '=':<17s}{d.help}" for d in DEFINITIONS), sep="\n")
         return
     try:
         sys.exit(_main([a for a in arguments if a != "--dry-run"], "--dry-run" in arguments))

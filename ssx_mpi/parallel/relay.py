@@ -155,13 +155,6 @@ def main(command: list[str]) -> int:
     return status
 
 
-def run() -> None:
-    """Entry point of the program ``ssx_mpi.launch``."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print("ssx_mpi.launch mpirun -n 64 ssx_mpi ...: has SIGTERM, SIGUSR1 and SIGUSR2 end the ranks in order")
-        sys.exit(0 if len(sys.argv) > 1 else 2)
-    sys.exit(main(sys.argv[1:]))
-
-
 if __name__ == "__main__":
-    run()
+    # the programs put this in their own place when they start ranks
+    sys.exit(main(sys.argv[1:]))
