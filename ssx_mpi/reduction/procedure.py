@@ -270,6 +270,7 @@ def _resolve(
         "crystals": resolved.counts.tolist(),
         "undecided": n_undecided,
         "start_agreement": resolved.start_agreement.tolist(),
+        "above_chance": resolved.above_chance,
     }
     return setting, margin, _with(fate, undecided, Fate.AMBIGUOUS), how
 

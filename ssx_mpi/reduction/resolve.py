@@ -7,7 +7,7 @@ are then fitted, so that the cost stays linear in the number of crystals with a 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,8 @@ _MAX_ROUNDS = 60
 _HOTTEST = 30.0
 _COOLING = 0.8
 _FINAL_ROUNDS = 5
+# crystals up to which the outcome is compared with chance, how often, and the random numbers for it
+_TESTED, _MIXED, _MIXED_STREAM = 200, 3, 40_000
 #: share of the crystals that another start must set as the best one does; below, more are made, up to so many times
 SETTLED, _MORE_STARTS = 0.9, 4
 
@@ -49,6 +51,10 @@ class Resolved:
         (starts,) share of the sampled crystals that each random start sets like the best one; empty with a reference.
     counts
         (n_settings,) crystals of all ranks per setting.
+    above_chance
+        Log-likelihood of the best start over that which the same crystals reach when each of their observations is put
+        into a setting of its own by chance; None where that was not tried. Starts that agree, and crystals with clear
+        margins, mean nothing where it is about 1: few crystals always agree with what they were merged into.
     """
 
     setting: np.ndarray
@@ -57,6 +63,7 @@ class Resolved:
     correlation: np.ndarray
     start_agreement: np.ndarray
     counts: np.ndarray
+    above_chance: float | None = None
 
 
 def locate_settings(observations: Observations, unique: UniqueReflections, settings: np.ndarray) -> np.ndarray:
@@ -162,7 +169,23 @@ def resolve(
         if moved == 0:
             break
     shift = _shift_to_most_common(comm, result.best()[include], table)
-    return _resolved(comm, result, include, settings, start_agreement, shift)
+    resolved = _resolved(comm, result, include, settings, start_agreement, shift)
+    if size > _TESTED:
+        return resolved
+    by_chance = max(
+        _one_start(comm, _mixed(sample, numbers, test), numbers, n_unique, test, settings)[2] for test in range(_MIXED)
+    )
+    return replace(resolved, above_chance=best_score / by_chance if by_chance > 0 else float("inf"))
+
+
+def _mixed(data: Normalised, crystal_number: np.ndarray, test: int) -> Normalised:
+    # each observation in a setting of its own, drawn by chance: the crystals keep all that does not tell settings apart
+    # (equivalents by the lattice resemble each other, too)
+    place = np.arange(len(data.x)) - np.repeat(data.start[:-1], np.diff(data.start))
+    number = (np.repeat(crystal_number, np.diff(data.start)) << 24) + place
+    drawn = [scramble(number, _MIXED_STREAM + test * data.n_settings + row) for row in range(data.n_settings)]
+    order = np.argsort(np.stack(drawn), axis=0, kind="stable")
+    return replace(data, setting_unique=np.ascontiguousarray(np.take_along_axis(data.setting_unique, order, axis=0)))
 
 
 def _second(agreement: np.ndarray) -> float:

@@ -145,6 +145,21 @@ def test_crystals_that_cannot_be_told_are_left_out():
     assert found.decided.mean() < 0.2
 
 
+@pytest.mark.parametrize(("n_crystals", "per_crystal", "right"), [(12, 100, False), (20, 200, True), (30, 60, False)])
+def test_settings_that_chance_would_find_are_told_from_those_that_are_right(n_crystals, per_crystal, right):
+    observations, truth = synthetic.simulate(synthetic.AMBIGUOUS, n_crystals, per_crystal=per_crystal, ambiguous=True)
+    numbers = np.arange(n_crystals)
+    everything, _, _, start, expected = prepared(observations, truth, np.zeros(n_crystals, dtype=np.int64))
+    data = resolve.normalised(observations, everything, truth.unique, truth.settings, start, expected)
+    table = ambiguity.composition_table(truth.settings, truth.unique.rotations)
+    found = resolve.resolve(COMM, data, everything, numbers, n_crystals, len(truth.unique), table, AmbiguitySettings())
+    # starts and margins alone speak for either
+    assert found.decided.mean() > 0.7
+    alike = relative_agreement(found.setting, truth.setting, table).max()
+    assert (alike >= 0.95 * n_crystals) == right
+    assert found.above_chance > 2.0 if right else found.above_chance < 1.2
+
+
 def test_starts_that_disagree_are_followed_by_more():
     observations, truth = synthetic.simulate(synthetic.AMBIGUOUS, 40, per_crystal=40, ambiguous=True)
     everything, _, _, start, expected = prepared(observations, truth, np.zeros(40, dtype=np.int64))

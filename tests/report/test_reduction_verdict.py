@@ -30,6 +30,7 @@ def test_a_good_reduction_is_not_warned_of():
         ({"crystals": {"merged": 17, "no scale found": 19}}, "only 17 of 36 crystals are merged: 19 no scale found"),
         ({"crystals": {"merged": 90, "lowering CC1/2": 10}}, "only 90 of 100"),
         ({"ambiguity": {"start_agreement": [0.54, 1.0, 0.77]}}, "more than 77% of the crystals"),
+        ({"ambiguity": {"start_agreement": [1.0, 1.0], "above_chance": 1.03}}, "agree as well as the crystals do"),
         ({"without_background": 0.06}, "no background was found for 6% of the reflections"),
         ({"of_merged": {"n_uniq": 9}}, "hardly any reflections are merged (9)"),
         ({"of_merged": {"completeness": 0.02}}, "hardly any of the possible reflections"),
