@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator, SerialCommunicator
 from ssx_mpi.parallel.relay import QUIET
+from ssx_mpi.report.progress import TERMINAL
 
 # what launchers tell their processes: the number of ranks that they started
 _LAUNCHER_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_SIZE")
@@ -108,6 +109,9 @@ def start_on_ranks(module: str, arguments: list[str], n_ranks: int) -> None:
     if os.geteuid() == 0:
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT", "1")
         os.environ.setdefault("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    if sys.stderr.isatty():
+        # mpiexec reads what ranks write through a pipe: they cannot see for themselves that it ends on a terminal
+        os.environ[TERMINAL] = str(shutil.get_terminal_size().columns)
     print(f"Starting on {n_ranks} ranks with {mpiexec} (nproc= sets the number)", flush=True)
     command = [mpiexec, "-n", str(n_ranks), *_options(known, n_ranks), sys.executable, "-m", module, *arguments]
     os.execv(sys.executable, [sys.executable, "-m", "ssx_mpi.parallel.relay", *command])

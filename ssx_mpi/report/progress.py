@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
@@ -12,6 +13,18 @@ logger = logging.getLogger("ssx_mpi")
 
 # in a batch job a line this often, in seconds, tells that the job is alive
 _LINE_EVERY = 60.0
+
+
+#: environment variable with the columns of the terminal that an mpiexec of ours writes to
+TERMINAL = "SSX_MPI_TERMINAL_COLUMNS"
+
+
+def terminal_columns() -> int | None:
+    """Columns of the terminal that the standard error ends on; None where it can be asked, 0 where there is none."""
+    if sys.stderr.isatty():
+        return None
+    given = os.environ.get(TERMINAL, "")
+    return int(given) if given.isdigit() else 0
 
 
 class Progress:
@@ -34,10 +47,11 @@ class Progress:
         self._offset = 0
         self._bar = None
         self._shown = shown
-        if shown and sys.stderr.isatty():
+        columns = terminal_columns()
+        if shown and columns != 0:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=title, unit="img", dynamic_ncols=True)
+            self._bar = tqdm(total=total, desc=title, unit="img", ncols=columns, dynamic_ncols=columns is None)
 
     def start(self, done: int) -> None:
         """Say that `done` images were finished before."""
