@@ -328,6 +328,15 @@ def crystal_shifts(
     return information, score
 
 
+def spots_without_shifts(
+    spots: DetectorSpots, geometry: JointGeometry, strains: np.ndarray, s0: np.ndarray, shift: np.ndarray
+) -> DetectorSpots:
+    """The spots where the detector would have seen them, had it not stood off by `shift` (K, 3) mm for each crystal."""
+    whole = replace(geometry, levels=geometry.levels[:1], frames=geometry.frames[:1], motions=geometry.motions[:1])
+    _, columns, _ = _JointFit(spots, strains, s0, Alone(), True).derivatives(whole, strains)
+    return replace(spots, xy=spots.xy - _times(columns[:, :, :3], shift[spots.crystal]))
+
+
 def geometry_uncertainty(
     spots: DetectorSpots, geometry: JointGeometry, strains: np.ndarray, s0: np.ndarray
 ) -> GeometryUncertainty:

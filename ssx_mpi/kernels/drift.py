@@ -24,11 +24,17 @@ Eilers, P. H. C. & Marx, B. D. (1996). Statist. Sci. 11, 89-121 (splines as sums
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ssx_mpi.kernels.detector_refinement import DetectorSpots, JointGeometry, crystal_shifts
+from ssx_mpi.kernels.detector_refinement import (
+    DetectorSpots,
+    JointGeometry,
+    crystal_shifts,
+    refine_crystals,
+    spots_without_shifts,
+)
 from ssx_mpi.kernels.exact_sums import Alone, Reducer, exact_binned_sums, exact_median
 
 AXES = ("fast", "slow", "distance")
@@ -42,6 +48,8 @@ FEWEST_CRYSTALS = 30
 # curves without a drift does, for 3 to 33 degrees of freedom
 _SIGNIFICANT = 5.0
 _OUTLIER = 5.0
+# after the first round some per cent of the way are left
+_MOST_ROUNDS = 4
 _MEDIAN = 0.6745
 _POINTS = np.linspace(0.0, 1.0, 41)
 
@@ -100,18 +108,32 @@ def find_drift(
         Of each crystal along the run, from 0 to 1.
     """
     reducer = reducer or Alone()
-    information, score = crystal_shifts(spots, geometry, strains, s0, reducer)
-    return fit_drift(information, score, position, reducer)
+    total: Drift | None = None
+    for _ in range(_MOST_ROUNDS):
+        information, score = crystal_shifts(spots, geometry, strains, s0, reducer)
+        found = fit_drift(information, score, position, reducer, None if total is None else total.pieces)
+        if found is None:
+            return total
+        # spots that are far off have lost weight: what they say comes out when most of the way is gone
+        total = found if total is None else replace(total, shift=total.shift + found.shift)
+        shift = np.stack([np.interp(position, found.position, way) for way in found.shift.T], axis=1)
+        spots = spots_without_shifts(spots, geometry, strains, s0, shift)
+        geometry = refine_crystals(spots, geometry, strains, s0, reducer=reducer).geometry
+    return total
 
 
-def fit_drift(information: np.ndarray, score: np.ndarray, position: np.ndarray, reducer: Reducer) -> Drift | None:
-    """As :func:`find_drift`, from S_k (K, 3, 3) and b_k (K, 3)."""
+def fit_drift(
+    information: np.ndarray, score: np.ndarray, position: np.ndarray, reducer: Reducer, pieces: int | None = None
+) -> Drift | None:
+    """As :func:`find_drift`, from S_k (K, 3, 3) and b_k (K, 3); with `pieces` by that curve, whatever it explains."""
     use = np.all(np.einsum("kaa->ka", information) > 0, axis=1)
     n_crystals = int(reducer.sum(np.array([np.count_nonzero(use)]))[0])
     if n_crystals < FEWEST_CRYSTALS:
         return None
     place = np.clip((position[use] * _BINS).astype(int), 0, _BINS - 1)
     crystals = _Crystals(information[use], score[use], place, reducer)
+    if pieces is not None:
+        return _drift(_fit(pieces, crystals), 0.0)
     tried = [None, 0, *(pieces for pieces in _PIECES if n_crystals >= 10 * (pieces + 3))]
     # the scatter about the richest curve is what all are measured by
     richest = _fit(tried[-1], crystals)
