@@ -175,7 +175,7 @@ def resolve(
     by_chance = max(
         _one_start(comm, _mixed(sample, numbers, test), numbers, n_unique, test, settings)[2] for test in range(_MIXED)
     )
-    return replace(resolved, above_chance=best_score / by_chance if by_chance > 0 else float("inf"))
+    return replace(resolved, above_chance=best_score / by_chance if by_chance > 0 else None)
 
 
 def _mixed(data: Normalised, crystal_number: np.ndarray, test: int) -> Normalised:
