@@ -6,9 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from dxtbx.model import BeamFactory, DetectorFactory
+from panel_stills import detector
 
 from ssx_mpi.parallel.communicator import SerialCommunicator
-from ssx_mpi.processing.geometry import shared_geometry, verdict, worth_moving
+from ssx_mpi.parameters.run_parameters import PanelPriors
+from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.processing.geometry import check_level, shared_geometry, verdict, worth_moving
 
 
 class OtherRank(SerialCommunicator):
@@ -89,3 +92,24 @@ def refined(n_crystals=100, rmsd=0.1, distance=70.0, sigma=0.01):
 )
 def test_rounds_go_on_while_they_gain(before, after, answer):
     assert verdict(before, after) == answer
+
+
+@pytest.mark.parametrize(
+    ("level", "engine", "refused"),
+    [
+        (2, "fast", None),
+        (None, "dials", None),
+        (3, "fast", "hierarchy_level=3: the detector has no such level, its last level is 2"),
+        (1, "dials", "hierarchy_level=1: for the refinement by DIALS set detector.hierarchy_level"),
+    ],
+)
+def test_a_level_that_is_not_there_is_refused_before_anything_is_indexed(level, engine, refused):
+    parameters = SimpleNamespace(hierarchy_level=level, engine=engine, refinement_phil=None, panel_priors=PanelPriors())
+    maker = SimpleNamespace(first_readable=lambda: 0, experiment=lambda image: SimpleNamespace(detector=detector()))
+    run = SimpleNamespace(parameters=parameters, maker=maker)
+    if refused is None:
+        check_level(run)
+        return
+    with pytest.raises(InputError, match=refused) as error:
+        check_level(run)
+    assert "\n" not in str(error.value)
