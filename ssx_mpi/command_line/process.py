@@ -54,7 +54,7 @@ def run(arguments: list[str] | None = None) -> None:
         sys.exit(refuse(error))
 
 
-def probe_headers(parameters) -> None:
+def probe_headers(parameters: Parameters) -> None:
     """Find out which headers end or hang whatever reads them, where that was not done for this run before."""
     from ssx_mpi.images.header_probe import probe_sources
 
@@ -110,7 +110,7 @@ def end_unwritten(comm: Communicator, error: Exception) -> int:
 class _Folder:
     """The folder of the run, kept from other runs by rank 0 while this is entered."""
 
-    def __init__(self, comm: Communicator, parameters) -> None:
+    def __init__(self, comm: Communicator, parameters: Parameters) -> None:
         self._comm = comm
         self._directory = parameters.directory
         self._held: IO[bytes] | None = None

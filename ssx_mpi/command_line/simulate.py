@@ -19,10 +19,12 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
+from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parallel.launching import guarded
 from ssx_mpi.parameters.declaration import Definition
 from ssx_mpi.parameters.user_input import InputError
@@ -187,7 +189,7 @@ DEFINITIONS = (
 )
 
 
-def parameters_from_phil(params):
+def parameters_from_phil(params: Any) -> SimulationParameters:
     """The PHIL parameters as a :class:`~ssx_mpi.simulation.simulation_parameters.SimulationParameters`.
 
     Raises
@@ -250,7 +252,7 @@ def read_arguments(args: list[str]) -> tuple[SimulationParameters, bool]:
     return parameters_from_phil(given.extract), given.extract.output.overwrite
 
 
-def main(args: list[str], comm) -> int:
+def main(args: list[str], comm: Communicator) -> int:
     """Parse, simulate on every rank of `comm`, report on rank 0; returns the exit status."""
     from ssx_mpi.simulation.crystal import crystal_symmetry
     from ssx_mpi.simulation.data_set import check_outputs, simulate

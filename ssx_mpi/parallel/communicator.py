@@ -86,7 +86,7 @@ class MpiCommunicator:
         The mpi4py communicator; it is kept as :attr:`comm` for the modules of this layer.
     """
 
-    def __init__(self, comm) -> None:
+    def __init__(self, comm: Any) -> None:
         self.comm = comm
         self.rank: int = comm.rank
         self.size: int = comm.size

@@ -22,7 +22,7 @@ class Consensus:
         The mpi4py communicator.
     """
 
-    def __init__(self, comm) -> None:
+    def __init__(self, comm: Any) -> None:
         self._comm = comm
         self._barriers: list[Any] = []
 

@@ -86,7 +86,7 @@ def _no_one_waits() -> None:
 class MpiLoop(Loop):
     """Every rank of an MPI communicator; rank 0 coordinates and, in a small job, works as well."""
 
-    def __init__(self, comm: MpiCommunicator, job: Job, pending, wanted: int | None, longest: int) -> None:
+    def __init__(self, comm: MpiCommunicator, job: Job, pending: Any, wanted: int | None, longest: int) -> None:
         self.comm = comm.comm.Dup()
         self.rank, self.size = comm.rank, comm.size
         self.job = job

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 _REQUESTS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 # of the terminal; ranks hear SIGTERM instead
@@ -86,7 +87,7 @@ class Relay:
                 signal.signal(number, self._leave)
         signal.signal(signal.SIGALRM, self._ask)
 
-    def _leave(self, number: int, frame) -> None:
+    def _leave(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.interrupted:
             self.killed = True
             for process in [*descendants(self._launcher), self._launcher]:
@@ -98,7 +99,7 @@ class Relay:
         self.interrupted |= number == signal.SIGINT
         self._ask(signal.SIGTERM, frame)
 
-    def _ask(self, number: int, frame) -> None:
+    def _ask(self, number: int, frame: FrameType | None) -> None:
         if number != signal.SIGALRM:
             self._number, self._tries = signal.Signals(number), 0
         self._tries += 1

@@ -5,6 +5,7 @@ A parameter of ours wins over the user's file for a DIALS program; every such ca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -147,7 +148,7 @@ def _ours(p: Parameters) -> dict[str, dict[str, Any]]:
     return {"spotfinding": spots, "indexing": indexing, "integration": integration}
 
 
-def _extract(stage: str, defaults: str | None, user_text: str | None):
+def _extract(stage: str, defaults: str | None, user_text: str | None) -> Any:
     """The scope of a stage: the program's own defaults, then ours, then what the user's file says."""
     import libtbx.phil
 
@@ -178,7 +179,7 @@ def _refinement_defaults(p: Parameters) -> str:
     return text
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return ",".join(f"{v:.10g}" for v in values)
 
 
@@ -238,7 +239,7 @@ def _quiet(scopes: dict[str, Any]) -> None:
             dials_compat.set_if_known(scopes[stage], f"output.{name}", None)
 
 
-def _set(scope, path: str, value: Any) -> None:
+def _set(scope: Any, path: str, value: Any) -> None:
     *parents, name = path.split(".")
     for parent in parents:
         scope = getattr(scope, parent)

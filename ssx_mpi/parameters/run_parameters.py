@@ -497,7 +497,7 @@ def _check(p: Parameters) -> None:
         _check_symmetry(p.space_group, p.unit_cell)
 
 
-def _reduction_given(extract, path: PathReader) -> Iterator[str]:
+def _reduction_given(extract: Any, path: PathReader) -> Iterator[str]:
     """What differs from the defaults in the scope of the reduction, as on a command line, with absolute paths."""
     master = scope()
     for found in master.fetch_diff(source=master.format(python_object=extract)).all_definitions():

@@ -40,7 +40,7 @@ class PathReader:
         return path
 
 
-def unknown_parameter(argument: str, known_scope, without_name: str) -> str:
+def unknown_parameter(argument: str, known_scope: Any, without_name: str) -> str:
     """The message for an `argument` that a scope does not know, naming the closest parameter that it does.
 
     Parameters
@@ -65,7 +65,7 @@ _PLAIN = re.compile(r"[-+*/().,\s\deE]*")
 _NUMBERS = ("int", "ints", "float", "floats")
 
 
-def check_numbers(given, known_scope, where: str = "") -> None:
+def check_numbers(given: Any, known_scope: Any, where: str = "") -> None:
     """Make sure that what is given for a number is one: PHIL would evaluate any Python.
 
     Parameters
@@ -93,11 +93,11 @@ def _check_number(name: str, value: str) -> None:
         raise InputError(f"{name}={value}: not a number")
 
 
-def _kind(definition) -> str | None:
+def _kind(definition: Any) -> str | None:
     return getattr(definition.object.type, "phil_type", None)
 
 
-def names_given(argument: str, known_scope) -> list[str]:
+def names_given(argument: str, known_scope: Any) -> list[str]:
     """Full names of the parameters that an argument, or the PHIL file that it names, may stand for."""
     import iotbx.phil
 
@@ -109,7 +109,7 @@ def names_given(argument: str, known_scope) -> list[str]:
     return [d.path for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")]
 
 
-def as_phil(argument: str, known_scope) -> str:
+def as_phil(argument: str, known_scope: Any) -> str:
     """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs.
 
     Raises
@@ -128,7 +128,7 @@ def as_phil(argument: str, known_scope) -> str:
     return f"{name}={quote_python_str(chr(34), value)}"
 
 
-def check_values(extract, known_scope) -> None:
+def check_values(extract: Any, known_scope: Any) -> None:
     """Make sure that no parameter has a value that only others may have.
 
     Parameters

@@ -15,6 +15,7 @@ import shutil
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from ssx_mpi.records.files import storing, write_json
 
@@ -102,7 +103,7 @@ def read_slot(directory: Path, host: str, slot: int) -> Note | None:
         return None
 
 
-def _read_slot(file, host: str, slot: int) -> Note | None:
+def _read_slot(file: BinaryIO, host: str, slot: int) -> Note | None:
     file.seek(slot * _SLOT)
     content = file.read(_SLOT)
     if len(content) < _TEXT or not content.startswith(_MAGIC):
