@@ -210,13 +210,12 @@ def node_table(refined) -> str:
     rows = [
         [
             node.level,
-            # of a path in a NeXus file its end
-            node.name.rsplit("/", 1)[-1],
+            name,
             node.n_spots,
             *map(_value, node.shift, node.shift_sigma),
             *map(_value, node.turn, node.turn_sigma),
         ]
-        for node in refined.nodes
+        for node, name in zip(refined.nodes, _short([node.name for node in refined.nodes]))
     ]
     headers = ["level", "part", "spots", *(f"{name} (mm)" for name in ("fast", "slow", "normal"))]
     headers += [f"{name} (°)" for name in ("tilt fast", "tilt slow", "turn")]
@@ -225,6 +224,16 @@ def node_table(refined) -> str:
     if without:
         lines.append(f"Parts without a spot: {without}; they moved with the part above them alone")
     return "\n".join(lines)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Of paths in a NeXus file as little of their ends as tells them apart."""
+    parts = [name.split("/") for name in names]
+    for kept in range(1, max((len(each) for each in parts), default=1)):
+        ends = ["/".join(each[-kept:]) for each in parts]
+        if len(set(ends)) == len(set(names)):
+            return ends
+    return names
 
 
 def _value(value: float, sigma: float) -> str:

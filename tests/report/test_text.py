@@ -81,3 +81,12 @@ def test_a_cell_that_moved_is_warned_of_with_both_explanations():
 def test_a_cell_that_is_not_known_is_a_dash():
     assert text.cell(None) == "-"
     assert text.cell((79.123, 79.1, 38.2, 90, 90, 120)) == "79.12, 79.10, 38.20, 90.0, 90.0, 120.0"
+
+
+def test_parts_are_named_by_what_tells_them_apart():
+    from ssx_mpi.report.text import _short
+
+    assert _short(["/e/d/p0/offset", "/e/d/p1/offset", "/e/d/q"]) == ["p0/offset", "p1/offset", "d/q"]
+    assert _short(["/e/a", "/e/b"]) == ["a", "b"]
+    assert _short(["side 0", "side 1"]) == ["side 0", "side 1"]
+    assert _short([]) == []
