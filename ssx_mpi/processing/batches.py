@@ -20,7 +20,6 @@ from ssx_mpi.processing.reducing import say_stopped
 from ssx_mpi.processing.resume import BatchKeeping, BatchNews, Survey, finish_batch, survey
 from ssx_mpi.processing.watch import Watch
 from ssx_mpi.records.files import storing
-from ssx_mpi.records.image_table import ImageTable
 from ssx_mpi.report.run_report import LiveReport
 from ssx_mpi.stages.still_results import Still
 from ssx_mpi.stages.stills import StillProcessor
@@ -137,8 +136,11 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
     if merging is not None:
         earlier = sum((merging.of_batch(folder) for folder in _own_finished(comm, keeping, found)), merging.nothing())
         merging.add(comm.sum(earlier))
-    table = ImageTable(run.directory, len(run.images))
     if comm.rank == 0:
+        # the first rank alone writes it
+        from ssx_mpi.records.image_table import ImageTable
+
+        table = ImageTable(run.directory, len(run.images))
         with storing(table.path):
             table.complete(keeping.batches[news.number - 1] for news in found.finished)
         for news in found.finished:

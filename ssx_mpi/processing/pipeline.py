@@ -15,12 +15,9 @@ from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
 from ssx_mpi.processing.assessing import assess_crystals
 from ssx_mpi.processing.batches import process_batches
-from ssx_mpi.processing.drift_check import look_for_drift
-from ssx_mpi.processing.final_geometry import check_final, refine_final_geometry
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
-from ssx_mpi.processing.reporting import write_page
 from ssx_mpi.processing.resume import check_steps
 from ssx_mpi.processing.watch import Watch
 
@@ -50,14 +47,21 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
         On every rank, for input that cannot be processed; nothing was written over.
     """
     status = _process(comm, parameters, watch, claimed)
-    if parameters.report.html:
+    if parameters.report.html and comm.rank == 0:
+        # what the first rank alone needs
+        from ssx_mpi.processing.reporting import write_page
+
         write_page(comm, parameters.directory, parameters.report)
     return status
 
 
 def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: Callable[[], None]) -> ExitCode:
     began = time.monotonic()
-    check_final(parameters)
+    if parameters.final_geometry:
+        # loaded where it is asked for
+        from ssx_mpi.processing.final_geometry import check_final
+
+        check_final(parameters)
     run = import_images(comm, parameters, watch)
     claimed()
     if not parameters.symmetry_known:
@@ -78,8 +82,13 @@ def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: 
         return ExitCode.DONE
     status = process_batches(comm, run, geometry, began)
     if status == ExitCode.DONE:
+        # loaded when it is due
+        from ssx_mpi.processing.drift_check import look_for_drift
+
         look_for_drift(comm, run, geometry)
     if status == ExitCode.DONE and parameters.final_geometry:
+        from ssx_mpi.processing.final_geometry import refine_final_geometry
+
         refine_final_geometry(comm, run, geometry)
     if status != ExitCode.DONE or REDUCE not in parameters.steps:
         return status
