@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import IO
 
 from ssx_mpi import __version__, dials_compat
-from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel import launching
 from ssx_mpi.parallel.communicator import Communicator
@@ -151,6 +150,8 @@ def read_arguments(arguments: list[str]) -> tuple[Parameters, int]:
     InputError
         For an unknown parameter, or one with an impossible value.
     """
+    # one rank alone parses
+    from ssx_mpi.command_line import parsing
     from ssx_mpi.parameters import declaration, run_parameters
 
     program = parsing.Program(

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ssx_mpi.parallel.communicator import Communicator, MpiCommunicator, SerialCommunicator
-from ssx_mpi.parallel.relay import QUIET
 from ssx_mpi.report.progress import TERMINAL
 
 # what launchers tell their processes: the number of ranks that they started
@@ -139,6 +138,9 @@ def _options(known: str, n_ranks: int) -> list[str]:
 
     Open MPI says in ten lines below ours that the job was aborted, whatever exit code but 0 it has: it is told not to.
     """
+    # the process that starts ranks needs it, not the ranks
+    from ssx_mpi.parallel.relay import QUIET
+
     options = [QUIET] if "OpenRTE" in known else []
     binds = "Open MPI" in known or "OpenRTE" in known or "HYDRA" in known
     if binds and not any(name in os.environ for name in _BINDING_VARIABLES):

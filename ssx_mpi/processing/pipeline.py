@@ -13,13 +13,15 @@ from collections.abc import Callable
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
-from ssx_mpi.processing.assessing import assess_crystals
 from ssx_mpi.processing.batches import process_batches
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
 from ssx_mpi.processing.resume import check_steps
 from ssx_mpi.processing.watch import Watch
+
+# images that show the way of a detector along the run, at the very least
+_FEWEST_TO_DRIFT = 20
 
 
 def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: Callable[[], None]) -> ExitCode:
@@ -65,6 +67,8 @@ def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: 
     run = import_images(comm, parameters, watch)
     claimed()
     if not parameters.symmetry_known:
+        from ssx_mpi.processing.assessing import assess_crystals
+
         return assess_crystals(comm, run)
     if parameters.steps == (REDUCE,):
         return reduce_crystals(comm, run)
@@ -81,7 +85,7 @@ def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: 
     if not parameters.steps:
         return ExitCode.DONE
     status = process_batches(comm, run, geometry, began)
-    if status == ExitCode.DONE:
+    if status == ExitCode.DONE and len(run.images) >= _FEWEST_TO_DRIFT:
         # loaded when it is due
         from ssx_mpi.processing.drift_check import look_for_drift
 

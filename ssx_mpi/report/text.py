@@ -7,7 +7,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from ssx_mpi.report.reduction_verdict import has_signal
 from ssx_mpi.report.statistics import CELL_NAMES, Statistics
 
 _MOST_REASONS = 8
@@ -104,6 +103,9 @@ def final_block(total: Statistics, done: int, seconds: float, n_ranks: int) -> s
 
 def reduction_block(numbers: dict[str, Any]) -> str:
     """What became of the crystals in a reduction, and the statistics of each set of merged intensities."""
+    # with a reduction alone
+    from ssx_mpi.report.reduction_verdict import has_signal
+
     lines = [f"{n:7d} {'crystal' if n == 1 else 'crystals'} {fate}" for fate, n in numbers["crystals"].items()]
     for name, merged in numbers["merged"].items():
         known = has_signal(merged)
