@@ -375,7 +375,7 @@ def _refined(fit: _JointFit, geometry: JointGeometry, max_steps: int) -> Refined
 # parameters of a node that share a width: shifts in the plane, shifts out of it, tilts out of it, turns in it
 _ALIKE = ((0, 1), (2,), (3, 4), (5,))
 # in so many steps, after which they are held
-_WIDTHS_LEARNED = 12
+_WIDTHS_LEARNED = 8
 # a hundredth of a parameter that the data determine says nothing of a width
 _LEAST_DETERMINED = 0.01
 # widths do not fall below a micrometre, nor a thousandth of a degree
@@ -470,8 +470,8 @@ class _JointFit:
         residual = np.concatenate([spots.xy - predicted.xy, -predicted.delta_psi[:, None]], axis=1)
         if not self.move:
             return residual, np.empty((len(q), 2, 0)), np.ascontiguousarray(jacobian_c)
-        axes = np.concatenate([_axes(frames) for frames in geometry.frames])
         centres = np.concatenate([_centres(geometry, level) for level in geometry.levels])
+        axes = _axes(np.concatenate(geometry.frames), centres)
         node = self.place(geometry) // 6
         columns = np.empty((len(q), 2, 6 * len(geometry.levels)))
         _loops().columns(
@@ -660,7 +660,8 @@ def _sigma_within(geometry: JointGeometry, solved: _Solution) -> list[np.ndarray
     covariance[np.ix_(solved.free, solved.free)] = solved.covariance
     at = 6 * geometry.levels[0].n_nodes
     for above, level, frames in zip(geometry.levels, geometry.levels[1:], geometry.frames[1:]):
-        axes, centres = _axes(frames), _centres(geometry, level)
+        centres = _centres(geometry, level)
+        axes = _axes(frames, centres)
         of = np.empty(level.n_nodes, dtype=np.int64)
         of[level.node] = above.node
         reach = max(float(np.linalg.norm(geometry.middle, axis=1).mean()), 1.0)
@@ -685,11 +686,14 @@ def _sigma_within(geometry: JointGeometry, solved: _Solution) -> list[np.ndarray
     return result
 
 
-def _axes(frames: np.ndarray) -> np.ndarray:
-    """Fast, slow and normal of each frame (n, 3, 3) as columns; the normal points away from the crystal."""
-    fast, slow, origin = (frames[:, :, k] for k in range(3))
+def _axes(frames: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Fast, slow and normal of each frame (n, 3, 3) as columns; the normal points away from the crystal.
+
+    Which way that is follows from the centre of the panels (n, 3): the origin of a frame may lie at the crystal.
+    """
+    fast, slow = frames[:, :, 0], frames[:, :, 1]
     normal = np.cross(fast, slow)
-    away = np.where(np.einsum("ni,ni->n", origin, normal) > 0, 1.0, -1.0)
+    away = np.where((centres * normal).sum(axis=1) > 0, 1.0, -1.0)
     return np.stack([fast, slow, normal * away[:, None]], axis=2)
 
 
@@ -714,8 +718,8 @@ def _moved(geometry: JointGeometry, strains: np.ndarray, detector: list[np.ndarr
 def move_nodes(geometry: JointGeometry, motions: Sequence[np.ndarray]) -> JointGeometry:
     """`geometry` with each node of each level moved, (n_nodes, 6) a level, from the whole down."""
     for depth, (level, motion) in enumerate(zip(geometry.levels, motions)):
-        axes = _axes(geometry.frames[depth])
         centre = _centres(geometry, level)
+        axes = _axes(geometry.frames[depth], centre)
         rotation = rotation_matrices(np.einsum("nij,nj->ni", axes, motion[:, 3:]))
         shift = centre - np.einsum("nij,nj->ni", rotation, centre) + np.einsum("nij,nj->ni", axes, motion[:, :3])
         frames = list(geometry.frames)

@@ -373,3 +373,17 @@ def test_any_number_of_parties_gives_the_same_bits():
             assert part.steps == whole.steps
             assert part.uncertainty.sigma == whole.uncertainty.sigma
         assert np.array_equal(np.concatenate([part.geometry.a_matrices for part in parts]), whole.geometry.a_matrices)
+
+
+def test_a_part_whose_frame_lies_at_the_crystal_is_refined_like_others():
+    # as groups of dxtbx that have no frame of their own: which way its normal points is not told by its origin
+    experiment = stills_on(sensors(misplacements(11)), 30, seed=12, noise=0.015)
+    start = experiment.geometry
+    frames = list(start.frames)
+    at_crystal = np.array([[1.0, 0, 0], [0, -1.0, 0], [0, 0, 0]]).T
+    frames[1] = np.repeat(at_crystal[None], 2, axis=0)
+    moved = replace(start, frames=tuple(frames))
+    refined = [d.refine_detector(experiment.spots, geometry, experiment.strains, S0) for geometry in (start, moved)]
+    assert all(each.converged for each in refined)
+    assert np.allclose(refined[0].geometry.panels, refined[1].geometry.panels, atol=1e-6)
+    assert len(refined[1].steps) <= len(refined[0].steps) + 1
