@@ -115,7 +115,8 @@ class MpiCommunicator:
         send = np.ascontiguousarray(values)
         received = np.empty_like(send)
         self.comm.Allreduce(send, received, op=getattr(MPI, operation))
-        return received
+        # an array without dimensions became one with one
+        return received.reshape(np.shape(values))
 
     def barrier(self) -> None:
         self.comm.Barrier()

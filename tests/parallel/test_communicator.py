@@ -26,6 +26,8 @@ assert comm.allgather("abc"[:r]) == ["abc"[:k] for k in range(n)]
 assert comm.alltoall([(r, k) for k in range(n)]) == [(k, r) for k in range(n)]
 values = np.arange(6, dtype=np.int64).reshape(2, 3) * (r + 1)
 total, most = comm.sum(values), comm.max(values)
+# an array without dimensions stays one: newer NumPy makes a number of nothing else
+assert comm.sum(np.array(2.0)).shape == comm.max(np.array(2.0)).shape == () and float(comm.sum(np.array(2.0))) == 2 * n
 assert total.dtype == values.dtype and (total == np.arange(6).reshape(2, 3) * n * (n + 1) // 2).all()
 assert (most == np.arange(6).reshape(2, 3) * n).all()
 # every second column: not contiguous
