@@ -17,9 +17,14 @@ def write_page(comm: Communicator, directory: Path, settings: ReportSettings) ->
         return
     try:
         # libraries that no other step needs
-        from ssx_mpi.report.page import write_report
+        from ssx_mpi.report.run_summary import RunSummary
 
-        path = write_report(directory, settings.d_min, settings.copy_to)
+        summary = RunSummary.read(directory)
+        for finding in summary.findings:
+            logger.warning("%s", finding[0].upper() + finding[1:])
+        from ssx_mpi.report.page import write_summary
+
+        path = write_summary(summary, settings.d_min, settings.copy_to)
     except Exception as error:
         logger.debug("The report failed", exc_info=True)
         reason = f"{error.name} is missing (pip install {error.name})" if isinstance(error, ImportError) else error

@@ -43,12 +43,16 @@ def write_report(folder: Path, d_min: float | None = None, copy_to: Path | None 
     InputError
         When there is nothing to report on.
     """
-    summary = RunSummary.read(folder)
+    return write_summary(RunSummary.read(folder), d_min, copy_to)
+
+
+def write_summary(summary: RunSummary, d_min: float | None = None, copy_to: Path | None = None) -> Path:
+    """Write the page about what has been read already, as ``write_report`` does."""
     page = render(summary, d_min)
-    path = folder / NAME
+    path = summary.folder / NAME
     with replacing(path) as file:
         file.write(page.encode())
-    with replacing(folder / BIBLIOGRAPHY) as file:
+    with replacing(summary.folder / BIBLIOGRAPHY) as file:
         file.write(references.bibtex(_cited(summary)).encode())
     if copy_to is not None:
         copy_to.mkdir(parents=True, exist_ok=True)
@@ -67,7 +71,7 @@ def render(summary: RunSummary, d_min: float | None = None) -> str:
         ("Crystals", figures.cells(summary)),
         ("Detector", figures.refinement(summary.geometry)),
         ("Why images gave nothing", figures.reasons(summary.failures)),
-        ("Merging", figures.merging(summary) + figures.scales(_scales(summary.folder))),
+        ("Merging", figures.merging(summary) + figures.scales(summary.scales)),
         ("Forecast", [figures.growth(prediction)] if prediction else []),
         ("Cost", figures.cost(summary.run)),
     ]
@@ -194,17 +198,3 @@ def _cost(run: dict[str, Any]) -> list[tuple[str, str]]:
 def _parameters(summary: RunSummary) -> list[tuple[str, str]]:
     given = summary.run.get("parameters") or summary.reduction.get("parameters") or {}
     return [(name, str(value)) for name, value in given.items() if str(value) not in ("None", "", "[]", "{}")]
-
-
-def _scales(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Logarithm of the scale and B of the merged crystals of each file that was reduced."""
-    found = []
-    paths = sorted((folder / "data_reduction").glob("scales_*.npz"), key=lambda path: int(path.stem.split("_")[-1]))
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as content:
-                kept = content["fate"] == 0
-                found.append((content["log_k"][kept], content["b_factor"][kept]))
-        except (OSError, ValueError, KeyError):
-            continue
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.records import image_table
+from ssx_mpi.report.findings import findings
 from ssx_mpi.report.forecast import WANTED_CC_HALF, Forecast, forecast
 from ssx_mpi.report.table_one import TableOne
 
@@ -40,6 +42,8 @@ class RunSummary:
         ``geometry_refinement.json`` and ``assess_crystals.json``; empty where there are none.
     images
         Columns of ``images.h5``; None without.
+    scales
+        Logarithm of the scale, and B in square angstrom, of the merged crystals of each file that was reduced.
     """
 
     folder: Path
@@ -49,6 +53,7 @@ class RunSummary:
     geometry: dict[str, Any] = field(default_factory=dict)
     assessment: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] | None = None
+    scales: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary:
@@ -70,6 +75,7 @@ class RunSummary:
             _json(folder / "geometry_refinement" / "geometry_refinement.json"),
             _json(folder / "assess_crystals" / "assess_crystals.json"),
             image_table.read_columns(folder),
+            _scales(folder),
         )
         if not (summary.run or summary.reduction or summary.geometry or summary.assessment):
             raise InputError(f"{folder}: neither a run nor a reduction has written here")
@@ -94,10 +100,15 @@ class RunSummary:
     def table_one(self) -> TableOne | None:
         return TableOne.of(self.reduction, self.merging) if self.merging else None
 
+    @cached_property
+    def findings(self) -> list[str]:
+        """What is wrong with the sample or the beam, as far as the images and crystals show it."""
+        return findings(self.images, [b_factor for _, b_factor in self.scales])
+
     @property
     def warnings(self) -> list[str]:
         """What a user must know before believing the numbers, most important first."""
-        warnings = list(self.reduction.get("warnings", []))
+        warnings = [*self.findings, *self.reduction.get("warnings", [])]
         state = self.run.get("state", "")
         if state == "not_reduced":
             warnings.append(f"the crystals are not merged: {self.run.get('reduction', {}).get('reason', 'refused')}")
@@ -160,3 +171,17 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _scales(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Logarithm of the scale and B of the merged crystals of each file that was reduced."""
+    found = []
+    paths = sorted((folder / "data_reduction").glob("scales_*.npz"), key=lambda path: int(path.stem.split("_")[-1]))
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                kept = content["fate"] == 0
+                found.append((content["log_k"][kept], content["b_factor"][kept]))
+        except (OSError, ValueError, KeyError):
+            continue
+    return found

@@ -169,6 +169,17 @@ def test_the_verdict_fits_the_numbers(tmp_path, change, verdict, words):
         assert words[0].upper() + words[1:] in page.render(found)
 
 
+def test_a_fault_of_the_sample_comes_first_among_the_warnings(tmp_path):
+    blank = images()
+    blank["hit"][300:700] = 0
+    warned = summary(
+        tmp_path, images=blank, reduction={**reduction(), "warnings": ["only 20 of 90 crystals are merged"]}
+    )
+    assert warned.verdict[0] == "usable with warnings"
+    assert warned.warnings[0].startswith("images 30") and "next to no hits" in warned.warnings[0]
+    assert "next to no hits" in page.render(warned).split("<noscript>")[0]
+
+
 def test_images_that_could_not_be_read_are_a_warning(tmp_path):
     failing = run()
     failing["total"]["failures"] = {"read: truncated": 100}
