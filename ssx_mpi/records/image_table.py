@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ NAME = "images.h5"
 VERSION = 1
 _GROUP = "images"
 _CHUNK = 16384
+# lists of names that the columns `file` and `reason` count in
+_LISTS = ("files", "reasons")
 # name: dtype, value of a row that is not there, unit, meaning
 COLUMNS: dict[str, tuple[type, Any, str, str]] = {
     "finished": (np.uint8, 0, "", "1 where the image is done; other columns mean nothing where it is 0"),
@@ -51,21 +54,30 @@ _CELL = ("a", "b", "c", "alpha", "beta", "gamma")
 
 
 class ImageTable:
-    """The table of a run with `n_images` images in `directory`."""
+    """The table of a run with `n_images` images in `directory`; one process writes it."""
 
     def __init__(self, directory: Path, n_images: int) -> None:
         self.path = directory / NAME
         self._n_images = n_images
+        # as they stand in the file, which is not read again for every batch
+        self._names: dict[str, dict[str, int]] | None = None
 
     def complete(self, batches: Iterable[Batch]) -> None:
-        """Add the rows of finished `batches` that are not there."""
-        missing = list(batches)
-        if self._usable():
-            with self._open("r") as file:
-                finished = file[_GROUP]["finished"]
-                missing = [batch for batch in missing if not finished[batch.first]]
-        else:
+        """Make it the table of the finished `batches`: add rows that are not there, take back those of other batches.
+
+        What a batch had before a further step of it began is not its outcome.
+        """
+        batches = list(batches)
+        if not self._usable():
             self._create()
+        with self._open("r+") as file:
+            finished = file[_GROUP]["finished"][:]
+            missing = [batch for batch in batches if not finished[batch.first]]
+            kept = np.zeros_like(finished)
+            for batch in batches:
+                kept[batch.first : batch.stop] = finished[batch.first : batch.stop]
+            if not np.array_equal(kept, finished):
+                file[_GROUP]["finished"][:] = kept
         for batch in missing:
             self.add(batch)
 
@@ -75,16 +87,18 @@ class ImageTable:
             self._create()
         images = read_json(batch.folder / IMAGES)
         with self._open("r+") as file:
-            files, reasons = _Names(file, "files"), _Names(file, "reasons")
-            rows = [_row(image, files, reasons) for image in images]
+            if self._names is None:
+                self._names = {list_: {n: k for k, n in enumerate(file[list_].asstr()[:])} for list_ in _LISTS}
+            rows = [_row(image, self._names) for image in images]
             numbers = np.array([image["image"] for image in images])
-            files.write()
-            reasons.write()
+            for list_, known in self._names.items():
+                _append(file[list_], known)
             for name, (dtype, nothing, _, _) in COLUMNS.items():
+                if name == "finished":
+                    continue
                 values: Any = np.full(batch.stop - batch.first, nothing, dtype)
                 values[numbers - batch.first] = [row.get(name, nothing) for row in rows]
-                if name != "finished":
-                    file[_GROUP][name][batch.first : batch.stop] = values
+                file[_GROUP][name][batch.first : batch.stop] = values
             # last: what a reader goes by
             file.flush()
             file[_GROUP]["finished"][batch.first : batch.stop] = 1
@@ -97,6 +111,7 @@ class ImageTable:
             return False
 
     def _create(self) -> None:
+        self._names = None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         with self._open("w") as file:
@@ -109,7 +124,7 @@ class ImageTable:
                     name, (self._n_images,), dtype, chunks=chunk, fillvalue=nothing, compression="gzip", shuffle=True
                 )
                 column.attrs.update(units=unit, long_name=meaning)
-            for name in ("files", "reasons"):
+            for name in _LISTS:
                 file.create_dataset(name, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(256,))
 
     def _open(self, mode: str) -> h5py.File:
@@ -117,30 +132,22 @@ class ImageTable:
         return h5py.File(self.path, mode, locking=False)
 
 
-class _Names:
-    """A growing list of names in the file, each once."""
-
-    def __init__(self, file: h5py.File, name: str) -> None:
-        self._dataset = file[name]
-        self._numbers = {each: k for k, each in enumerate(self._dataset.asstr()[:])}
-
-    def number(self, name: str) -> int:
-        return self._numbers.setdefault(name, len(self._numbers))
-
-    def write(self) -> None:
-        known = len(self._dataset)
-        if len(self._numbers) > known:
-            self._dataset.resize((len(self._numbers),))
-            self._dataset[known:] = list(self._numbers)[known:]
+def _append(dataset: h5py.Dataset, names: dict[str, int]) -> None:
+    """Add the names to a list in the file that are not there yet."""
+    written = len(dataset)
+    if len(names) > written:
+        dataset.resize((len(names),))
+        dataset[written:] = list(islice(names, written, None))
 
 
-def _row(image: dict[str, Any], files: _Names, reasons: _Names) -> dict[str, Any]:
+def _row(image: dict[str, Any], names: dict[str, dict[str, int]]) -> dict[str, Any]:
+    files, reasons = (names[list_] for list_ in _LISTS)
     file, _, frame = image["name"].rpartition(":")
     if not frame.isdigit():
         file, frame = image["name"], "0"
     lattices, crystals = image["lattices"], image["crystals"]
     row: dict[str, Any] = {
-        "file": files.number(file),
+        "file": files.setdefault(file, len(files)),
         "frame": int(frame),
         "hit": image["hit"],
         "n_spots": image["n_spots"],
@@ -159,7 +166,7 @@ def _row(image: dict[str, Any], files: _Names, reasons: _Names) -> dict[str, Any
     if lattices or crystals:
         row.update(zip(_CELL, (crystals or lattices)[0]["cell"]))
     if image["failures"]:
-        row["reason"] = reasons.number(": ".join(image["failures"][0]))
+        row["reason"] = reasons.setdefault(": ".join(image["failures"][0]), len(reasons))
     return row
 
 
@@ -175,6 +182,6 @@ def read_columns(directory: Path) -> dict[str, Any] | None:
         (finished,) = np.nonzero(file[_GROUP]["finished"][:])
         columns: dict[str, Any] = {name: file[_GROUP][name][:][finished] for name in COLUMNS if name != "finished"}
         columns["image"] = finished
-        for name in ("files", "reasons"):
+        for name in _LISTS:
             columns[name] = list(file[name].asstr()[:])
     return columns

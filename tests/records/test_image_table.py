@@ -115,6 +115,31 @@ def test_batches_that_are_missing_are_added_and_no_others_read(tmp_path, batches
     assert len(read_columns(tmp_path)["image"]) == 8
 
 
+def test_rows_from_before_a_further_step_are_not_its_outcome(tmp_path, batches):
+    # found spots are in the table; the second batch is to be indexed, and the run is killed when that is written
+    ImageTable(tmp_path, 8).complete(batches)
+    ImageTable(tmp_path, 8).complete(batches[:1])
+    assert read_columns(tmp_path)["image"].tolist() == [0, 1, 2, 3, 4]
+    path = batches[1].folder / "images.json"
+    images = json.loads(path.read_text())
+    for each in images:
+        each["n_spots"] = 77
+    path.write_text(json.dumps(images))
+    ImageTable(tmp_path, 8).complete(batches)
+    assert read_columns(tmp_path)["n_spots"][5:].tolist() == [77, 77, 77]
+
+
+def test_names_are_written_once_and_go_on_where_another_start_left_them(tmp_path, batches):
+    table = ImageTable(tmp_path, 8)
+    table.add(batches[0])
+    table.add(batches[0])
+    assert read_columns(tmp_path)["files"] == ["a.nxs"]
+    ImageTable(tmp_path, 8).add(batches[1])
+    columns = read_columns(tmp_path)
+    assert columns["files"] == ["a.nxs", "b_00006.cbf", "b_00007.cbf"]
+    assert [columns["files"][k] for k in columns["file"]] == ["a.nxs"] * 6 + ["b_00006.cbf", "b_00007.cbf"]
+
+
 def test_columns_have_units_and_meanings(tmp_path, batches):
     ImageTable(tmp_path, 8).complete(batches)
     with h5py.File(tmp_path / NAME, "r") as file:
