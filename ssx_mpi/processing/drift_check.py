@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from ssx_mpi.kernels.drift import FEWEST_CRYSTALS, Drift
-from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parallel.communicator import Communicator
-from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.importing import Run
-from ssx_mpi.processing.indexed_crystals import read_indexed
+from ssx_mpi.processing.indexed_crystals import kept, shared_indexed
 from ssx_mpi.records.files import read_json, write_json
 from ssx_mpi.report import text
 from ssx_mpi.stages.fast import joint_refinement
@@ -36,9 +34,7 @@ def look_for_drift(comm: Communicator, run: Run, geometry: tuple[Any, Any]) -> N
         (detector, beam) with which the batches were processed, the same on every rank.
     """
     parameters, n_images = run.parameters, len(run.images)
-    if "index" not in parameters.image_steps:
-        return
-    if not parameters.keep_intermediate and parameters.image_steps[-1] != "index":
+    if "index" not in parameters.image_steps or not kept(parameters):
         return
     path = run.directory / "geometry_refinement" / "drift.json"
     if comm.bcast(path.exists() if comm.rank == 0 else None):
@@ -46,13 +42,9 @@ def look_for_drift(comm: Communicator, run: Run, geometry: tuple[Any, Any]) -> N
             _say(read_json(path), n_images)
         return
     chosen = np.unique(np.linspace(0, len(run.batches) - 1, _MOST_BATCHES).round().astype(int))
-    with on_every_rank(comm, InputError):
-        experiments, reflections, images = read_indexed([run.batches[k] for k in chosen], comm.rank, comm.size)
-    counts = comm.allgather(len(experiments))
-    if sum(counts) < FEWEST_CRYSTALS:
+    experiments, reflections, images, shared = shared_indexed(comm, [run.batches[k] for k in chosen], geometry)
+    if shared.n_total < FEWEST_CRYSTALS:
         return
-    number = sum(counts[: comm.rank]) + np.arange(len(experiments))
-    shared = joint_refinement.SharedCrystals(comm, *geometry, number, sum(counts))
     try:
         found = joint_refinement.find_drift(experiments, reflections, (images + 0.5) / n_images, shared)
     except StageError:

@@ -11,15 +11,12 @@ import logging
 import shlex
 from typing import Any
 
-import numpy as np
-
-from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
-from ssx_mpi.processing.geometry import first_crystals_of
+from ssx_mpi.processing.geometry import first_crystals_of, log_parts, warn_if_not_converged
 from ssx_mpi.processing.importing import Run
-from ssx_mpi.processing.indexed_crystals import read_indexed
+from ssx_mpi.processing.indexed_crystals import kept, shared_indexed
 from ssx_mpi.records.files import read_json, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.report.assessment_report import command_with
@@ -48,7 +45,7 @@ def check_final(parameters: Parameters) -> None:
     given = "geometry_refinement.final=True"
     if "index" not in parameters.image_steps:
         raise InputError(f"{given} needs indexed crystals: steps= has no index")
-    if not parameters.keep_intermediate and parameters.image_steps[-1] != "index":
+    if not kept(parameters):
         raise InputError(f"{given} needs the indexed crystals of all batches: it goes with keep_intermediate=True")
     if parameters.engine == "dials" or parameters.refinement_phil is not None:
         raise InputError(f"{given} is not for the refinement by DIALS: use dials.refine on the indexed crystals")
@@ -69,14 +66,9 @@ def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any
             logger.info("Geometry with all crystals as refined before, from %s", folder / _FINAL)
             logger.info("%s", _conclusion(run, numbers["movement"], numbers["closer"]))
         return
-    with on_every_rank(comm, InputError):
-        experiments, reflections, _ = read_indexed(run.batches, comm.rank, comm.size)
-    counts = comm.allgather(len(experiments))
-    n_total, first = sum(counts), sum(counts[: comm.rank])
+    experiments, reflections, _, shared = shared_indexed(comm, run.batches, geometry)
     if comm.rank == 0:
-        logger.info("\nGeometry with all %d crystals of the run", n_total)
-    detector, beam = geometry
-    shared = joint_refinement.SharedCrystals(comm, detector, beam, first + np.arange(len(experiments)), n_total)
+        logger.info("\nGeometry with all %d crystals of the run", shared.n_total)
     parameters = run.parameters
     try:
         refined = joint_refinement.refine_fast(
@@ -94,22 +86,20 @@ def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any
         return
     if comm.rank == 0:
         logger.info(text.refinement_block(refined))
-        if refined.converged is False:
-            logger.warning("The geometry refinement did not converge in %d steps", len(refined.steps) - 1)
-        if refined.nodes:
-            logger.info("Parts of the detector:\n%s", text.node_table(refined))
-    kept = first_crystals_of(comm, refined)
-    if kept is None:
+        warn_if_not_converged(refined)
+        log_parts(refined)
+    written = first_crystals_of(comm, refined)
+    if written is None:
         return
     assert refined.closer is not None
-    movement = movement_px(detector, refined.detector)
+    movement = movement_px(shared.detector, refined.detector)
     folder.mkdir(exist_ok=True)
     numbers = {**text.refinement_json(refined), "movement": movement, "closer": refined.closer}
     write_json(folder / _NUMBERS, numbers)
     with replacing(folder / "final.refl") as file:
-        file.write(kept[1].as_msgpack())
+        file.write(written[1].as_msgpack())
     with replacing(folder / _FINAL) as file:
-        file.write(json.dumps(pack(kept[0]), indent=1).encode())
+        file.write(json.dumps(pack(written[0]), indent=1).encode())
     logger.info("Geometry with all crystals: %s", folder / _FINAL)
     logger.info("%s", _conclusion(run, movement, refined.closer))
 

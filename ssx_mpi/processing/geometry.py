@@ -319,11 +319,9 @@ def _conclude(comm: Communicator, run: Run, refined) -> None:
     warning = text.cell_warning(refined, given) if given else None
     if warning:
         logger.warning(warning)
-    if refined.converged is False:
-        logger.warning("The geometry refinement did not converge in %d steps", len(refined.steps) - 1)
+    warn_if_not_converged(refined)
     logger.info("Detector and cell since import:\n%s", text.place_table(refined))
-    if refined.nodes:
-        logger.info("Parts of the detector:\n%s", text.node_table(refined))
+    log_parts(refined)
     folder = _refined_path(run).parent
     folder.mkdir(exist_ok=True)
     content = json.dumps(pack(experiments), indent=1).encode()
@@ -337,15 +335,29 @@ def _conclude(comm: Communicator, run: Run, refined) -> None:
     logger.info("Refined geometry: %s", _refined_path(run))
 
 
+def warn_if_not_converged(refined) -> None:
+    """Say so where the engine tells, and it did not."""
+    if refined.converged is False:
+        logger.warning("The geometry refinement did not converge in %d steps", len(refined.steps) - 1)
+
+
+def log_parts(refined) -> None:
+    """How the parts of the detector moved, where they were refined."""
+    if refined.nodes:
+        logger.info("Parts of the detector:\n%s", text.node_table(refined))
+
+
 def first_crystals_of(comm: Communicator, refined):
     """Experiments and reflections of the first crystals that were refined, on rank 0; None elsewhere. Collective."""
     if comm.bcast(refined.number is None if comm.rank == 0 else None):
         # refined on rank 0 alone
         return (refined.experiments, refined.reflections) if comm.rank == 0 else None
     own = []
+    # reflections stand crystal by crystal
+    bounds = np.searchsorted(np.asarray(refined.reflections["id"]), np.arange(len(refined.number) + 1)).tolist()
     for k, (number, experiment) in enumerate(zip(refined.number.tolist(), refined.experiments)):
         if number < _MOST_CRYSTALS_WRITTEN:
-            table = refined.reflections.select(refined.reflections["id"] == k)
+            table = refined.reflections[bounds[k] : bounds[k + 1]]
             identify(table, [])
             table["id"] -= k
             own.append((number, pack([experiment]), table.as_msgpack()))

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ssx_mpi.parallel.collective import on_every_rank
+from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.records.batch_files import IMAGES, Batch
 from ssx_mpi.records.files import read_json
-from ssx_mpi.stages.fast.joint_refinement import COLUMNS, no_spots
+from ssx_mpi.stages.fast.joint_refinement import COLUMNS, SharedCrystals, no_spots
 from ssx_mpi.stages.still_results import identify, short_reason
+
+
+def kept(parameters: Parameters) -> bool:
+    """Whether a run keeps the indexed crystals of its batches, if it indexes."""
+    return parameters.keep_intermediate or parameters.image_steps[-1] == "index"
+
+
+def shared_indexed(comm: Communicator, batches: Sequence[Batch], geometry: tuple[Any, Any]):
+    """The crystals of all ranks: those read by this one, and how they go with the others. Collective.
+
+    Returns
+    -------
+    experiments, reflections, images
+        As of :func:`read_indexed`, of this rank.
+    shared : SharedCrystals
+        With `geometry`, (detector, beam), to start from.
+
+    Raises
+    ------
+    InputError
+        On every rank, when a file is damaged.
+    """
+    with on_every_rank(comm, InputError):
+        experiments, reflections, images = read_indexed(batches, comm.rank, comm.size)
+    counts = comm.allgather(len(experiments))
+    number = sum(counts[: comm.rank]) + np.arange(len(experiments))
+    return experiments, reflections, images, SharedCrystals(comm, *geometry, number, sum(counts))
 
 
 def read_indexed(batches: Sequence[Batch], rank: int, size: int):
