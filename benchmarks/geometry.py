@@ -126,14 +126,13 @@ def made_up(n_crystals: int, seed: int = 1):
     from ssx_mpi.kernels.still_simulation import random_rotation
     from ssx_mpi.simulation.detector import header_detector, true_detector
     from ssx_mpi.simulation.simulation_parameters import BeamParameters, DetectorParameters, HeaderParameters
-    from ssx_mpi.stages.fast.panel_tree import panel_tree
+    from ssx_mpi.stages.fast.panel_tree import frame_of, panel_tree
 
     rng = np.random.default_rng(seed)
     header = HeaderParameters(panel_shift_mm=0.1, panel_tilt_deg=0.1)
     true = true_detector(DetectorParameters("cspad", 100.0), BeamParameters(), header, rng)
     panels, expected = (
-        np.array([np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in each.to_dxtbx()])
-        for each in (true, header_detector(true, header))
+        np.array([frame_of(panel) for panel in each.to_dxtbx()]) for each in (true, header_detector(true, header))
     )
     size = np.array(true.to_dxtbx()[0].get_image_size_mm())
     s0 = np.array([0.0, 0.0, -1 / 0.976])

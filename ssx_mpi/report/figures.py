@@ -18,6 +18,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
 )
 # stretches of images that are averaged, and bars, at most
 _MOST_STRETCHES, _MOST_BARS = 400, 40
+# values of which a distribution is drawn
+_FEWEST_SHOWN = 3
 _HEIGHT = 300
 
 
@@ -171,59 +173,56 @@ def cells(summary: RunSummary) -> list[Figure]:
     images = summary.images
     if images is None:
         return []
-    figures = []
-    lengths = {name: images[name][np.isfinite(images[name])] for name in ("a", "b", "c", "alpha", "beta", "gamma")}
-    if len(lengths["a"]) < 3:
-        return []
-    traces = []
-    for k, (name, colour) in enumerate(zip("abc", (BLUE, ORANGE, GREEN))):
-        # crystals of high symmetry have equal axes
-        if k and np.allclose(lengths[name], lengths["abc"[k - 1]], rtol=1e-4):
-            continue
-        traces.append(_histogram(lengths[name], name, colour, k + 1))
-    layout: dict[str, Any] = {
-        "grid": {"rows": 1, "columns": len(traces), "pattern": "independent"},
-        "showlegend": False,
+    known = {
+        name: images[name][np.isfinite(images[name])] for name in ("a", "b", "c", "mosaicity", "rmsd", "i_over_sigma")
     }
-    for k, trace in enumerate(traces):
-        suffix = "" if k == 0 else str(k + 1)
-        trace.update(xaxis=f"x{suffix}", yaxis=f"y{suffix}")
-        layout[f"xaxis{suffix}"] = {"title": {"text": f"{trace['name']} (Å)"}}
-        layout[f"yaxis{suffix}"] = {"title": {"text": "crystals"} if k == 0 else {}}
-    figures.append(
+    if len(known["a"]) < _FEWEST_SHOWN:
+        return []
+    axes = [
+        (f"{name} (Å)", known[name], colour)
+        for k, (name, colour) in enumerate(zip("abc", (BLUE, ORANGE, GREEN)))
+        # crystals of high symmetry have equal axes
+        if not k or not np.allclose(known[name], known["abc"[k - 1]], rtol=1e-4)
+    ]
+    figures = [
         Figure(
             "Unit cells",
             "One peak: one crystal form. Two peaks: two forms, which a clustering threshold in the reduction keeps "
-            "apart. "
-            "A broad peak: a distance or a wavelength that is not known.",
-            traces,
-            layout,
+            "apart. A broad peak: a distance or a wavelength that is not known.",
+            *_side_by_side(axes),
         )
-    )
-    quality = [
-        ("mosaicity", "mosaicity (°)", PURPLE),
-        ("rmsd", "rmsd (pixels)", GREY),
-        ("i_over_sigma", "mean I/sigma", SKY),
     ]
-    traces, layout = [], {"showlegend": False}
-    for name, words, colour in quality:
-        values = images[name][np.isfinite(images[name])]
-        if len(values) < 3:
-            continue
-        suffix = "" if not traces else str(len(traces) + 1)
-        trace = _histogram(values, words, colour, 0)
-        trace.update(xaxis=f"x{suffix}", yaxis=f"y{suffix}")
-        layout[f"xaxis{suffix}"] = {"title": {"text": words}}
-        layout[f"yaxis{suffix}"] = {"title": {"text": "crystals"} if not traces else {}}
-        traces.append(trace)
-    if traces:
-        layout["grid"] = {"rows": 1, "columns": len(traces), "pattern": "independent"}
+    quality = [
+        (words, known[name], colour)
+        for name, words, colour in (
+            ("mosaicity", "mosaicity (°)", PURPLE),
+            ("rmsd", "rmsd (pixels)", GREY),
+            ("i_over_sigma", "mean I/sigma", SKY),
+        )
+        if len(known[name]) >= _FEWEST_SHOWN
+    ]
+    if quality:
         look = "An rmsd well below one pixel is a geometry that fits; a long tail of mosaicity is damaged crystals."
-        figures.append(Figure("Crystals", look, traces, layout))
+        figures.append(Figure("Crystals", look, *_side_by_side(quality)))
     return figures
 
 
-def _histogram(values: np.ndarray, name: str, colour: str, _number: int) -> dict[str, Any]:
+def _side_by_side(distributions: Sequence[tuple[str, np.ndarray, str]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Traces and layout of histograms beside each other: words of each axis, values and colour."""
+    traces: list[dict[str, Any]] = []
+    layout: dict[str, Any] = {
+        "showlegend": False,
+        "grid": {"rows": 1, "columns": len(distributions), "pattern": "independent"},
+    }
+    for k, (words, values, colour) in enumerate(distributions):
+        suffix = "" if k == 0 else str(k + 1)
+        traces.append({**_histogram(values, words, colour), "xaxis": f"x{suffix}", "yaxis": f"y{suffix}"})
+        layout[f"xaxis{suffix}"] = {"title": {"text": words}}
+        layout[f"yaxis{suffix}"] = {"title": {"text": "crystals"} if k == 0 else {}}
+    return traces, layout
+
+
+def _histogram(values: np.ndarray, name: str, colour: str) -> dict[str, Any]:
     """Bars over the middle 99% of the values, counted here so that the page does not grow with the images."""
     low, high = np.quantile(values, [0.005, 0.995])
     if high - low < 1e-9 * max(abs(high), 1.0):

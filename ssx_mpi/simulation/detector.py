@@ -49,18 +49,21 @@ class FlatDetector:
 
         return attenuation_coefficient.get_table("Si").mu_at_angstrom(self.wavelength) / 10.0
 
-    def pixels(self, s1: np.ndarray) -> np.ndarray:
-        """Where rays `s1` (n, 3) are recorded, (n, 2) in pixels.
+    def _depth(self, cos: np.ndarray) -> np.ndarray:
+        """How far along a ray a photon is absorbed, mm, by the cosine of the angle to the normal.
 
-        A photon enters the sensor where the ray meets its face and is absorbed further along the ray: on average
-        1/µ - (l + 1/µ) exp(-µ l) further, l being the length of the ray in the sensor (parallax).
+        It enters the sensor where the ray meets its face and goes on average 1/µ - (l + 1/µ) exp(-µ l) further, l being
+        the length of the ray in the sensor (parallax).
         """
-        u = s1 / np.linalg.norm(s1, axis=1)[:, None]
-        cos = -u[:, 2]
         mu = self.attenuation_per_mm
         path = self.preset.thickness_mm / cos
-        depth = 1 / mu - (path + 1 / mu) * np.exp(-mu * path)
-        along = self.distance_mm / cos + depth
+        return 1 / mu - (path + 1 / mu) * np.exp(-mu * path)
+
+    def pixels(self, s1: np.ndarray) -> np.ndarray:
+        """Where rays `s1` (n, 3) are recorded, (n, 2) in pixels."""
+        u = s1 / np.linalg.norm(s1, axis=1)[:, None]
+        cos = -u[:, 2]
+        along = self.distance_mm / cos + self._depth(cos)
         x = self.beam_centre_mm[0] + u[:, 0] * along
         y = self.beam_centre_mm[1] - u[:, 1] * along
         return np.column_stack([x, y]) / self.preset.pixel_mm
@@ -142,15 +145,13 @@ class ModularDetector(FlatDetector):
         """Where rays `s1` (n, 3) are recorded, (n, 2) in pixels of the image; far outside of it where on no module."""
         u = s1 / np.linalg.norm(s1, axis=1)[:, None]
         found = np.full((len(s1), 2), -1e6)
-        mu, preset = self.attenuation_per_mm, self.preset
+        preset = self.preset
         for module, frame in enumerate(self.frames):
             fast, slow, origin = frame.T
             normal = np.cross(fast, slow)
             cos = u @ normal
             cos = np.where(np.abs(cos) < 1e-6, 1e-6, cos)
-            path = preset.thickness_mm / np.abs(cos)
-            depth = 1 / mu - (path + 1 / mu) * np.exp(-mu * path)
-            place = u * (origin @ normal / cos + depth)[:, None] - origin
+            place = u * (origin @ normal / cos + self._depth(np.abs(cos)))[:, None] - origin
             xy = np.stack([place @ fast, place @ slow], axis=1) / preset.pixel_mm
             # half a gap around it still belongs to it: spots reach over edges
             on = (cos > 0) & np.all((xy > -3) & (xy < np.array(preset.module) + 3), axis=1)

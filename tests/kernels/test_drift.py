@@ -44,7 +44,9 @@ def test_a_straight_way_is_found_with_its_uncertainty():
 
 
 def test_a_jump_that_settles_is_a_spline():
-    way = lambda t: np.outer(0.1 * np.tanh(12 * (t - 0.4)), [0, 1, 0])  # noqa: E731
+    def way(t):
+        return np.outer(0.1 * np.tanh(12 * (t - 0.4)), [0, 1, 0])
+
     found = fit_drift(*crystals(600, 3, way, jitter=0.02), Alone())
     assert found is not None and found.pieces >= 2
     expected = way(found.position)

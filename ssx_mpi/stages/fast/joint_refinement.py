@@ -30,7 +30,7 @@ from ssx_mpi.parallel.collective import total
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
 from ssx_mpi.parallel.redistribution import Redistribution
 from ssx_mpi.parameters.run_parameters import PanelPriors
-from ssx_mpi.stages.fast.panel_tree import MovedNode, PanelTree, panel_tree
+from ssx_mpi.stages.fast.panel_tree import MovedNode, PanelTree, frame_of, panel_tree
 from ssx_mpi.stages.still_results import StageError, library_errors, short_reason
 
 
@@ -553,7 +553,7 @@ def _arrays(experiments, reflections, detector, beam, allowed) -> tuple[Detector
         panel=np.asarray(reflections["panel"]).astype(np.int64),
         xy=np.asarray(reflections["xyzobs.mm.value"]).reshape(-1, 3)[:, :2],
     )
-    panels = np.array([np.stack([p.get_fast_axis(), p.get_slow_axis(), p.get_origin()], axis=1) for p in detector])
+    panels = np.array([frame_of(panel) for panel in detector])
     a_matrices = np.array([c.get_A() for c in crystals]).reshape(-1, 3, 3) * _relative(experiments, beam)
     turns = np.array([c.get_U() for c in crystals]).reshape(-1, 3, 3)
     # as products of matrices: the last digits of einsum may depend on the number of crystals

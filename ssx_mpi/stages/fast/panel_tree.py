@@ -82,7 +82,7 @@ class PanelTree:
         levels, frames = [geometry.levels[0]], [geometry.frames[0]]
         for k in self.refined(level):
             levels.append(_level(self.node[k - 1], self.priors))
-            frames.append(np.array([_frame(_node(detector, path)) for path in self.paths[k - 1]]))
+            frames.append(np.array([frame_of(_node(detector, path)) for path in self.paths[k - 1]]))
         motions = tuple(np.zeros((each.n_nodes, 6)) for each in levels)
         return replace(geometry, levels=tuple(levels), frames=tuple(frames), motions=motions)
 
@@ -90,14 +90,14 @@ class PanelTree:
         """Move `detector`, the tree of which this is, to where `geometry` has it after refinement down to `level`."""
         root = detector.hierarchy()
         # the frame of the whole is that of the first panel before the nodes below moved it
-        turn, shift = _motion(_frame(detector[0]), geometry.frames[0][0])
-        frame = turn @ _frame(root)
+        turn, shift = _motion(frame_of(detector[0]), geometry.frames[0][0])
+        frame = turn @ frame_of(root)
         frame[:, 2] += shift
         _set_frame(root, frame, None)
         for k, frames in zip(self.refined(level), geometry.frames[1:]):
             for path, frame in zip(self.paths[k - 1], frames):
                 node = _node(detector, path)
-                _set_frame(node, frame, _frame(node.parent()))
+                _set_frame(node, frame, frame_of(node.parent()))
 
     def moved(self, detector, refined: RefinedDetector, level: int) -> tuple[MovedNode, ...]:
         """What became of the nodes below the whole."""
@@ -186,7 +186,7 @@ def _node(detector, path: tuple[int, ...]):
     return node
 
 
-def _frame(node) -> np.ndarray:
+def frame_of(node) -> np.ndarray:
     """Fast axis, slow axis and origin in the laboratory as columns, (3, 3)."""
     return np.stack([node.get_fast_axis(), node.get_slow_axis(), node.get_origin()], axis=1)
 
