@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 OLDEST_DIALS = (3, 12)
 _UNRELEASED = (4,)
+#: the first DIALS that writes reflection files of version 2, which older ones cannot read
+TABLES_2 = (3, 29)
 # with these DIALS writes, and expects, reflections in other forms than the MessagePack that is read and joined here
 _OTHER_FORMS = ("DIALS_USE_PICKLE", "DIALS_USE_H5", "DIALS_USE_GZIP_REFL")
 
@@ -108,6 +110,31 @@ def dials_version() -> tuple[int, ...]:
     version = importlib.import_module("dials.util.version").dials_version()
     numbers = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
     return tuple(int(n) for n in numbers.groups() if n is not None) if numbers else _UNRELEASED
+
+
+def table_version() -> int:
+    """Version of the form in which the installed DIALS writes reflection tables."""
+    return 2 if dials_version() >= TABLES_2 else 1
+
+
+def newer_table(path: Path) -> str:
+    """Why the installed DIALS cannot read the reflections in `path`, where a newer one wrote them; empty otherwise."""
+    import msgpack
+
+    try:
+        with path.open("rb") as file:
+            unpacker = msgpack.Unpacker()
+            unpacker.feed(file.read(256))
+            unpacker.read_array_header()
+            name, version = unpacker.unpack(), unpacker.unpack()
+    except (OSError, ValueError, msgpack.UnpackException):
+        return ""
+    if name != "dials::af::reflection_table" or not isinstance(version, int) or version <= table_version():
+        return ""
+    return (
+        f"{path} was written by DIALS {'.'.join(map(str, TABLES_2))} or newer, and DIALS "
+        f"{'.'.join(map(str, dials_version()))} cannot read it: use the newer one here too"
+    )
 
 
 @cache

@@ -19,6 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.parameters.user_input import InputError
+
 OLD = sorted((Path(__file__).parent / "old_runs").glob("run_*.tar.xz"))
 
 
@@ -45,7 +48,6 @@ def test_its_crystals_are_reduced_to_the_same_number_of_reflections(old_run, tmp
     from iotbx import mtz
 
     from ssx_mpi.command_line import reduce
-    from ssx_mpi.parallel.communicator import SerialCommunicator
 
     numbers = json.loads((old_run / "ssx_mpi.json").read_text())
     folder = tmp_path / "again"
@@ -59,18 +61,32 @@ def test_its_crystals_are_reduced_to_the_same_number_of_reflections(old_run, tmp
     assert after.n_reflections() > 0.8 * before.n_reflections()
 
 
-def test_its_parameters_are_those_of_the_same_command_line(old_run):
+def test_the_same_command_line_goes_on_with_it(old_run):
+    """Whatever parameters were added since: its batches are those of the run that goes on, and others are refused."""
     from ssx_mpi.command_line.process import read_arguments
+    from ssx_mpi.parameters.run_parameters import default_identity
+    from ssx_mpi.processing.resume import BatchKeeping, survey
+    from ssx_mpi.records.batch_files import batches
+    from ssx_mpi.records.run_folder import Programs, claim
 
     kept = json.loads((old_run / "import" / "run.json").read_text())
     source = kept["sources"].partition("name=")[2].partition(",")[0]
     crystal = ("space_group=P43212", "unit_cell=79.1,79.1,38.2,90,90,90")
     others = ("batch_size=2", "keep_intermediate=False", f"output.directory={old_run}")
-    parameters, _ = read_arguments([f"image={source}", *crystal, *others])
-    now = parameters.identity()
-    assert {name: now.get(name) for name in kept if name != "images"} == {
-        name: value for name, value in kept.items() if name != "images"
-    }
+
+    def identity(*more):
+        parameters, _ = read_arguments([f"image={source}", *crystal, *others, *more])
+        return {**parameters.identity(), "images": kept["images"]}
+
+    programs = Programs("ssx_mpi now", (3, 12, 1))
+    with pytest.raises(InputError, match=r"parameters: integration\.rlp_mosaicity was simple6, is simple1\. Use"):
+        claim(old_run, identity("integration.ellipsoid.rlp_mosaicity=simple1"), False, programs, default_identity)
+    claimed = claim(old_run, identity(), False, programs, default_identity)
+    assert claimed.continued
+    keeping = BatchKeeping(batches(old_run, 4, 2), 2, claimed.identity, {}, False, 1)
+    found = survey(SerialCommunicator(), keeping, ("find_spots", "index", "integrate"))
+    assert [news.number for news in found.finished] == [1, 2]
+    assert (found.pending, found.notes) == ([], [])
 
 
 def test_its_page_is_written(old_run):

@@ -64,7 +64,7 @@ def probe_headers(parameters: Parameters) -> None:
 def _main(comm: Communicator, arguments: list[str]) -> int:
     from ssx_mpi.parallel.collective import on_root
     from ssx_mpi.processing import pipeline
-    from ssx_mpi.records.files import StorageError, refusals
+    from ssx_mpi.records.files import DamagedFileError, StorageError, refusals
     from ssx_mpi.stages.fast.joint_refinement import quiet_dials
 
     try:
@@ -91,6 +91,8 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
             return status
     except StorageError as error:
         return end_unwritten(comm, error)
+    except DamagedFileError as error:
+        return end_damaged(comm, error)
     except (InputError, dials_compat.DialsError) as error:
         # every rank comes here with the same error
         if comm.rank == 0:
@@ -104,6 +106,17 @@ def end_unwritten(comm: Communicator, error: Exception) -> int:
     print(f"ssx_mpi: rank {comm.rank}: {error}; the same command goes on once it can", file=sys.stderr, flush=True)
     comm.abort(ExitCode.FAULT)
     return ExitCode.FAULT
+
+
+def end_damaged(comm: Communicator, error: Exception) -> int:
+    """End all ranks because one cannot read what an earlier step left; that one alone comes here."""
+    print(
+        f"ssx_mpi: rank {comm.rank}: {error}: remove the folder that it is in, and all steps do that batch again",
+        file=sys.stderr,
+        flush=True,
+    )
+    comm.abort(ExitCode.REFUSED)
+    return ExitCode.REFUSED
 
 
 class _Folder:

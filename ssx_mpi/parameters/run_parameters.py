@@ -487,6 +487,11 @@ def read(extract: Any, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
     return parameters
 
 
+def default_identity() -> dict[str, str]:
+    """The identity of a run for which nothing was given."""
+    return read(scope().extract(), Path("/")).identity()
+
+
 def _check(p: Parameters) -> None:
     """Refuse what is at odds with something else."""
     check_limits(p.d_min, p.d_max)

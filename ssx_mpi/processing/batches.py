@@ -142,7 +142,8 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
 
         table = ImageTable(run.directory, len(run.images))
         with storing(table.path):
-            table.complete(keeping.batches[news.number - 1] for news in found.finished)
+            for damage in table.complete(keeping.batches[news.number - 1] for news in found.finished):
+                logger.warning("%s", damage)
         for news in found.finished:
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from pathlib import Path
 from typing import Any
 
 from ssx_mpi.parallel.communicator import Communicator
@@ -17,7 +18,7 @@ from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.geometry import first_crystals_of, log_parts, warn_if_not_converged
 from ssx_mpi.processing.importing import Run
 from ssx_mpi.processing.indexed_crystals import kept, shared_indexed
-from ssx_mpi.records.files import read_json, replacing, write_json
+from ssx_mpi.records.files import DamagedFileError, read_state, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.report.assessment_report import command_with
 from ssx_mpi.stages.fast import joint_refinement
@@ -60,11 +61,11 @@ def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any
         (detector, beam) with which the batches were processed, the same on every rank.
     """
     folder = run.directory / "geometry_refinement"
-    if comm.bcast((folder / _FINAL).exists() if comm.rank == 0 else None):
+    before = _concluded_before(run, folder) if comm.rank == 0 else ""
+    if comm.bcast(before != ""):
         if comm.rank == 0:
-            numbers = read_json(folder / _NUMBERS)
             logger.info("Geometry with all crystals as refined before, from %s", folder / _FINAL)
-            logger.info("%s", _conclusion(run, numbers["movement"], numbers["closer"]))
+            logger.info("%s", before)
         return
     experiments, reflections, _, shared = shared_indexed(comm, run.batches, geometry)
     if comm.rank == 0:
@@ -102,6 +103,19 @@ def refine_final_geometry(comm: Communicator, run: Run, geometry: tuple[Any, Any
         file.write(json.dumps(pack(written[0]), indent=1).encode())
     logger.info("Geometry with all crystals: %s", folder / _FINAL)
     logger.info("%s", _conclusion(run, movement, refined.closer))
+
+
+def _concluded_before(run: Run, folder: Path) -> str:
+    """What an earlier start came to; empty where there was none, or the file with its numbers is damaged."""
+    if not (folder / _FINAL).exists():
+        return ""
+    try:
+        numbers = read_state(folder / _NUMBERS, {"movement": list, "closer": list})
+        return _conclusion(run, numbers["movement"], numbers["closer"])
+    except (DamagedFileError, OSError, TypeError, ValueError) as error:
+        said = error if isinstance(error, DamagedFileError) else f"{folder / _NUMBERS} is missing or damaged"
+        logger.warning("%s: the geometry is refined with all crystals again", said)
+        return ""
 
 
 def _conclusion(run: Run, movement: tuple[float, float], closer: tuple[float, float]) -> str:

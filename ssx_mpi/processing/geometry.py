@@ -19,7 +19,7 @@ from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.failures import advice, log_failures
 from ssx_mpi.processing.first_crystals import FirstCrystals, SearchedImages, find_first_crystals, find_first_hits
 from ssx_mpi.processing.importing import Run
-from ssx_mpi.records.files import read_json, replacing, write_json
+from ssx_mpi.records.files import DamagedFileError, read_state, replacing, write_json
 from ssx_mpi.report import text
 from ssx_mpi.stages.fast import beam_search, joint_refinement
 from ssx_mpi.stages.fast.panel_tree import panel_tree
@@ -75,7 +75,13 @@ def stored_geometry(comm: Communicator, run: Run):
     def read():
         if not path.exists():
             return None
-        recorded = read_json(path.with_name(_NUMBERS)).get(_DIGEST) if path.with_name(_NUMBERS).exists() else None
+        numbers = path.with_name(_NUMBERS)
+        try:
+            recorded = read_state(numbers, {}).get(_DIGEST) if numbers.exists() else None
+        except DamagedFileError as error:
+            # the models say themselves whether they are whole
+            logger.warning("%s: whether %s is the file that this run wrote cannot be told", error, path)
+            recorded = None
         if recorded not in (None, _digest(path.read_bytes())):
             raise InputError(
                 f"{path} is not the file that this run wrote: put that one back, begin anew with restart=True, or give "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssx_mpi import __version__, dials_compat
 from ssx_mpi.images.experiment_maker import (
     ExperimentMaker,
     check_compression,
@@ -19,7 +20,7 @@ from ssx_mpi.images.sources import ImageSources, check_no_image_twice, find_imag
 from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.dials_parameters import DialsParameters, dials_parameters, user_texts
-from ssx_mpi.parameters.run_parameters import REDUCE, CrystalSelection, Parameters
+from ssx_mpi.parameters.run_parameters import REDUCE, CrystalSelection, Parameters, default_identity
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.processing.watch import Watch
 from ssx_mpi.records import run_folder
@@ -84,8 +85,7 @@ class _Checked:
     images: ImageSources
     formats: Any
     headers: tuple[Any, Any]
-    identity: dict[str, Any]
-    continued: bool
+    claimed: run_folder.Claimed
     read: list[int]
 
 
@@ -94,14 +94,16 @@ def import_images(comm: Communicator, parameters: Parameters, watch: Watch) -> R
     checked = on_root(comm, lambda: _check(parameters), InputError)
     maker = _maker(parameters, checked.images, checked.scopes, checked.formats)
     maker = read_mask_for(parameters, maker).with_headers(*checked.headers)
-    run = Run(parameters, checked.scopes, checked.images, maker, checked.identity, watch)
+    run = Run(parameters, checked.scopes, checked.images, maker, checked.claimed.identity, watch)
     if comm.rank == 0:
         for note in checked.scopes.notes:
             logger.info(note)
         for stage, reason in left_to_dials(parameters, checked.scopes).items():
             logger.info("The algorithm of DIALS does the %s: %s", stage, reason)
-        going_on = "; going on with the run in this folder" if checked.continued else ""
+        going_on = "; going on with the run in this folder" if checked.claimed.continued else ""
         logger.info("%d images from %d sources%s", len(run.images), len(run.images.sources), going_on)
+        for note in checked.claimed.notes:
+            logger.warning(note)
         _write_import(run, checked.read)
     return run
 
@@ -127,9 +129,9 @@ def _check(parameters: Parameters) -> _Checked:
 
         run_step.check(parameters.reduction, parameters.unit_cell, parameters.space_group)
     identity = {**parameters.identity(), "images": images.summary()}
-    continued = run_folder.claim(parameters.directory, identity, parameters.restart)
-    found = run_folder.fingerprint(identity)
-    return _Checked(scopes, images, maker.formats, headers, found, continued, read[:_MOST_IMPORTED])
+    programs = run_folder.Programs(f"ssx_mpi {__version__}", dials_compat.dials_version())
+    claimed = run_folder.claim(parameters.directory, identity, parameters.restart, programs, default_identity)
+    return _Checked(scopes, images, maker.formats, headers, claimed, read[:_MOST_IMPORTED])
 
 
 def check_geometry_files(parameters: Parameters, images: ImageSources, scopes: DialsParameters) -> None:

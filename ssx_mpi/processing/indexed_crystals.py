@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from ssx_mpi import dials_compat
 from ssx_mpi.parallel.collective import on_every_rank
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import Parameters
 from ssx_mpi.parameters.user_input import InputError
-from ssx_mpi.records.batch_files import IMAGES, Batch
-from ssx_mpi.records.files import read_json
+from ssx_mpi.records.batch_files import Batch, read_numbers
+from ssx_mpi.records.files import DamagedFileError
 from ssx_mpi.stages.fast.joint_refinement import COLUMNS, SharedCrystals, no_spots
 from ssx_mpi.stages.still_results import identify, short_reason
 
@@ -73,9 +74,13 @@ def read_indexed(batches: Sequence[Batch], rank: int, size: int):
             own = ExperimentList.from_file(str(path), check_format=False)
             # read as what it is: of a file that is something else dials would load whatever is pickled there
             table = flex.reflection_table.from_msgpack_file(str(path.with_suffix(".refl")))
-            numbers = read_json(batch.folder / IMAGES)
+            numbers = read_numbers(batch)
+        except DamagedFileError as error:
+            raise InputError(str(error)) from error
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise InputError(f"{path.with_suffix('')}.expt and .refl cannot be read: {short_reason(error)}") from error
+            newer = dials_compat.newer_table(path.with_suffix(".refl"))
+            said = f"{path.with_suffix('')}.expt and .refl cannot be read: {short_reason(error)}"
+            raise InputError(newer or said) from error
         images += [each["image"] for each in numbers for _ in each["lattices"]]
         table = table.select(table["id"] >= 0)
         identify(table, [])

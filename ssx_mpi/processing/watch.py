@@ -21,6 +21,7 @@ from typing import TypeVar
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.records import in_hand
+from ssx_mpi.records.files import DamagedFileError
 
 logger = logging.getLogger("ssx_mpi")
 
@@ -136,7 +137,8 @@ class Watch:
         self._begin(image)
         try:
             done = work()
-        except ImageAbandoned:
+        except (ImageAbandoned, DamagedFileError):
+            # a file of the run that is damaged is not the fault of the image
             self._end()
             raise
         except Exception as error:
@@ -267,6 +269,8 @@ def _seconds_left(time_limit: float | None) -> float:
 def _take_over(directory: Path) -> tuple[dict[int, str], set[int]]:
     """Images to set aside, and those to try once more, from what earlier runs left; rank 0."""
     strikes = in_hand.Strikes(directory)
+    if strikes.damage:
+        logger.warning("%s", strikes.damage)
     strikes.add(in_hand.strikes_of(in_hand.left_behind(directory)))
     in_hand.remove(directory)
     set_aside = strikes.set_aside

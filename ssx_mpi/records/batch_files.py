@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ssx_mpi.records import joined_experiments
-from ssx_mpi.records.files import read_json, replacing, storing, write_json
+from ssx_mpi.records.files import DamagedFileError, read_state, replacing, storing, write_json
 from ssx_mpi.records.joined_tables import TablePart, write_joined
-from ssx_mpi.records.journal import Entry, Journal, identity_of
+from ssx_mpi.records.journal import DamagedJournalError, Entry, Journal, identity_of
 
 SUMMARY = "batch.json"
 IMAGES = "images.json"
@@ -23,6 +23,7 @@ _OUTPUT = {
     "integrate": ("integrated", "integrated_1.expt", "integrated", "integrated_1.refl"),
 }
 _INTERMEDIATE = ("find_spots", "index")
+_SUMMARY_FORMS = {"identity": dict, "left_out": list, "first": int, "stop": int, "steps": list, "statistics": dict}
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,39 @@ def batches(directory: Path, n_images: int, batch_size: int) -> list[Batch]:
 
 
 def read_summary(batch: Batch, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What ``batch.json`` says of a finished batch of this run, None where there is none."""
+    """What ``batch.json`` says of a finished batch of this run, None where there is none.
+
+    Raises
+    ------
+    DamagedFileError
+        When the file is there and not what this program writes.
+    """
     path = batch.folder / SUMMARY
     if not path.exists():
         return None
-    content = read_json(path)
+    content = read_state(path, _SUMMARY_FORMS)
     return content if content["identity"] == identity else None
+
+
+def read_numbers(batch: Batch) -> list[dict[str, Any]]:
+    """The numbers of the images of a finished batch, in their order.
+
+    Raises
+    ------
+    DamagedFileError
+        When its ``images.json`` is not what this program writes.
+    """
+    path = batch.folder / IMAGES
+    try:
+        content = json.loads(path.read_bytes())
+        good = all(batch.first <= each["image"] < batch.stop and isinstance(each["lattices"], list) for each in content)
+    except FileNotFoundError:
+        raise DamagedFileError(f"{path} is missing") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        good = False
+    if not good:
+        raise DamagedFileError(f"{path} is damaged")
+    return content
 
 
 class BatchRecords:
@@ -86,15 +114,35 @@ class BatchRecords:
 
     @staticmethod
     def begun(batch: Batch) -> tuple[str, ...]:
-        """The steps that the journal of `batch` was begun with; none without a journal."""
-        identity = identity_of(batch.folder / _JOURNAL)
-        return tuple(identity["steps"]) if identity else ()
+        """The steps that the journal of `batch` was begun with; none without a journal.
+
+        Raises
+        ------
+        DamagedJournalError
+            When there is one that does not say.
+        """
+        path = batch.folder / _JOURNAL
+        identity = identity_of(path)
+        if identity is None:
+            return ()
+        if not isinstance(identity.get("steps"), list):
+            raise DamagedJournalError(f"{path} is damaged at its beginning")
+        return tuple(identity["steps"])
 
     @staticmethod
     def discard(batch: Batch) -> None:
         """Remove the journal of a finished `batch`, left by a kill between its last file and this."""
         with storing(batch.folder / _JOURNAL):
             (batch.folder / _JOURNAL).unlink(missing_ok=True)
+
+    @staticmethod
+    def set_aside(batch: Batch) -> Path:
+        """Give the damaged journal of `batch` another name, which is returned: it may be somebody's."""
+        path = batch.folder / _JOURNAL
+        other = path.with_suffix(".damaged")
+        with storing(path):
+            path.replace(other)
+        return other
 
     @property
     def numbers(self) -> list[dict[str, Any]]:
@@ -113,6 +161,23 @@ class BatchRecords:
             else:
                 ranges.append((image, image + 1))
         return ranges
+
+    @property
+    def damaged(self) -> str:
+        """What is to be said of damaged records; empty where there are none."""
+        n = self._journal.n_damaged
+        places = "a damaged record" if n == 1 else f"damaged records in {n} places"
+        return f"{self._journal.path} has {places}: those images are done again" if n else ""
+
+    @property
+    def table_versions(self) -> set[int]:
+        """Versions of the form of DIALS's reflection tables that its records have."""
+        return self._journal.table_versions
+
+    @property
+    def n_done(self) -> int:
+        """How many images are finished."""
+        return len(self._journal.entries)
 
     @property
     def complete(self) -> bool:

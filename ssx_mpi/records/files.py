@@ -106,6 +106,30 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged ({error}): use another output.directory, or restart=True") from None
 
 
+class DamagedFileError(ValueError):
+    """A file of the state of a run is not what this program writes; the message names it."""
+
+
+def read_state(path: Path, forms: dict[str, type]) -> dict[str, Any]:
+    """The content of a file of an earlier start, a JSON object with at least the members of these `forms`.
+
+    Raises
+    ------
+    DamagedFileError
+        When it is none.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise DamagedFileError(f"{path} is damaged (it holds no JSON object)")
+    for name, form in forms.items():
+        if not isinstance(content.get(name), form):
+            raise DamagedFileError(f"{path} is damaged (no {name})")
+    return content
+
+
 def link(path: Path, target: Path) -> None:
     """A relative symbolic link at `path` to `target`; an older one is replaced."""
     relative = os.path.relpath(target, path.parent)

@@ -17,8 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ssx_mpi.records.batch_files import IMAGES, Batch
-from ssx_mpi.records.files import read_json
+from ssx_mpi.records.batch_files import IMAGES, Batch, read_numbers
+from ssx_mpi.records.files import DamagedFileError
 
 NAME = "images.h5"
 VERSION = 1
@@ -62,10 +62,11 @@ class ImageTable:
         # as they stand in the file, which is not read again for every batch
         self._names: dict[str, dict[str, int]] | None = None
 
-    def complete(self, batches: Iterable[Batch]) -> None:
+    def complete(self, batches: Iterable[Batch]) -> list[str]:
         """Make it the table of the finished `batches`: add rows that are not there, take back those of other batches.
 
-        What a batch had before a further step of it began is not its outcome.
+        What a batch had before a further step of it began is not its outcome. Returned is what is to be said of batches
+        whose numbers are damaged: their rows are not there.
         """
         batches = list(batches)
         if not self._usable():
@@ -78,18 +79,33 @@ class ImageTable:
                 kept[batch.first : batch.stop] = finished[batch.first : batch.stop]
             if not np.array_equal(kept, finished):
                 file[_GROUP]["finished"][:] = kept
+        damaged = []
         for batch in missing:
-            self.add(batch)
+            try:
+                self.add(batch)
+            except DamagedFileError as error:
+                damaged.append(f"{error}: {NAME} lacks the images of batch {batch.number}")
+        return damaged
 
     def add(self, batch: Batch) -> None:
-        """Write the rows of a finished batch."""
+        """Write the rows of a finished batch.
+
+        Raises
+        ------
+        DamagedFileError
+            When its ``images.json`` is not what this program writes.
+        """
+        images = read_numbers(batch)
         if not self._usable():
             self._create()
-        images = read_json(batch.folder / IMAGES)
         with self._open("r+") as file:
             if self._names is None:
                 self._names = {list_: {n: k for k, n in enumerate(file[list_].asstr()[:])} for list_ in _LISTS}
-            rows = [_row(image, self._names) for image in images]
+            try:
+                rows = [_row(image, self._names) for image in images]
+            except (KeyError, TypeError, AttributeError, IndexError, ValueError):
+                self._names = None
+                raise DamagedFileError(f"{batch.folder / IMAGES} is damaged") from None
             numbers = np.array([image["image"] for image in images])
             for list_, known in self._names.items():
                 _append(file[list_], known)

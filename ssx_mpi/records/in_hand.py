@@ -15,7 +15,7 @@ import shutil
 import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ssx_mpi.records.files import storing, write_json
 
@@ -138,6 +138,11 @@ class Strike:
     reason: str
 
 
+def _strike(content: dict[str, Any]) -> Strike:
+    """A strike of its plain data; members that are not known here are those of another version."""
+    return Strike(float(content["began"]), int(content["rank"]), str(content["host"]), str(content["reason"]))
+
+
 def reason_of(last_words: str) -> str:
     """The cause of a crash in a few words, from what the interpreter or we wrote."""
     first, _, _ = last_words.strip().partition("\n")
@@ -164,9 +169,14 @@ class Strikes:
     def __init__(self, directory: Path) -> None:
         self._path = directory / STRIKES
         self.of_image: dict[int, list[Strike]] = {}
-        if self._path.exists():
-            for image, strikes in json.loads(self._path.read_text()).items():
-                self.of_image[int(image)] = [Strike(**s) for s in strikes]
+        #: what is to be said of a damaged file, which counts as none
+        self.damage = ""
+        try:
+            if self._path.exists():
+                content = json.loads(self._path.read_bytes())
+                self.of_image = {int(i): [_strike(s) for s in strikes] for i, strikes in content.items()}
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+            self.damage = f"{self._path} is damaged: images that ended earlier starts are tried again"
 
     def add(self, found: dict[int, Strike]) -> None:
         """Count what an earlier run left; the same find counts once."""

@@ -3,7 +3,8 @@
 A journal is one file. It begins with a line of JSON that says what it belongs to; then come the records of images in
 the order in which they were finished. A record is a frame (magic, two lengths, checksum), a MessagePack header with
 the numbers of the image and the layout of its tables, and the bytes of their columns. A record that was cut short by a
-kill is the last one, is recognised by its length or checksum, and is cut off when the journal is opened again.
+kill is the last one, is recognised by its length or checksum, and is cut off when the journal is opened again. One that
+a disk has damaged since costs that record alone: the next whole one is looked for.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ from ssx_mpi.records.joined_tables import Column, TableLayout
 
 _FRAME = struct.Struct("<4sQQII")
 _MAGIC = b"SSXR"
+_CHUNK = 1 << 20
+# of any first line: a damaged file may have no end of line at all
+_LONGEST_LINE = 1 << 16
+# of a record, and of a journal; those of the first have no version in their first line
+_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -63,13 +69,37 @@ def _entry(header: bytes, start: int) -> Entry:
     return Entry(content["image"], content["content"], tables, start)
 
 
+class DamagedJournalError(ValueError):
+    """The first line of a journal cannot be read, so that nobody can tell what its records belong to."""
+
+
 def identity_of(path: Path) -> dict[str, Any] | None:
-    """The identity that the journal at `path` was begun with; None where there is none, or only a part of that line."""
+    """The identity that the journal at `path` was begun with; None where there is none, or only a part of that line.
+
+    Raises
+    ------
+    DamagedJournalError
+        When the first line is none of ours.
+    """
     try:
         with path.open("rb") as file:
-            return json.loads(file.readline())
-    except (FileNotFoundError, ValueError):
+            return _identity_in(path, file.readline(_LONGEST_LINE))
+    except FileNotFoundError:
         return None
+
+
+def _identity_in(path: Path, line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n") and len(line) < _LONGEST_LINE and line.isascii():
+        # killed while it was being written
+        return None
+    try:
+        content = json.loads(line)
+        version = content.pop("version", _VERSION)
+    except (ValueError, TypeError, AttributeError):
+        raise DamagedJournalError(f"{path} is damaged at its beginning") from None
+    if version != _VERSION:
+        raise DamagedJournalError(f"{path} has a form (version {version}) that this ssx_mpi does not know")
+    return content
 
 
 class Journal:
@@ -82,10 +112,17 @@ class Journal:
     identity
         What the records depend on, as a JSON-able dict; a journal of another identity is not touched.
 
+    Attributes
+    ----------
+    n_damaged
+        Places at which records were damaged that have whole ones after them.
+
     Raises
     ------
+    DamagedJournalError
+        When the file is no journal.
     ValueError
-        When the file belongs to another run or is no journal.
+        When it belongs to another run.
     StorageError
         When it cannot be written.
     """
@@ -93,6 +130,7 @@ class Journal:
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.entries: dict[int, Entry] = {}
+        self.n_damaged = 0
         first_line = json.dumps(identity, sort_keys=True).encode() + b"\n"
         with storing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,29 +147,52 @@ class Journal:
             self._file.seek(self._end)
 
     def _first_line_end(self, first_line: bytes) -> int:
-        head = self._file.read(len(first_line))
-        if len(head) < len(first_line) and first_line.startswith(head):
+        head = self._file.read(_LONGEST_LINE).partition(b"\n")
+        found = _identity_in(self.path, head[0] + head[1])
+        if found is None:
             # new, or killed while its first line was being written
             self._file.seek(0)
             self._file.truncate()
             self._write(first_line)
-        elif head != first_line:
+            return len(first_line)
+        if found != json.loads(first_line):
             raise ValueError(f"{self.path} belongs to a run with other parameters or images")
-        return len(first_line)
+        return len(head[0]) + 1
 
     def _whole_records(self) -> Iterator[tuple[Entry, int]]:
         size = os.fstat(self._file.fileno()).st_size
-        at = self._end
+        at, damaged = self._end, False
         while at + _FRAME.size <= size:
-            magic, n_header, n_blob, header_crc, blob_crc = _FRAME.unpack(self._read(at, _FRAME.size))
-            start = at + _FRAME.size + n_header
-            if magic != _MAGIC or start + n_blob > size:
-                return
-            header = self._read(at + _FRAME.size, n_header)
-            if zlib.crc32(header) != header_crc or zlib.crc32(self._read(start, n_blob)) != blob_crc:
-                return
-            at = start + n_blob
-            yield _entry(header, start), at
+            found = self._whole_record(at, size)
+            if found is not None:
+                self.n_damaged += damaged
+                damaged = False
+                at = found[1]
+                yield found
+                continue
+            damaged = True
+            at = self._next_magic(at + 1, size)
+
+    def _whole_record(self, at: int, size: int) -> tuple[Entry, int] | None:
+        """The record that begins at `at` and where it ends; None where there is no whole one."""
+        magic, n_header, n_blob, header_crc, blob_crc = _FRAME.unpack(self._read(at, _FRAME.size))
+        start = at + _FRAME.size + n_header
+        if magic != _MAGIC or start + n_blob > size:
+            return None
+        header = self._read(at + _FRAME.size, n_header)
+        if zlib.crc32(header) != header_crc or zlib.crc32(self._read(start, n_blob)) != blob_crc:
+            return None
+        return _entry(header, start), start + n_blob
+
+    def _next_magic(self, at: int, size: int) -> int:
+        """Where a record may begin next, from `at` on; `size` where none does."""
+        while at < size:
+            found = self._read(at, _CHUNK).find(_MAGIC)
+            if found >= 0:
+                return at + found
+            # the end of a chunk may hold the beginning of the four bytes
+            at += _CHUNK - len(_MAGIC) + 1
+        return size
 
     def _read(self, at: int, n_bytes: int) -> bytes:
         return os.pread(self._file.fileno(), n_bytes, at)
@@ -158,6 +219,11 @@ class Journal:
         view = memoryview(content)
         while view:
             view = view[self._file.write(view) :]
+
+    @property
+    def table_versions(self) -> set[int]:
+        """Versions of the form of DIALS's reflection tables that the records have."""
+        return {layout.version for entry in self.entries.values() for layout in entry.tables.values()}
 
     def column(self, entry: Entry, column: Column) -> bytes:
         """The bytes of one column of a table of `entry`."""

@@ -5,16 +5,23 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from ssx_mpi.dials_compat import TABLES_2
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.records import in_hand
-from ssx_mpi.records.files import StorageError, read_json, write_json
+from ssx_mpi.records.files import StorageError, write_json
 
 _IDENTITY = "import/run.json"
 _LOCK = "import/lock"
+_LONGEST_LINE = 1 << 16
+# of run.json: the first had nothing but the parameters, the images among them
+_VERSION = 2
 # import is the last to be removed: what it holds says that the others are ours
 _OURS = (
     *("assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction"),
@@ -29,35 +36,190 @@ def fingerprint(identity: dict[str, str]) -> dict[str, str]:
     return {"run": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
-def claim(directory: Path, identity: dict[str, str], restart: bool) -> bool:
-    """Take `directory` for the run of `identity`; True when it goes on with one that is there already.
+@dataclass(frozen=True)
+class Claimed:
+    """A folder that was taken for a run.
+
+    Attributes
+    ----------
+    continued
+        Whether it goes on with a run that was there already.
+    identity
+        Short form of what its results depend on, for journals and batches: of a run that goes on, the one that it
+        was begun with.
+    notes
+        What the user is to know about going on, a line each.
+    """
+
+    continued: bool
+    identity: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Versions of what makes a run: of this program, and of DIALS as numbers."""
+
+    program: str
+    dials: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """What ``run.json`` says."""
+
+    run: str
+    parameters: dict[str, str]
+    program: str
+    dials: list[list[int]]
+
+
+def claim(
+    directory: Path,
+    identity: dict[str, str],
+    restart: bool,
+    programs: Programs,
+    defaults: Callable[[], dict[str, str]],
+) -> Claimed:
+    """Take `directory` for the run of `identity`, or go on with that run where it is there already.
+
+    A parameter that the version which began the run did not have is taken to have had its default.
+
+    Parameters
+    ----------
+    defaults
+        Gives the identity of a run with the default of every parameter.
 
     Raises
     ------
     InputError
-        When the folder holds a run with other parameters or images, or another program's results, or cannot be written.
+        When the folder holds a run with other parameters or images, or one whose files the installed DIALS cannot read,
+        or another program's results, or cannot be written.
     """
     path = directory / _IDENTITY
     if not path.exists():
         _refuse_foreign(directory)
     elif restart:
         clear(directory)
+    begun: _Begun | None = None
+    notes: list[str] = []
     if path.exists():
-        differing = _differences(read_json(path), identity)
-        if differing:
-            raise InputError(
-                f"{directory} holds a run with other parameters: {'; '.join(differing)}. "
-                "Use another output.directory, or restart=True to begin anew"
-            )
-        return True
+        begun, notes = _begun(directory, identity)
+        _refuse_other(directory, begun, identity, defaults)
+        notes += _of_other_versions(directory, begun, programs)
+    run = begun.run if begun else fingerprint(identity)["run"]
+    used = begun.dials if begun else []
+    content = {
+        "version": _VERSION,
+        "program": begun.program if begun else programs.program,
+        "dials": used if list(programs.dials) in used else [*used, list(programs.dials)],
+        "run": run,
+        "parameters": identity,
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
+        if not path.exists() or _read(path) != content:
+            write_json(path, content)
     except OSError as error:
         raise InputError(f"output.directory={directory} cannot be written: {error.strerror}") from None
     except StorageError as error:
         raise InputError(f"output.directory={directory}: {error}") from None
-    return False
+    return Claimed(begun is not None, {"run": run}, tuple(notes))
+
+
+def _begun(directory: Path, identity: dict[str, str]) -> tuple[_Begun, list[str]]:
+    """The run in `directory`, and what is to be said of its file.
+
+    A damaged one is as good as the new one where batches or journals say that this is their run.
+    """
+    path = directory / _IDENTITY
+    content = _read(path)
+    if content is None:
+        same = fingerprint(identity)["run"]
+        found = {_run_of(folder) for folder in _batches(directory)} - {None}
+        if found != {same}:
+            raise InputError(
+                f"{path} is damaged, and what the run in this folder was made from cannot be told: use another "
+                "output.directory, or restart=True to begin anew"
+            )
+        return _Begun(same, identity, "", []), [f"{path} was damaged: it is made again, its batches are of this run"]
+    if content.get("version", 1) > _VERSION:
+        raise InputError(f"{path} was written by a newer version of ssx_mpi than this one: use that one")
+    if "version" not in content:
+        program, dials = _versions_of_first(directory)
+        return _Begun(fingerprint(content)["run"], content, program, dials), []
+    return _Begun(content["run"], content["parameters"], content["program"], content["dials"]), []
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The content of a ``run.json``; None where it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    if not isinstance(content, dict):
+        return None
+    if "version" not in content:
+        return content if "images" in content and all(isinstance(v, str) for v in content.values()) else None
+    forms = {"version": int, "run": str, "parameters": dict, "program": str, "dials": list}
+    if not isinstance(content["version"], int) or content["version"] > _VERSION:
+        return content if isinstance(content["version"], int) else None
+    return content if all(isinstance(content.get(name), form) for name, form in forms.items()) else None
+
+
+def _run_of(folder: Path) -> str | None:
+    """The run that a batch or a journal in `folder` belongs to; None where none says."""
+    for name in ("batch.json", "journal"):
+        try:
+            with (folder / name).open("rb") as file:
+                content = json.loads(file.readline(_LONGEST_LINE) if name == "journal" else file.read())
+            return str(content["identity"]["run"])
+        except (OSError, ValueError, TypeError, KeyError):
+            continue
+    return None
+
+
+def _versions_of_first(directory: Path) -> tuple[str, list[list[int]]]:
+    """Versions of the program and of DIALS in the numbers of a run whose ``run.json`` has none."""
+    try:
+        content = json.loads((directory / "ssx_mpi.json").read_bytes())
+        numbers = [int(n) for n in re.findall(r"\d+", content["dials"])]
+        return str(content["program"]), [numbers] if numbers else []
+    except (OSError, ValueError, TypeError, KeyError):
+        return "", []
+
+
+def _of_other_versions(directory: Path, begun: _Begun, programs: Programs) -> list[str]:
+    """What is to be said of a run that goes on with other versions than it was begun with.
+
+    Raises
+    ------
+    InputError
+        When the installed DIALS cannot read the files of the one before.
+    """
+    others = [tuple(version) for version in begun.dials if tuple(version) != programs.dials]
+    here = _dotted(programs.dials)
+    for version in others:
+        if version >= TABLES_2 > programs.dials:
+            raise InputError(
+                f"{directory} holds a run of DIALS {_dotted(version)}, whose reflection files DIALS {here} cannot "
+                f"read: go on with DIALS {_dotted(TABLES_2)} or newer, or use another output.directory"
+            )
+    notes = []
+    if others and list(programs.dials) not in begun.dials:
+        notes.append(
+            f"This run was begun with DIALS {_dotted(others[0])} and goes on with DIALS {here}: they do not find "
+            "the same spots, nor intensities to the last digit"
+        )
+    elif others:
+        notes.append(f"Batches of this run were made with DIALS {' and '.join(map(_dotted, begun.dials))}")
+    if begun.program and begun.program != programs.program:
+        notes.append(f"This run was begun with {begun.program} and goes on with {programs.program}")
+    return notes
+
+
+def _dotted(version: Any) -> str:
+    return ".".join(map(str, version))
 
 
 def _refuse_foreign(directory: Path) -> None:
@@ -101,9 +263,42 @@ def lock(directory: Path) -> IO[bytes] | None:
     return file
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    return [f"{name} was {_short(old.get(name))}, is {_short(new.get(name))}" for name in names]
+def _refuse_other(
+    directory: Path, begun: _Begun, identity: dict[str, str], defaults: Callable[[], dict[str, str]]
+) -> None:
+    """Refuse to go on with a run that was begun with other parameters."""
+    old, new = begun.parameters, identity
+    if old == new:
+        return
+    before = {**_one_by_one(defaults(), new), **_one_by_one(old, new)}
+    now = _one_by_one(new, new)
+    differing = [
+        f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
+        if name in now
+        else f"{name} was {_short(before[name])}, which this version of ssx_mpi does not have"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name) and (name in now or name in _one_by_one(old, new))
+    ]
+    if differing:
+        raise InputError(
+            f"{directory} holds a run with other parameters: {'; '.join(differing)}. "
+            "Use another output.directory, or restart=True to begin anew"
+        )
+
+
+def _one_by_one(identity: dict[str, str], like: dict[str, str]) -> dict[str, str]:
+    """An identity whose groups of parameters, ``name=value, name=value``, are taken apart.
+
+    Groups are those of `like`, an identity of this version; of an older one they may have fewer members, or other ones.
+    """
+    found = {}
+    for name, text in identity.items():
+        members = re.split(r"(?:^|, )([a-z_]+)=", text)
+        if name == "sources" or not re.match(r"[a-z_]+=", like.get(name, text)) or members[0]:
+            found[name] = text
+        else:
+            found |= {f"{name}.{member}": value for member, value in zip(members[1::2], members[2::2])}
+    return found
 
 
 def _short(value: Any) -> str:

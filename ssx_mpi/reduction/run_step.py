@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.parameters.user_input import InputError, identity
-from ssx_mpi.records.files import read_json, storing, write_json
+from ssx_mpi.records.files import DamagedFileError, read_state, storing, write_json
 from ssx_mpi.reduction import groups, loading, output, procedure, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
@@ -147,8 +148,12 @@ def _nothing_integrated(directory: Path) -> bool:
     """Whether batches were integrated, and no crystal came out."""
     if any(directory.glob("batch_*/integrated*.expt")):
         return False
-    summaries = (read_json(path) for path in directory.glob("batch_*/batch.json"))
-    return any("integrate" in summary["steps"] for summary in summaries)
+    for path in directory.glob("batch_*/batch.json"):
+        # a damaged one says nothing
+        with contextlib.suppress(DamagedFileError):
+            if "integrate" in read_state(path, {"steps": list})["steps"]:
+                return True
+    return False
 
 
 def _finished(directory: Path, asked: dict[str, Any], parameters: ReductionParameters) -> dict[str, Any] | None:
@@ -157,9 +162,11 @@ def _finished(directory: Path, asked: dict[str, Any], parameters: ReductionParam
         content = json.loads((directory / _SUMMARY).read_text())
     except (OSError, ValueError):
         return None
-    if any(content.pop(name, None) != value for name, value in asked.items()):
+    if not isinstance(content, dict) or any(content.pop(name, None) != value for name, value in asked.items()):
         return None
-    content.pop("program")
+    content.pop("program", None)
+    if not isinstance(content.get("state"), str):
+        return None
     lost = content["state"] == "done" and "merge" in parameters.steps
     return None if lost and not (directory / "DataFiles" / "merged.mtz").is_file() else content
 

@@ -147,9 +147,10 @@ def record_reduction(directory: Path, state: str, numbers: dict[str, Any] | None
 def _status(directory: Path) -> dict[str, Any]:
     """What ``ssx_mpi.json`` says so far."""
     try:
-        return json.loads((directory / "ssx_mpi.json").read_text())
+        content = json.loads((directory / "ssx_mpi.json").read_bytes())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _merged_so_far(merged: Any) -> dict[str, Any]:

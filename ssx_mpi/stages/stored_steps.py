@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssx_mpi import dials_compat
 from ssx_mpi.images.experiment_maker import ExperimentMaker
 from ssx_mpi.images.frames import BadImage
-from ssx_mpi.records.batch_files import IMAGES
-from ssx_mpi.stages.still_results import Crystals, Failure, Indexed, LatticeNumbers, Spots, Still, identify
+from ssx_mpi.records.batch_files import IMAGES, Batch, read_numbers
+from ssx_mpi.records.files import DamagedFileError
+from ssx_mpi.stages.still_results import (
+    Crystals,
+    Failure,
+    Indexed,
+    LatticeNumbers,
+    Spots,
+    Still,
+    identify,
+    short_reason,
+)
 from ssx_mpi.stages.stills import unread
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Whatever DIALS says of a file of an earlier step is that it is damaged."""
+    try:
+        yield
+    except (MemoryError, DamagedFileError):
+        raise
+    except Exception as error:  # DIALS raises whatever comes up below it
+        newer = dials_compat.newer_table(path)
+        raise DamagedFileError(newer or f"{path} is damaged ({short_reason(error)})") from error
 
 
 class StoredSteps:
@@ -42,15 +66,16 @@ class StoredSteps:
         batch = image // self._batch_size + 1
         if self._loaded != (batch, indexed):
             self._load_batch(batch, indexed)
-        numbers = self._numbers[image]
-        lattices = tuple(LatticeNumbers(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"])
-        still = Still(
-            image,
-            Spots(numbers["n_spots"], numbers["hit"]),
-            Indexed(lattices, None) if indexed else None,
-            failures=tuple(Failure(*f) for f in numbers["failures"]),
-            seconds=numbers["seconds"],
-        )
+        with _whole(self._directory / f"batch_{batch}" / IMAGES):
+            numbers = self._numbers[image]
+            lattices = tuple(LatticeNumbers(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"])
+            still = Still(
+                image,
+                Spots(numbers["n_spots"], numbers["hit"]),
+                Indexed(lattices, None) if indexed else None,
+                failures=tuple(Failure(*f) for f in numbers["failures"]),
+                seconds=numbers["seconds"],
+            )
         if not still.hit or (indexed and not lattices):
             return still
         try:
@@ -72,13 +97,18 @@ class StoredSteps:
         from dxtbx.model.experiment_list import ExperimentListFactory
 
         folder = self._directory / f"batch_{batch}"
-        self._numbers = {n["image"]: n for n in json.loads((folder / IMAGES).read_text())}
+        first = (batch - 1) * self._batch_size
+        stop = min(first + self._batch_size, len(self._maker.images))
+        self._numbers = {n["image"]: n for n in read_numbers(Batch(batch, first, stop, folder))}
         reflections = folder / ("indexed.refl" if indexed else "strong.refl")
-        self._table = flex.reflection_table.from_file(str(reflections)) if reflections.exists() else None
+        models = folder / "indexed.expt"
         self._experiments = []
+        with _whole(reflections):
+            # read as what it is: of a file that is something else dials would load whatever is pickled there
+            self._table = flex.reflection_table.from_msgpack_file(str(reflections)) if reflections.exists() else None
         if indexed and self._table is not None:
-            path = str(folder / "indexed.expt")
-            self._experiments = list(ExperimentListFactory.from_json_file(path, check_format=False))
+            with _whole(models):
+                self._experiments = list(ExperimentListFactory.from_json_file(str(models), check_format=False))
         # by identifier: images that could not be read, took too long or were set aside have no experiment at all
         names = self._table.experiment_identifiers() if self._table is not None else {}
         self._first = {str(name): int(row) for row, name in zip(names.keys(), names.values())}

@@ -46,7 +46,7 @@ def made_run(parameters, experiments, reflections, batch_size: int):
         identify(table, own.identifiers())
         (batch.folder / "indexed.expt").write_text(json.dumps(pack(own)))
         table.as_file(str(batch.folder / "indexed.refl"))
-        numbers = [{"image": k, "lattices": [{}]} for k in chosen]
+        numbers = [{"image": batch.first + k - chosen.start, "lattices": [{}]} for k in chosen]
         (batch.folder / "images.json").write_text(json.dumps(numbers))
     return SimpleNamespace(directory=parameters.directory, batches=made, parameters=parameters)
 

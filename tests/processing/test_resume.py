@@ -208,12 +208,68 @@ class TestSteps:
             survey(SerialCommunicator(), other, ALL)
 
 
-def test_a_damaged_summary_is_refused_on_all_ranks(tmp_path):
-    do(kept_in(tmp_path), 2)
-    (tmp_path / "batch_2" / SUMMARY).write_text("{")
-    errors = outcomes_on_fake_ranks(3, lambda comm: survey(comm, kept_in(tmp_path, 3), ALL))
-    assert [type(error) for error in errors] == [InputError] * 3
-    assert all("batch_2" in str(error) for error in errors)
+class TestDamaged:
+    """Files that are not what was written: the file is named, and no more lost than it held."""
+
+    @pytest.mark.parametrize(
+        "content", ["{", "[]", '{"identity": 1}', "\0" * 50, '{"identity": {"run": "abc"}, "left_out": [1]}']
+    )
+    def test_a_summary_costs_its_batch(self, tmp_path, caplog, content):
+        do(kept_in(tmp_path), 2)
+        do(kept_in(tmp_path), 3)
+        (tmp_path / "batch_2" / SUMMARY).write_text(content)
+        found = on_fake_ranks(3, lambda comm: survey(comm, kept_in(tmp_path, 3), ALL))
+        assert {str(each.pending) for each in found} == {"[(0, 4), (4, 8), (12, 14)]"}
+        (said,) = found[0].notes
+        assert f"{tmp_path}/batch_2/batch.json is damaged" in said
+        assert "batch 2 is done again" in said
+        assert caplog.messages == [said]
+        # a later step cannot go on with it
+        with pytest.raises(InputError, match=r"batch_2/batch\.json is damaged.*begin with find_spots"):
+            check_steps(SerialCommunicator(), kept_in(tmp_path).batches[1:2], IDENTITY, ("index",))
+
+    def test_numbers_within_a_summary(self, tmp_path):
+        do(kept_in(tmp_path), 2)
+        path = tmp_path / "batch_2" / SUMMARY
+        path.write_text(path.read_text().replace('"histograms"', '"histo"'))
+        found = survey(SerialCommunicator(), kept_in(tmp_path), ALL)
+        assert (4, 8) in found.pending
+        assert "batch.json is damaged" in found.notes[0]
+
+    def test_the_first_line_of_a_journal_costs_the_journal(self, tmp_path):
+        keeping = kept_in(tmp_path)
+        begin(keeping, 1, [0, 1]).close()
+        begin(keeping, 2, [4, 5]).close()
+        journal = tmp_path / "batch_1" / "journal"
+        journal.write_bytes(b"\xff" * 8 + journal.read_bytes()[8:])
+        found = survey(SerialCommunicator(), keeping, ALL)
+        assert found.pending[:2] == [(0, 4), (6, 8)]
+        assert found.notes == [
+            f"{journal} is damaged at its beginning: the images of batch 1 are done again (journal.damaged keeps it)"
+        ]
+        assert not journal.exists()
+        found.records[2].close()
+
+    def test_a_record_costs_its_image(self, tmp_path):
+        keeping = kept_in(tmp_path)
+        begin(keeping, 1, [0, 1, 2]).close()
+        journal = tmp_path / "batch_1" / "journal"
+        content = bytearray(journal.read_bytes())
+        content[content.index(b"SSXR", content.index(b"SSXR") + 1) + 60] ^= 0xFF
+        journal.write_bytes(content)
+        found = survey(SerialCommunicator(), keeping, ALL)
+        assert found.pending[:2] == [(1, 2), (3, 4)]
+        assert found.notes == [f"{journal} has a damaged record: those images are done again"]
+        found.records[1].close()
+
+    def test_reflections_of_another_dials_are_not_mixed(self, tmp_path, monkeypatch):
+        keeping = kept_in(tmp_path)
+        begin(keeping, 1, range(4)).close()
+        monkeypatch.setattr("ssx_mpi.dials_compat.table_version", lambda: 9)
+        found = survey(SerialCommunicator(), keeping, ALL)
+        assert found.pending[0] == (0, 4)
+        assert "its 4 images are done again" in found.notes[0]
+        assert not (tmp_path / "batch_1" / "journal").exists()
 
 
 def test_files_of_a_batch_say_what_is_in_it(tmp_path):

@@ -152,3 +152,12 @@ def test_columns_have_units_and_meanings(tmp_path, batches):
 def test_many_images_take_little_room(tmp_path):
     ImageTable(tmp_path, 10_000_000).complete([])
     assert (tmp_path / NAME).stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '[{"image": 0, "lattices": []}]', '[{"image": 999}]'])
+def test_a_batch_whose_numbers_are_damaged_is_named_and_others_are_there(tmp_path, batches, content):
+    path = batches[0].folder / "images.json"
+    path.write_text(content)
+    (said,) = ImageTable(tmp_path, 8).complete(batches)
+    assert said == f"{path} is damaged: images.h5 lacks the images of batch 1"
+    assert read_columns(tmp_path)["image"].tolist() == [5, 6, 7]

@@ -1,9 +1,12 @@
 """Which image is blamed for the end of a process."""
 
 import faulthandler
+import json
+
+import pytest
 
 from ssx_mpi.records import in_hand
-from ssx_mpi.records.in_hand import InHand, Note, Strikes, left_behind, strikes_of
+from ssx_mpi.records.in_hand import InHand, Note, Strike, Strikes, left_behind, strikes_of
 
 
 def note(image, words="", asked=False, rank=0):
@@ -61,3 +64,20 @@ def test_an_image_has_a_second_trial_and_after_kills_a_third(tmp_path):
 
 def test_a_hang_is_told_from_a_crash():
     assert in_hand.reason_of("Timeout (0:00:12)!\nThread 0x1 (most recent call first):") == "hung in a library"
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"x": []}', b'{"1": [{"began": 1}]}', b"\xff", b'{"1": 3}'])
+def test_a_damaged_list_of_crashes_is_named_and_begun_anew(tmp_path, content):
+    path = tmp_path / "crashes.json"
+    path.write_bytes(content)
+    strikes = Strikes(tmp_path)
+    assert strikes.of_image == {}
+    assert strikes.damage == f"{path} is damaged: images that ended earlier starts are tried again"
+    strikes.add({7: Strike(1.0, 0, "node", "Segmentation fault")})
+    assert (list(Strikes(tmp_path).of_image), Strikes(tmp_path).damage) == ([7], "")
+
+
+def test_members_that_another_version_added_do_not_matter(tmp_path):
+    kept = {"began": 1.0, "rank": 0, "host": "node", "reason": "", "newer": 3}
+    (tmp_path / "crashes.json").write_text(json.dumps({"7": [kept]}))
+    assert Strikes(tmp_path).of_image == {7: [Strike(1.0, 0, "node", "")]}

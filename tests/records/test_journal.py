@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dials.array_family import flex
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssx_mpi.records.joined_tables import take_apart
-from ssx_mpi.records.journal import _FRAME, Journal, decode, encode, identity_of
+from ssx_mpi.records.journal import _FRAME, DamagedJournalError, Journal, decode, encode, identity_of
 
 IDENTITY = {"run": "abc", "steps": ["find_spots"]}
 
@@ -81,7 +86,7 @@ def test_cut_at_any_byte_every_whole_record_stays(path):
 
 
 @pytest.mark.parametrize("where", ["magic", "lengths", "header", "blob"])
-def test_a_damaged_record_and_what_follows_it_are_cut_off(path, opened, where):
+def test_a_damaged_record_costs_that_record_alone(path, opened, where):
     ends = fill(path, [0, 1, 2])
     content = bytearray(path.read_bytes())
     at = {
@@ -93,8 +98,53 @@ def test_a_damaged_record_and_what_follows_it_are_cut_off(path, opened, where):
     content[at] ^= 0xFF
     path.write_bytes(content)
     journal = opened()
-    assert list(journal.entries) == [0]
-    assert path.stat().st_size == ends[1]
+    assert (list(journal.entries), journal.n_damaged) == ([0, 2], 1)
+    assert intensities(journal, 2) == [0.0, 1.5, 3.0, 4.5]
+    assert path.stat().st_size == ends[3]
+    # done again, it is found behind the others
+    journal.append(record(1))
+    again = opened()
+    assert (list(again.entries), again.n_damaged) == ([0, 2, 1], 1)
+    assert intensities(again, 1) == [0.0, 1.5, 3.0]
+
+
+def test_a_damaged_last_record_is_cut_off(path, opened):
+    ends = fill(path, [0, 1, 2])
+    content = bytearray(path.read_bytes())
+    content[ends[2] + 2] ^= 0xFF
+    path.write_bytes(content)
+    journal = opened()
+    assert (list(journal.entries), journal.n_damaged) == ([0, 1], 0)
+    assert path.stat().st_size == ends[2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=40)), min_size=1, max_size=3)
+)
+def test_whatever_is_damaged_the_records_elsewhere_stay(damages):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "journal"
+        ends = fill(path, range(4))
+        content = bytearray(path.read_bytes())
+        touched = set()
+        for place, new in damages:
+            at = ends[0] + int(place * (len(content) - ends[0]))
+            content[at : at + len(new)] = new[: len(content) - at]
+            touched |= {k for k in range(4) if at < ends[k + 1] and at + len(new) > ends[k]}
+        path.write_bytes(content)
+        with contextlib.closing(Journal(path, IDENTITY)) as journal:
+            assert set(journal.entries) >= set(range(4)) - touched
+            assert all(intensities(journal, i) == [1.5 * k for k in range(i + 2)] for i in journal.entries)
+
+
+def test_a_magic_that_two_chunks_share_is_found(path, opened, monkeypatch):
+    ends = fill(path, [0, 1])
+    content = bytearray(path.read_bytes())
+    content[ends[0]] ^= 0xFF
+    path.write_bytes(content)
+    monkeypatch.setattr("ssx_mpi.records.journal._CHUNK", ends[1] - ends[0] + 1)
+    assert list(opened().entries) == [1]
 
 
 def test_an_image_keeps_its_first_record(path, opened):
@@ -117,12 +167,21 @@ def test_another_runs_journal_is_refused_and_left_as_it_is(path, other):
     assert path.read_bytes() == content
 
 
-def test_any_other_file_is_refused_and_left_as_it_is(path):
+@pytest.mark.parametrize("content", [b"notes of a user\n", b"[1]\n", bytes(70000), b"\xff\xfe\n", b"x" * 70000])
+def test_any_other_file_is_refused_and_left_as_it_is(path, content):
     path.parent.mkdir()
-    path.write_bytes(b"notes of a user\n")
-    with pytest.raises(ValueError, match="belongs to"):
-        Journal(path, IDENTITY)
-    assert path.read_bytes() == b"notes of a user\n"
+    path.write_bytes(content)
+    for look in (lambda: Journal(path, IDENTITY), lambda: identity_of(path)):
+        with pytest.raises(DamagedJournalError, match="journal is damaged at its beginning"):
+            look()
+    assert path.read_bytes() == content
+
+
+def test_a_newer_form_is_named(path):
+    path.parent.mkdir()
+    path.write_text(json.dumps({**IDENTITY, "version": 2}) + "\n")
+    with pytest.raises(DamagedJournalError, match=r"form \(version 2\)"):
+        identity_of(path)
 
 
 def test_a_journal_says_whose_it_is(path):

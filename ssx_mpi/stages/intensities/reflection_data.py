@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from cctbx import crystal, miller, sgtbx, uctbx
@@ -13,6 +14,7 @@ from dials.array_family import flex
 from dxtbx import flumpy
 from libtbx.utils import Sorry
 
+from ssx_mpi import dials_compat
 from ssx_mpi.kernels import scaling
 from ssx_mpi.kernels.ewald_width import EwaldWidth
 from ssx_mpi.kernels.orientation import beam_axes
@@ -149,7 +151,8 @@ def _read_table(path: str):
     try:
         return flex.reflection_table.from_msgpack_file(path)
     except (RuntimeError, OSError, ValueError) as error:
-        raise ReflectionFileError(f"{path} cannot be read as a reflection table: {error}") from None
+        newer = dials_compat.newer_table(Path(path))
+        raise ReflectionFileError(newer or f"{path} cannot be read as a reflection table: {error}") from None
 
 
 def _usable(
