@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ssx_mpi.command_line import compare, reduce, simulate, submit
+from ssx_mpi.command_line import compare, reduce, report, simulate, submit
 from ssx_mpi.parameters import declaration, documents
 from ssx_mpi.parameters.declaration import Definition
 from ssx_mpi.parameters.run_parameters import Parameters
@@ -18,9 +18,10 @@ def programs() -> dict[str, Sequence[Definition]]:
     return {
         "ssx_mpi": declaration.definitions(Parameters),
         "ssx_mpi.reduce": reduce.definitions(),
-        "ssx_mpi.simulate": simulate.DEFINITIONS,
+        "ssx_mpi.simulate": simulate.definitions(),
         "ssx_mpi.submit": submit.DEFINITIONS,
         "ssx_mpi.compare": declaration.definitions(compare.ComparisonParameters),
+        "ssx_mpi.report": declaration.definitions(report.ReportParameters),
     }
 
 

@@ -14,59 +14,90 @@ recorded so far, and reads no image.
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
-from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.parameters import declaration
+from ssx_mpi.parameters.declaration import parameter
+from ssx_mpi.parameters.user_input import InputError, PathReader
 
-USAGE = "ssx_mpi.report FOLDER [forecast.d_min=ANGSTROM] [report.copy_to=FOLDER]"
-
-
-def run(args: list[str] | None = None) -> None:
-    """Entry point."""
-    sys.exit(main(sys.argv[1:] if args is None else args))
+USAGE = "ssx_mpi.report [options] FOLDER"
 
 
-def main(args: list[str]) -> int:
-    """Write the report that `args` ask for; returns an exit code."""
+@dataclass(frozen=True)
+class ReportParameters:
+    """What the page is about, and where a copy of it goes."""
+
+    folder: Path | None = parameter("folder", "folder", None, "Output folder of a run or of a reduction.")
+    forecast_d_min: float | None = parameter(
+        "forecast.d_min",
+        "float",
+        None,
+        "Resolution for which the crystals still needed are forecast, angstrom; by default a tenth beyond the data.",
+        least=0.1,
+    )
+    copy_to: Path | None = parameter(
+        "report.copy_to",
+        "folder",
+        None,
+        "Folder that gets a copy of the page as report.html, as electronic logbooks look for it.",
+    )
+
+
+def read_arguments(arguments: list[str]) -> ReportParameters:
+    """The parameters on a command line.
+
+    Raises
+    ------
+    InputError
+        For an unknown parameter, and when there is not one folder.
+    """
+    program = parsing.Program(USAGE, declaration.definitions(ReportParameters), bare=None, epilog=__doc__)
+    given = parsing.parse(program, arguments)
+    path = PathReader(Path.cwd())
+    found = declaration.read(ReportParameters, given.extract, path)
+    folders = [*([found.folder] if found.folder else []), *(path.absolute(name) for name in given.files)]
+    if len(folders) != 1:
+        raise InputError("give one folder: that of a run, or of a reduction")
+    if not folders[0].is_dir():
+        raise InputError(f"{folders[0]}: there is no such folder")
+    return ReportParameters(folders[0], found.forecast_d_min, found.copy_to)
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page that `arguments` ask for, and print its path; returns an exit code."""
     from ssx_mpi.records.files import StorageError
     from ssx_mpi.report.page import write_report
 
-    if not args or any(arg in ("-h", "--help") for arg in args):
-        print(f"{__doc__}\nUsage: {USAGE}")
-        return ExitCode.DONE if args else ExitCode.REFUSED
     try:
-        folder, d_min, copy_to = _parse(args)
-        path = write_report(folder, d_min, copy_to)
+        parameters = read_arguments(arguments)
+        assert parameters.folder is not None
+        print(write_report(parameters.folder, parameters.forecast_d_min, parameters.copy_to))
     except (InputError, StorageError) as error:
         print(f"ssx_mpi.report: {error}", file=sys.stderr)
         return ExitCode.REFUSED
     except ImportError as error:
         print(f"ssx_mpi.report: {error.name} is missing: pip install {error.name}", file=sys.stderr)
         return ExitCode.REFUSED
-    print(path)
     return ExitCode.DONE
 
 
-def _parse(args: list[str]) -> tuple[Path, float | None, Path | None]:
-    folders = [arg for arg in args if "=" not in arg]
-    if len(folders) != 1:
-        raise InputError(f"give one folder: {USAGE}")
-    d_min: float | None = None
-    copy_to: Path | None = None
-    for name, _, value in (arg.partition("=") for arg in args if "=" in arg):
-        if name == "forecast.d_min":
-            try:
-                d_min = float(value)
-            except ValueError:
-                d_min = -1.0
-            if not d_min > 0:
-                raise InputError(f"forecast.d_min={value}: give angstroms above 0")
-        elif name == "report.copy_to":
-            copy_to = Path(value)
-        else:
-            raise InputError(f"{name}=: there is no such parameter; {USAGE}")
-    folder = Path(folders[0])
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    return folder, d_min, copy_to
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point of the program ``ssx_mpi.report``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        print(f"ssx_mpi {__version__}")
+        return
+    try:
+        dials_compat.prepare()
+    except dials_compat.DialsError as error:
+        print(f"ssx_mpi.report: {error}", file=sys.stderr)
+        sys.exit(ExitCode.REFUSED)
+    sys.exit(main(arguments))
+
+
+if __name__ == "__main__":
+    run()

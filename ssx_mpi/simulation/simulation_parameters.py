@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+from ssx_mpi.parameters.declaration import Definition, declared, group, parameter
+from ssx_mpi.parameters.user_input import PathReader
 
 COMPRESSIONS = ("bslz4", "lz4", "gzip", "none")
 
@@ -116,13 +119,40 @@ class DetectorParameters:
         How far the detector moves, (x, y), from the first image to the last, evenly.
     """
 
-    preset: str = "eiger1m"
-    distance_mm: float = 70.0
-    centre_offset_mm: tuple[float, float] = (0.6, -0.9)
-    bad_pixels: int = 60
-    point_spread: float = 0.45
-    noise: float = 0.0
-    drift_mm: tuple[float, float] = (0.0, 0.0)
+    preset: str = parameter(
+        "detector.preset",
+        "choice",
+        "eiger1m",
+        "Modules, gaps and pixels. The last three are trees of panels.",
+        choices=tuple(DETECTORS),
+    )
+    distance_mm: float = parameter("detector.distance", "float", 70.0, "True distance, mm.")
+    centre_offset_mm: tuple[float, float] = parameter(
+        "detector.centre_offset",
+        "floats",
+        (0.6, -0.9),
+        "Where the beam truly meets the detector, x,y in mm from its middle.",
+        size=2,
+    )
+    bad_pixels: int = parameter("detector.bad_pixels", "int", 60, "Number of pixels flagged as bad.", level=2)
+    point_spread: float = parameter(
+        "detector.point_spread", "float", 0.45, "Blur by sensor and beam size, standard deviation in pixels.", level=2
+    )
+    noise: float = parameter(
+        "detector.noise",
+        "float",
+        0.0,
+        "Standard deviation of the readout in photons: above 0 the pixels are calibrated floats, some below zero.",
+        level=1,
+    )
+    drift_mm: tuple[float, float] = parameter(
+        "detector.drift",
+        "floats",
+        (0.0, 0.0),
+        "How far the detector moves from the first image to the last, evenly, x,y in mm.",
+        size=2,
+        level=1,
+    )
 
     def __post_init__(self) -> None:
         _require(self.preset in DETECTORS, f"detector.preset={self.preset}: choose from {', '.join(DETECTORS)}")
@@ -141,11 +171,23 @@ class BeamParameters:
     `jitter` is the relative standard deviation of the wavelength from shot to shot; each is written for its image.
     """
 
-    wavelength: float = 0.976
-    bandwidth: float = 1e-4
-    divergence: float = 5e-5
-    polarization_fraction: float = 0.999
-    jitter: float = 0.0
+    wavelength: float = parameter("beam.wavelength", "float", 0.976, "Angstrom.")
+    bandwidth: float = parameter(
+        "beam.bandwidth", "float", 1e-4, "Relative standard deviation of the wavelength.", level=1
+    )
+    divergence: float = parameter(
+        "beam.divergence", "float", 5e-5, "Standard deviation of the direction of the beam, radians.", level=2
+    )
+    polarization_fraction: float = parameter(
+        "beam.polarization_fraction", "float", 0.999, "Share of the intensity that is polarized horizontally.", level=2
+    )
+    jitter: float = parameter(
+        "beam.jitter",
+        "float",
+        0.0,
+        "Relative standard deviation of the wavelength from shot to shot, as at an XFEL; each is in the header.",
+        level=1,
+    )
 
     def __post_init__(self) -> None:
         _require(0.1 <= self.wavelength <= 10, f"beam.wavelength={self.wavelength:g}: must be 0.1 to 10 Å")
@@ -181,16 +223,44 @@ class CrystalParameters:
         deviation of its logarithm from crystal to crystal.
     """
 
-    space_group: str = "P43212"
-    unit_cell: tuple[float, ...] = (79.1, 79.1, 38.2, 90.0, 90.0, 90.0)
-    d_min: float = 1.6
-    b_factor: float = 20.0
-    cell_spread: float = 0.001
-    mosaicity_deg: float = 0.05
-    mosaicity_spread: float = 0.2
-    domain_size: float = 2000.0
-    brightness: float = 500.0
-    brightness_spread: float = 1.1
+    space_group: str = parameter("space_group", "str", "P43212", "Space group of the crystals.")
+    unit_cell: tuple[float, ...] = parameter(
+        "unit_cell", "floats", (79.1, 79.1, 38.2, 90.0, 90.0, 90.0), "Mean unit cell, angstrom and degrees.", size=6
+    )
+    d_min: float = parameter("d_min", "float", 1.6, "Resolution to which reflections are drawn, angstrom.")
+    b_factor: float = parameter("crystal.b_factor", "float", 20.0, "Wilson B factor, square angstrom.")
+    cell_spread: float = parameter(
+        "crystal.cell_spread",
+        "float",
+        0.001,
+        "Relative standard deviation of the free cell parameters from crystal to crystal.",
+    )
+    mosaicity_deg: float = parameter(
+        "crystal.mosaicity",
+        "float",
+        0.05,
+        "Median misorientation of the domains of a crystal, degrees (standard deviation).",
+    )
+    mosaicity_spread: float = parameter(
+        "crystal.mosaicity_spread",
+        "float",
+        0.2,
+        "Standard deviation of the logarithm of the mosaicity from crystal to crystal.",
+        level=2,
+    )
+    domain_size: float = parameter("crystal.domain_size", "float", 2000.0, "Edge of the coherent domains, angstrom.")
+    brightness: float = parameter(
+        "crystal.brightness",
+        "float",
+        500.0,
+        "Photons in a centred reflection of average intensity at zero angle, for the median crystal.",
+    )
+    brightness_spread: float = parameter(
+        "crystal.brightness_spread",
+        "float",
+        1.1,
+        "Standard deviation of the logarithm of the brightness from crystal to crystal.",
+    )
 
     def __post_init__(self) -> None:
         _require(len(self.unit_cell) == 6, f"unit_cell has {len(self.unit_cell)} numbers: six are needed")
@@ -207,10 +277,22 @@ class CrystalParameters:
 class BackgroundParameters:
     """Smooth scattering: `level` counts per pixel at the water ring, and how that varies between images (logarithm)."""
 
-    level: float = 3.0
-    spread: float = 0.15
-    ring_d: float = 3.2
-    beamstop_mm: float = 1.5
+    level: float = parameter("background.level", "float", 3.0, "Counts per pixel on the water ring.")
+    spread: float = parameter(
+        "background.spread",
+        "float",
+        0.15,
+        "Standard deviation of the logarithm of the level from image to image.",
+        level=1,
+    )
+    ring_d: float = parameter("background.ring_d", "float", 3.2, "Resolution of the water ring, angstrom.", level=1)
+    beamstop_mm: float = parameter(
+        "background.beamstop",
+        "float",
+        1.5,
+        "Radius of the shadow of the beamstop on the detector, mm; 0 for none.",
+        level=1,
+    )
 
     def __post_init__(self) -> None:
         _require(0 <= self.level <= 1e4, f"background.level={self.level:g}: must be 0 to 10000 counts")
@@ -229,25 +311,87 @@ class HeaderParameters:
         the header.
     """
 
-    beam_offset_mm: tuple[float, float] = (0.0, 0.0)
-    distance_offset_mm: float = 0.0
-    panel_shift_mm: float = 0.0
-    panel_tilt_deg: float = 0.0
+    beam_offset_mm: tuple[float, float] = parameter(
+        "header.beam_offset",
+        "floats",
+        (0.0, 0.0),
+        "Error of the beam centre in the header, x,y in mm: header minus truth.",
+        size=2,
+    )
+    distance_offset_mm: float = parameter(
+        "header.distance_offset", "float", 0.0, "Error of the distance in the header, mm: header minus truth."
+    )
+    panel_shift_mm: float = parameter(
+        "header.panel_shift",
+        "float",
+        0.0,
+        "Standard deviation of the shifts of the panels against the header, along each axis, mm.",
+    )
+    panel_tilt_deg: float = parameter(
+        "header.panel_tilt",
+        "float",
+        0.0,
+        "Standard deviation of the turns of the panels against the header, about each axis, degrees.",
+    )
 
     def __post_init__(self) -> None:
         _require(0 <= self.panel_shift_mm <= 5, f"header.panel_shift={self.panel_shift_mm:g}: must be 0 to 5 mm")
         _require(0 <= self.panel_tilt_deg <= 5, f"header.panel_tilt={self.panel_tilt_deg:g}: must be 0 to 5 degrees")
 
 
+def _master_file(name: str, path: PathReader) -> Path:
+    """The absolute path of the master file, not of what it may be a link to."""
+    return path.cwd / name
+
+
+def _file_format(given: str, name: str, path: PathReader) -> str:
+    """The format, from the name of the file where it is not given."""
+    found = given if given != "auto" else "cbf" if Path(name).suffix == ".cbf" else "nxs"
+    _require(
+        found != "nxs" or Path(name).suffix in (".nxs", ".h5"),
+        f"output.file={name}: a NeXus master ends in .nxs or .h5",
+    )
+    return found
+
+
 @dataclass(frozen=True)
 class OutputParameters:
-    """Where the images go; see :mod:`ssx_mpi.command_line.simulate` for the meaning of each."""
+    """Where the images go, and how."""
 
-    file: Path = Path("simulated.nxs")
-    format: str = "nxs"
-    compression: str = "bslz4"
-    images_per_file: int = 25
-    rotation_axis: bool = False
+    file: Path = declared(
+        Definition(
+            "output.file",
+            "path",
+            "simulated.nxs",
+            "Master file NAME.nxs, with data files NAME_000001.h5 ..., or NAME.cbf for NAME_00001.cbf ... "
+            "(NAME_###.cbf sets the digits). The truth goes into the same folder.",
+        ),
+        make=_master_file,
+        default=Path("simulated.nxs"),
+    )
+    format: str = declared(
+        Definition(
+            "output.format",
+            "choice",
+            "auto",
+            "auto: cbf for a file that ends so, otherwise NeXus.",
+            choices=("auto", "nxs", "cbf"),
+        ),
+        uses=("output.file",),
+        make=_file_format,
+        default="nxs",
+    )
+    compression: str = parameter("output.compression", "choice", "bslz4", "Of NeXus data files.", choices=COMPRESSIONS)
+    images_per_file: int = parameter(
+        "output.images_per_file", "int", 25, "Images in each NeXus data file, whatever the number of ranks."
+    )
+    rotation_axis: bool = parameter(
+        "output.rotation_axis",
+        "bool",
+        False,
+        "Write a rotation axis that never turns, as some beamlines do; dxtbx then opens one sequence of stills.",
+        level=2,
+    )
 
     def __post_init__(self) -> None:
         _require(self.format in ("nxs", "cbf"), f"output.format={self.format}: choose nxs or cbf")
@@ -270,16 +414,18 @@ class SimulationParameters:
         Probability that an image has a crystal.
     """
 
-    n_images: int = 200
-    seed: int = 1
-    hit_rate: float = 0.3
-    lattices: tuple[float, ...] = (0.85, 0.12, 0.03)
-    crystal: CrystalParameters = field(default_factory=CrystalParameters)
-    beam: BeamParameters = field(default_factory=BeamParameters)
-    detector: DetectorParameters = field(default_factory=DetectorParameters)
-    background: BackgroundParameters = field(default_factory=BackgroundParameters)
-    header: HeaderParameters = field(default_factory=HeaderParameters)
-    output: OutputParameters = field(default_factory=OutputParameters)
+    n_images: int = parameter("n_images", "int", 200, "Number of images.", least=1)
+    seed: int = parameter("seed", "int", 1, "Seed of all random numbers; the number of ranks does not matter.", least=0)
+    hit_rate: float = parameter("hit_rate", "float", 0.3, "Probability that an image has a crystal, 0 to 1.")
+    lattices: tuple[float, ...] = parameter(
+        "lattices", "floats", (0.85, 0.12, 0.03), "Relative frequencies of hits with one, two, three ... lattices."
+    )
+    crystal: CrystalParameters = group(CrystalParameters)
+    beam: BeamParameters = group(BeamParameters)
+    detector: DetectorParameters = group(DetectorParameters)
+    background: BackgroundParameters = group(BackgroundParameters)
+    header: HeaderParameters = group(HeaderParameters)
+    output: OutputParameters = group(OutputParameters)
 
     def __post_init__(self) -> None:
         _require(self.n_images > 0, f"n_images={self.n_images}: must be 1 or more")

@@ -1,17 +1,15 @@
 """How a processed run compares with the truth of the simulation that it processed.
 
-``python -m ssx_mpi.simulation.truth TRUTH_FOLDER RUN_FOLDER`` reads what :mod:`ssx_mpi.simulation.data_set` wrote and
-the ``batch_*`` of a run (or the integrated or indexed files of DIALS programs in one folder), and prints a short table.
+Read are what :mod:`ssx_mpi.simulation.data_set` wrote, and the ``batch_*`` of a run (or the integrated or indexed files
+of DIALS programs in one folder). The program is ``ssx_mpi.compare``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -528,27 +526,3 @@ def table(comparison: Comparison) -> str:
             ("and if counting were the only error", f"{c.cc_counting:.4f}"),
         ]
     return "\n".join(f"  {name:<40s}{value}" for name, value in rows)
-
-
-def main(args: list[str] | None = None) -> dict:
-    """Print the comparison of a run with the truth; returns it as a dict."""
-    from ssx_mpi import dials_compat
-
-    parser = argparse.ArgumentParser(prog="python -m ssx_mpi.simulation.truth", description=__doc__)
-    parser.add_argument("truth_folder", type=Path, help="folder of truth.expt, truth.mtz and truth.json")
-    parser.add_argument("run_folder", type=Path, help="folder of a run")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file too")
-    options = parser.parse_args(args)
-    dials_compat.prepare()
-    try:
-        comparison = compare_run(options.truth_folder, options.run_folder)
-    except FileNotFoundError as error:
-        parser.exit(2, f"{error}\n")
-    print(table(comparison))
-    if options.json:
-        options.json.write_text(json.dumps(asdict(comparison), indent=1) + "\n")
-    return asdict(comparison)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -266,8 +266,8 @@ def test_the_program_writes_the_page_and_a_copy(tmp_path, capsys):
     [
         (["nowhere"], "nowhere: there is no such folder"),
         ([".", "forecast.d_min=deep"], "forecast.d_min=deep"),
-        ([".", "forecast.d_min=-2"], "above 0"),
-        ([".", "colour=red"], "there is no such parameter"),
+        ([".", "forecast.d_min=-2"], "less than the minimum allowed value: -2 < 0.1"),
+        ([".", "colour=red"], "colour="),
         ([".", ".."], "give one folder"),
         (["."], "neither a run nor a reduction"),
     ],

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from ssx_mpi.command_line import compare as compare_program
 from ssx_mpi.parallel.communicator import SerialCommunicator
 from ssx_mpi.simulation import truth as module
 from ssx_mpi.simulation.data_set import simulate
@@ -193,13 +194,6 @@ def test_images_are_told_by_scan_index_or_name(tmp_path):
         module._image_index({"imageset": 2}, content, tmp_path)
 
 
-def test_a_folder_without_results_is_named(tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        module.main([str(tmp_path), str(tmp_path)])
-    assert stop.value.code == 2
-    assert "no integrated or indexed experiments" in capsys.readouterr().err
-
-
 @pytest.mark.filterwarnings("ignore")
 def test_dials_indexes_a_simulated_still_where_it_was_put(tmp_path, monkeypatch):
     """Spots found and indexed by DIALS on an image agree with the true orientations and the true geometry."""
@@ -224,11 +218,12 @@ def test_dials_indexes_a_simulated_still_where_it_was_put(tmp_path, monkeypatch)
     ssx_index.run(
         ["imported.expt", "strong.refl", "unit_cell=79.1,79.1,38.2,90,90,90", "space_group=P43212", "nproc=1"]
     )
-    found = module.main([str(tmp_path), str(tmp_path), "--json", "comparison.json"])
+    assert compare_program.main([str(tmp_path), str(tmp_path), "output.json=comparison.json"]) == 0
+    found = json.loads((tmp_path / "comparison.json").read_text())
     assert (found["hits"], found["hits_indexed"], found["false_lattices"]) == (1, 1, 0)
     assert found["orientation_error_deg"] < 0.05
     assert found["beam_centre_error_mm"] == pytest.approx(0, abs=1e-6)
-    assert json.loads((tmp_path / "comparison.json").read_text())["lattices"] == 1
+    assert found["lattices"] == 1
     # the simulator says of most strong spots that they can be seen
     visible = Simulator(parameters).image(0)[1].visible_spots
     from dials.array_family import flex
