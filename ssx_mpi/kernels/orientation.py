@@ -242,7 +242,7 @@ def refine(
         terms = (m, slope * tilt[:, 1], slope * tilt[:, 2])
         if iteration == _SCALE_ONLY:
             # scales alone were fitted so far: this is what orientations must be better than
-            before = _log_likelihood(z_sq, v, bound)
+            before = robust_log_likelihood(z_sq, v, bound)
         free = 1 if iteration < _SCALE_ONLY else 3
         matrix, gradient = np.zeros((n, 3, 3)), np.zeros((n, 3))
         for p in range(free):
@@ -266,7 +266,7 @@ def refine(
         log_k = np.where(enough, log_k + step[:, 0], 0.0)
         if iteration >= _SCALE_ONLY:
             angles = np.where(enough[:, None], angles + step[:, 1:], 0.0)
-    after = _log_likelihood(z_sq, v, bound)
+    after = robust_log_likelihood(z_sq, v, bound)
     gain = sums(np.where(untouched, after - before, 0.0))
     refined = enough & np.isfinite(angles).all(axis=1) & (np.abs(so_far + angles).max(axis=1) < _FARTHEST * spread)
     return Rotations(
@@ -274,8 +274,8 @@ def refine(
     )
 
 
-def _log_likelihood(z_sq: np.ndarray, v: np.ndarray, bound: float) -> np.ndarray:
-    # of each observation, up to a constant; outliers count as far as the bound
+def robust_log_likelihood(z_sq: np.ndarray, v: np.ndarray, bound: float) -> np.ndarray:
+    """Of observations with squared deviations over variances `v`, up to a constant; beyond `bound` by the logarithm."""
     if bound > 0:
         z_sq = np.where(z_sq > bound**2, bound**2 * (1.0 + np.log(np.maximum(z_sq, 1e-300) / bound**2)), z_sq)
     return -0.5 * (z_sq + np.log(v))

@@ -213,22 +213,22 @@ class CrystalFilter:
         "filtering.deltacchalf.stdcutoff",
         "float",
         4.0,
-        "Standard deviations below the mean delta-CC1/2 at which a crystal is left out.",
+        "Standard deviations (by medians) below the median delta-CC1/2 at which a crystal that does not fit goes.",
         least=0,
         level=1,
     )
     max_cycles: int = parameter(
         "filtering.deltacchalf.max_cycles",
         "int",
-        6,
-        "Times that the worst crystals are left out and the others scaled again.",
+        50,
+        "Times at most that the worst crystals are left out and the others scaled again; it ends when none is found.",
         least=1,
         level=2,
     )
     max_percent_removed: float = parameter(
         "filtering.deltacchalf.max_percent_removed",
         "float",
-        10.0,
+        50.0,
         "Largest share of the crystals to leave out in all, in percent.",
         least=0,
         most=100,
