@@ -10,6 +10,7 @@ from ssx_mpi.kernels import merging, scaling
 from ssx_mpi.kernels.merging import HalfSets, Scatter, Shells, ShellStatistics
 from ssx_mpi.kernels.reflections import UniqueReflections
 from ssx_mpi.kernels.scaling import Indexed, Merged, Noise, Scales
+from ssx_mpi.kernels.self_consistency import SelfConsistency, self_consistency
 from ssx_mpi.parallel.collective import count
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.reduction_parameters import MergingSettings
@@ -34,6 +35,8 @@ class MergedData:
         Whether CC1/2 set it; otherwise it is the user's, or that of the data.
     n_crystals
         Crystals merged.
+    consistency
+        Whether errors and intensities fit each other, to the resolution limit.
     """
 
     sums: np.ndarray
@@ -42,6 +45,7 @@ class MergedData:
     d_min: float
     d_min_estimated: bool
     n_crystals: int
+    consistency: SelfConsistency
 
     @property
     def merged(self) -> Merged:
@@ -111,7 +115,9 @@ def merge(
     cut = merging.statistics(sums, scatter, scatter_of_mates, agreement(shells), unique, shells, reference)
     limit = estimated or max(d_min or 0.0, float(cut.d_min[-1]))
     number = count(comm, data.include)
-    return MergedData(sums, halves(0), cut, limit, estimated is not None, number)
+    first = halves(0)
+    consistency = self_consistency(sums, first, unique, shells)
+    return MergedData(sums, first, cut, limit, estimated is not None, number, consistency)
 
 
 def _scatter(comm: Communicator, data: Indexed, scales: Scales, merged: Merged) -> Scatter:

@@ -62,6 +62,7 @@ class Summary:
                     "d_min": round(data.d_min, 4),
                     "d_min_estimated": data.d_min_estimated,
                     **report.overall(data.cut),
+                    "consistency": report.consistency_in_numbers(data.consistency),
                 }
                 for name, data in self.merged.items()
             },

@@ -384,6 +384,7 @@ def _merge(
         how = " (where CC1/2 falls to the cutoff)" if data.d_min_estimated else ""
         say(job.comm, "\n%s: %d crystals merged to %.2f angstrom%s", title, data.n_crystals, data.d_min, how)
         say(job.comm, "%s", report.shell_table(data.cut))
+        say(job.comm, "%s", report.consistency_text(data.consistency))
 
     merge_set("merged", "all crystals", kept)
     chosen = groups.Groups((), (), np.full(len(kept), -1))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ssx_mpi.kernels.merging import ShellStatistics
+from ssx_mpi.kernels.self_consistency import SelfConsistency
 
 _HEADER = (
     "  d_max   d_min     #obs  #uniq   mult.  compl.     <I>  <I/sig>  CC1/2    +-    CC*  Rsplit  Rmeas   CCano  CCref"
@@ -35,6 +36,20 @@ def shell_table(statistics: ShellStatistics) -> str:
             + _number(statistics.cc_reference[k], "7.3f")
         )
     return "\n".join(lines)
+
+
+def consistency_text(found: SelfConsistency) -> str:
+    """Whether the errors of the merged intensities fit the intensities, in one line."""
+    return (
+        f"self-consistency of the errors: CC1/2 in shells{_number(found.cc_half, '6.3f')}, expected from I/sigma"
+        f"{_number(found.cc_half_expected, '6.3f')}; second moments acentric{_number(found.acentric, '5.2f')} (2 for "
+        f"true errors, 1.5 for a perfect twin), centric{_number(found.centric, '5.2f')} (3, 2)"
+    )
+
+
+def consistency_in_numbers(found: SelfConsistency) -> dict[str, float | None]:
+    """The same as plain data."""
+    return {name: _finite(value) for name, value in vars(found).items()}
 
 
 def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float | None) -> dict:
