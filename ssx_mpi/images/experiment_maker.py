@@ -29,6 +29,8 @@ _SHOT_TO_SHOT = 1e-4
 _DETECTOR_TOLERANCES = {"fast_axis_tolerance": 1e-4, "slow_axis_tolerance": 1e-4, "origin_tolerance": 0.05}
 # nearer than any detector; where a header has no distance it is zero
 _LEAST_DISTANCE_MM = 1e-3
+# degrees an image; motors that stand still read back less
+_LEAST_ROTATION = 1e-3
 # how many images of a source are looked at for one whose header can be read
 _MOST_TRIED = 1000
 
@@ -75,6 +77,28 @@ def check_same_detector(images: ImageSources, maker: ExperimentMaker) -> list[in
     return read
 
 
+def check_stills(images: ImageSources, maker: ExperimentMaker, read: list[int]) -> None:
+    """Make sure that the crystal does not turn while the images are taken.
+
+    Parameters
+    ----------
+    read
+        The images whose headers are looked at.
+
+    Raises
+    ------
+    InputError
+        Naming the first file of a rotation scan.
+    """
+    for image in read:
+        width = maker.rotation(image)
+        if abs(width) > _LEAST_ROTATION:
+            raise InputError(
+                f"{images.locate(image)[0]} is one of a rotation scan: by its header the crystal turns by {width:g} "
+                "degrees an image. If these are stills all the same, stills=True takes them as such"
+            )
+
+
 def with_wavelength(beam, wavelength: float):
     """`beam` itself where it has this `wavelength` (angstrom) but for rounding, else a copy that has."""
     if abs(wavelength / beam.get_wavelength() - 1) < 1e-12:
@@ -114,9 +138,26 @@ def check_compression(images: ImageSources, maker: ExperimentMaker) -> None:
                     f"image={path}: HDF5 lacks the plugin for its compression ({error.details}): "
                     "pip install --ignore-installed --no-deps hdf5plugin"
                 ) from None
+            shape = _data_shape(path)
+            if len(shape) == 4:
+                raise InputError(
+                    f"image={path}: its data have four dimensions, {shape}, which this version of dxtbx does not read: "
+                    "(images, slow, fast) is what it takes"
+                ) from None
         except Exception as error:  # whatever else is wrong with a damaged file, the run says of each image
             logger.debug("the first image of %s cannot be checked: %s", path, error)
         return
+
+
+def _data_shape(path: str) -> tuple[int, ...]:
+    """Shape of the images in an NXmx file; empty where it has another layout."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return next((g["data/data"].shape for g in file.values() if "data/data" in g), ())
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError):
+        return ()
 
 
 @contextlib.contextmanager
@@ -127,7 +168,35 @@ def _reading_header(images: ImageSources, image: int):
     except (BadImage, MemoryError):
         raise
     except Exception as error:
+        lacking = _lacking(images.locate(image)[0])
+        if lacking:
+            raise BadImage(images.name(image), lacking) from error
         raise BadImage(images.name(image), "header cannot be read", f"{type(error).__name__}: {error}") from error
+
+
+def _lacking(path: str) -> str:
+    """What a NeXus file lacks that dxtbx cannot do without; empty for others, or where nothing is found missing."""
+    import h5py
+
+    if not path.lower().endswith(HDF5_SUFFIXES):
+        return ""
+    try:
+        with h5py.File(path, "r") as file:
+            entry = next(g for g in file.values() if hasattr(g, "get") and "instrument" in g)
+            samples = [g for g in entry.values() if g.attrs.get("NX_class") in (b"NXsample", "NXsample")]
+            places = [entry, entry["instrument"], *samples]
+            groups = [g for place in places for g in place.values() if hasattr(g, "keys")]
+            if not any("incident_wavelength" in group for group in groups):
+                return "the file has no wavelength (incident_wavelength of its NXbeam)"
+            if not samples:
+                return "the file has no sample (NXsample)"
+            angles = [f for s in samples for f in s.get("transformations", {}).values() if f.ndim and len(f) > 1]
+            if any(f.attrs.get("transformation_type") in (b"rotation", "rotation") and f[1] < f[0] for f in angles):
+                return "the rotation angles of the file go backwards, which dxtbx does not read"
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, ValueError, StopIteration):
+        # damaged, or another layout
+        pass
+    return ""
 
 
 class ExperimentMaker:
@@ -209,6 +278,8 @@ class ExperimentMaker:
             if self._expected is not None and self.images.locate(image)[1] is None:
                 self._check_header(image, imageset)
             detector, beam = self._models(imageset)
+        if detector is None or beam is None:
+            raise BadImage(self.images.name(image), "its header has no detector or no beam")
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
         imageset.set_goniometer(None, 0)
@@ -253,6 +324,19 @@ class ExperimentMaker:
         """(detector, beam) as the header of `image` has them, or those that replace them."""
         return self.geometry or self._header_models(self._imageset(image))
 
+    def rotation(self, image: int) -> float:
+        """Degrees by which the crystal turns in `image`, as its header has it; 0 where it has none."""
+        path, _ = self.images.locate(image)
+        with _reading_header(self.images, image):
+            scan = self._format(path).get_instance(path, **self._format_kwargs()).get_scan()
+        if scan is None or not scan.get_num_images():
+            return 0.0
+        try:
+            return float(scan.get_oscillation()[1])
+        except RuntimeError:
+            # newer versions raise where a scan has no angles, as one of stills
+            return 0.0
+
     def wavelength_of_each_shot(self) -> bool:
         """Whether headers have it, as those of XFELs: it differs between images of the first source."""
         own, found = self.images.ranges()[0], []
@@ -282,6 +366,8 @@ class ExperimentMaker:
 
     def _header_models(self, imageset):
         detector, beam = imageset.get_detector(0), self._header_beam(imageset)
+        if detector is None or beam is None:
+            return detector, beam
         if self._overrides is not None:
             from dxtbx.model import DetectorFactory
 
@@ -290,7 +376,7 @@ class ExperimentMaker:
 
     def _header_beam(self, imageset):
         beam = imageset.get_beam(0)
-        if self._overrides is None:
+        if self._overrides is None or beam is None:
             return beam
         from dxtbx.model import BeamFactory
 
@@ -319,7 +405,10 @@ class ExperimentMaker:
     def _format_kwargs(self) -> dict:
         if self._overrides is None:
             return {}
-        return {k: v for k, v in vars(self._overrides.format).items() if not k.startswith("_")}
+        from libtbx import Auto
+
+        # what is left to dxtbx is not given to it: image sets keep what they were given, and JSON cannot hold Auto
+        return {k: v for k, v in vars(self._overrides.format).items() if not k.startswith("_") and v is not Auto}
 
     def _options(self) -> dict:
         kwargs = self._format_kwargs()

@@ -197,7 +197,12 @@ def _valid_pixels(key: tuple, imageset, detector: Detector) -> _ValidPixels:
         for x0, y0, x1, y1 in panel.get_mask():
             valid[max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)] = False
         if not lookup.empty():
-            valid &= flumpy.to_numpy(lookup.tile(i).data())
+            given = flumpy.to_numpy(lookup.tile(i).data())
+            if given.shape != valid.shape:
+                raise BadImage(
+                    _image_name(imageset, 0), "its mask does not fit the detector", f"{given.shape} for {valid.shape}"
+                )
+            valid &= given
         panels.append(valid)
     return _ValidPixels(key, tuple(panels))
 

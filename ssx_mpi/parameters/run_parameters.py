@@ -232,6 +232,14 @@ class Parameters:
         None,
         "Unit cell of the crystals in angstrom and degrees: a,b,c,alpha,beta,gamma.",
     )
+    stills: bool = parameter(
+        "stills",
+        "bool",
+        False,
+        "Take images as stills although their headers say that the crystal turns; otherwise they are refused.",
+        level=1,
+        affects_results=False,
+    )
     reference_geometry: Path | None = parameter(
         "reference_geometry",
         "file",

@@ -12,6 +12,7 @@ from ssx_mpi.images.experiment_maker import (
     ExperimentMaker,
     check_compression,
     check_same_detector,
+    check_stills,
     read_geometry,
     read_import_overrides,
     read_mask,
@@ -118,6 +119,8 @@ def _check(parameters: Parameters) -> _Checked:
     maker = _maker(parameters, images, scopes)
     reference = parameters.reference_geometry
     read = check_same_detector(images, maker.with_geometry(read_geometry(reference)) if reference else maker)
+    if not parameters.stills:
+        check_stills(images, maker, read)
     # a geometry that is given is that of all images, whatever their headers; but it cannot tell what each shot had
     given = reference or parameters.starting_geometry
     headers = (None, maker.wavelength_of_each_shot()) if given else (maker.header(read[0]), True)

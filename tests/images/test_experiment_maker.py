@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from ssx_mpi.images.experiment_maker import (
     ExperimentMaker,
     check_compression,
     check_same_detector,
+    check_stills,
     read_geometry,
     read_mask,
 )
@@ -300,6 +302,82 @@ class TestExperiments:
         experiment = maker.experiment(2)
         assert abs(experiment.detector[0].get_distance()) == pytest.approx(81.5, abs=1e-3)
         assert experiment.beam.get_wavelength() == 1.25
+
+    def test_a_file_for_dials_import_leaves_an_experiment_that_can_be_written(self, chip):
+        from ssx_mpi.stages.packing import pack
+
+        scope = dials_parameters._extract("dials_import", None, "geometry.detector.distance = 81.5\n")
+        maker = ExperimentMaker(find_images((Source("image", str(chip.image)),)), overrides=scope)
+        assert json.loads(json.dumps(pack([maker.experiment(0)])))["detector"]
+
+
+class TestWhatAFileLacks:
+    """One sentence each, in words of ours."""
+
+    def changed(self, chip, tmp_path, change):
+        import h5py
+
+        path = tmp_path / "x.nxs"
+        shutil.copy(chip.image, path)
+        with h5py.File(path, "r+") as file:
+            change(file["entry"])
+        return find_images((Source("image", str(path)),))
+
+    def turned(self, step: float):
+        def change(entry):
+            group = entry["sample"].create_group("transformations")
+            group.attrs["NX_class"] = "NXtransformations"
+            n = len(entry["data/data"])
+            group["omega"] = np.arange(n) * step
+            axis = {"depends_on": ".", "transformation_type": "rotation", "units": "deg", "vector": [1.0, 0, 0]}
+            group["omega"].attrs.update(axis)
+            group["omega_increment_set"] = np.full(n, step)
+            del entry["sample/depends_on"]
+            entry["sample/depends_on"] = np.bytes_("/entry/sample/transformations/omega")
+
+        return change
+
+    def test_a_wavelength(self, chip, tmp_path):
+        def change(entry):
+            del entry["instrument/beam/incident_wavelength"]
+
+        images = self.changed(chip, tmp_path, change)
+        with pytest.raises(InputError, match=r"x\.nxs:1: the file has no wavelength"):
+            ExperimentMaker(images).first_readable()
+
+    def test_a_sample(self, chip, tmp_path):
+        def change(entry):
+            del entry["sample"]
+
+        images = self.changed(chip, tmp_path, change)
+        with pytest.raises(InputError, match=r"x\.nxs:1: the file has no sample"):
+            ExperimentMaker(images).first_readable()
+
+    @pytest.mark.parametrize("step", [0.1, 1e-6, 0.0])
+    def test_rotation_scans_are_refused_and_stills_are_not(self, chip, tmp_path, step):
+        images = self.changed(chip, tmp_path, self.turned(step))
+        maker = ExperimentMaker(images)
+        if step < 1e-3:
+            check_stills(images, maker, [0])
+            return
+        with pytest.raises(InputError, match=r"x\.nxs is one of a rotation scan.*turns by 0\.1 degrees.*stills=True"):
+            check_stills(images, maker, [0])
+
+    def test_a_header_of_one_line(self, tmp_path):
+        (tmp_path / "x_1.cbf").write_text("###CBF: VERSION 1.5\n")
+        images = find_images((Source("directory", str(tmp_path)),))
+        with pytest.raises(InputError, match=r"image=x_1\.cbf: (its )?header"):
+            ExperimentMaker(images).first_readable()
+
+    def test_four_dimensions(self, chip, tmp_path):
+        def change(entry):
+            data = entry["data/data"][()]
+            del entry["data/data"]
+            entry["data/data"] = data[:, None]
+
+        images = self.changed(chip, tmp_path, change)
+        with pytest.raises(InputError, match=r"x\.nxs: its data have four dimensions, \("):
+            check_compression(images, ExperimentMaker(images))
 
 
 class TestDamagedHeaders:
