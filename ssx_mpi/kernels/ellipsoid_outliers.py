@@ -50,8 +50,9 @@ def robust_location_and_scatter(points: np.ndarray) -> tuple[np.ndarray, np.ndar
     if n < 5:
         raise ValueError(f"{n} spots are too few to tell outliers")
     half = (n + 3) // 2
-    points = np.ascontiguousarray(points[np.lexsort(points.T)])
+    points = points[np.lexsort(points.T)]
     location, scatter = _starts(points)
+    points = np.ascontiguousarray(points.T)
     for _ in range(_N_STEPS):
         determinant = _concentrate(points, half, location, scatter)
     best = np.argsort(determinant, kind="stable")[:_N_BEST]
@@ -91,10 +92,10 @@ def _concentration() -> Any:
 
 
 def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: np.ndarray) -> np.ndarray:
-    """Replace the estimates by those of the `half` points nearest to each; the determinants of the new scatters."""
+    """Replace estimates by those of the `half` of points (2, n) nearest to each; determinants of the new scatters."""
     determinant = np.empty(len(location))
     _concentration()(
-        len(points), points, half, len(location), location, scatter, determinant, np.empty(2 * len(points))
+        points.shape[1], points, half, len(location), location, scatter, determinant, np.empty(3 * points.shape[1])
     )
     return determinant
 

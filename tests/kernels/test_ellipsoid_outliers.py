@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ssx_mpi.kernels import ellipsoid_outliers
 from ssx_mpi.kernels.ellipsoid_outliers import inliers, robust_location_and_scatter
 
 
@@ -59,3 +60,23 @@ def test_too_few_points_or_points_on_a_line_are_refused():
         inliers(np.zeros((4, 2)), 0.975, 2)
     with pytest.raises(ValueError, match="on one line"):
         inliers(np.column_stack([np.arange(20.0), np.zeros(20)]), 0.975, 2)
+
+
+@pytest.mark.parametrize("n", [5, 12, 13, 40, 401])
+@pytest.mark.parametrize("levels", [2, 7, None])
+def test_a_concentration_takes_the_nearest_half_the_first_ones_of_equals(n, levels):
+    rng = np.random.default_rng(n)
+    points = rng.normal(size=(2, n)) if levels is None else rng.integers(0, levels, (2, n)).astype(float)
+    half = (n + 3) // 2
+    # powers of two, so that equal distances are equal to the last digit
+    location, scatter = np.array([[0.5, 0.25]]), np.array([[1.0, 0.25, 2.0]])
+    xx, xy, yy = scatter[0]
+    x, y = points - location[0][:, None]
+    nearest = np.argsort(yy * x * x - 2 * xy * x * y + xx * y * y, kind="stable")[:half]
+    expected = np.cov(points[:, nearest])
+
+    determinant = ellipsoid_outliers._concentrate(np.ascontiguousarray(points), half, location, scatter)
+
+    np.testing.assert_allclose(location[0], points[:, nearest].mean(axis=1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(scatter[0], [expected[0, 0], expected[0, 1], expected[1, 1]], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(determinant[0], np.linalg.det(expected), rtol=1e-9, atol=1e-12)

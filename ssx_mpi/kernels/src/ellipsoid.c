@@ -100,61 +100,119 @@ double ssx_ellipsoid_likelihood(int64_t n, double radius, const double *frame, c
     return total;
 }
 
-/* The k-th smallest of n values (k from 0), which are partly sorted */
-static double select_smallest(double *values, int64_t n, int64_t k) {
-    int64_t low = 0, high = n - 1;
-    while (low < high) {
-        double pivot = values[(low + high) / 2];
-        int64_t i = low, j = high;
-        while (i <= j) {
-            while (values[i] < pivot) i++;
-            while (values[j] > pivot) j--;
-            if (i <= j) {
-                double swap = values[i];
-                values[i++] = values[j];
-                values[j--] = swap;
-            }
+/* The k-th smallest of n values (k from 0); what is left of them in `values` and `other` means nothing. Parts are copied
+ * without branches from one to the other: which side a value goes to cannot be foreseen. */
+static inline __attribute__((always_inline)) double select_smallest(double *values, double *other, int64_t n, int64_t k) {
+    enum { SAMPLE = 7, FEW = 12 };
+    while (n > FEW) {
+        double sample[SAMPLE];
+        for (int i = 0; i < SAMPLE; i++) {
+            const double v = values[(2 * i + 1) * n / (2 * SAMPLE)];
+            int j = i;
+            for (; j > 0 && sample[j - 1] > v; j--) sample[j] = sample[j - 1];
+            sample[j] = v;
         }
-        if (k <= j) high = j;
-        else if (k >= i) low = i;
-        else break;
+        const double pivot = sample[SAMPLE * k / n];
+        int64_t below = 0;
+        for (int64_t i = 0; i < n; i++) {
+            const double v = values[i];
+            other[below] = v;
+            other[n - 1 - (i - below)] = v;
+            below += v < pivot;
+        }
+        double *rest = other;
+        if (k < below) {
+            n = below;
+        } else if (below > 0) {
+            rest += below;
+            n -= below;
+            k -= below;
+        } else {
+            /* the pivot is the smallest */
+            int64_t above = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const double v = other[i];
+                other[above] = v;
+                above += v > pivot;
+            }
+            if (k < n - above) return pivot;
+            k -= n - above;
+            n = above;
+        }
+        other = values;
+        values = rest;
+    }
+    for (int64_t i = 1; i < n; i++) {
+        const double v = values[i];
+        int64_t j = i;
+        for (; j > 0 && values[j - 1] > v; j--) values[j] = values[j - 1];
+        values[j] = v;
     }
     return values[k];
 }
 
+#define PARTS 4
+typedef double parts __attribute__((vector_size(8 * PARTS), aligned(8)));
+typedef int64_t chosen __attribute__((vector_size(8 * PARTS), aligned(8)));
+
+static inline double sum_of(const parts *sum) {
+    double part[PARTS];
+    memcpy(part, sum, sizeof part);
+    return (part[0] + part[1]) + (part[2] + part[3]);
+}
+
 /* Concentration of location (x, y) and scatter (xx, xy, yy) estimates: replaced by those of the `half` points nearest to
- * them. determinant is that of the new scatter, or infinite when the old one has none. scratch: 2 n doubles. */
-void ssx_concentrate(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location, double *scatter,
-                     double *determinant, double *scratch) {
-    double *distance = scratch, *sorted = scratch + n;
+ * them. determinant is that of the new scatter, or infinite when the old one has none. points: x of all, then y of all.
+ * scratch: 3 n doubles. */
+WIDE void ssx_concentrate(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location,
+                          double *scatter, double *determinant, double *scratch) {
+    double *distance = scratch, *sorted = scratch + n, *other = scratch + 2 * n;
+    const double *px = points, *py = points + n;
     for (int64_t e = 0; e < n_estimates; e++) {
         double *m = location + 2 * e, *s = scatter + 3 * e, det = s[0] * s[2] - s[1] * s[1];
         determinant[e] = INFINITY;
         if (!(det > 1e-12 * (s[0] + s[2]) * (s[0] + s[2]))) continue;
+        const double x0 = m[0], y0 = m[1], sxx0 = s[0], sxy0 = s[1], syy0 = s[2];
         for (int64_t i = 0; i < n; i++) {
-            double x = points[2 * i] - m[0], y = points[2 * i + 1] - m[1];
-            distance[i] = s[2] * x * x - 2 * s[1] * x * y + s[0] * y * y;
+            const double x = px[i] - x0, y = py[i] - y0;
+            sorted[i] = distance[i] = syy0 * x * x - 2 * sxy0 * x * y + sxx0 * y * y;
         }
-        memcpy(sorted, distance, n * sizeof(double));
-        double limit = select_smallest(sorted, n, half - 1), x0 = m[0], y0 = m[1];
-        int64_t below = 0;
-        for (int64_t i = 0; i < n; i++) below += distance[i] < limit;
-        int64_t ties = half - below; /* so many of those at the limit are taken */
-        double sx = 0, sy = 0, sxx = 0, sxy = 0, syy = 0;
+        const double limit = select_smallest(sorted, other, n, half - 1);
+        int64_t below = 0, within = 0;
         for (int64_t i = 0; i < n; i++) {
-            if (distance[i] > limit || (distance[i] == limit && ties-- <= 0)) continue;
-            double x = points[2 * i] - x0, y = points[2 * i + 1] - y0;
+            below += distance[i] < limit;
+            within += distance[i] <= limit;
+        }
+        /* so many of those at the limit are taken, the first ones */
+        for (int64_t i = 0, ties = half - below; within > half && i < n; i++)
+            if (distance[i] == limit && ties-- <= 0) distance[i] = INFINITY;
+        parts sx = {0}, sy = {0}, sxx = {0}, sxy = {0}, syy = {0};
+        int64_t i = 0;
+        for (; i + PARTS <= n; i += PARTS) {
+            const chosen taken = *(const parts *)(distance + i) <= limit;
+            const parts x = (parts)((chosen)(*(const parts *)(px + i) - x0) & taken);
+            const parts y = (parts)((chosen)(*(const parts *)(py + i) - y0) & taken);
             sx += x;
             sy += y;
             sxx += x * x;
             sxy += x * y;
             syy += y * y;
         }
-        m[0] = x0 + sx / half;
-        m[1] = y0 + sy / half;
-        s[0] = (sxx - sx * sx / half) / (half - 1);
-        s[1] = (sxy - sx * sy / half) / (half - 1);
-        s[2] = (syy - sy * sy / half) / (half - 1);
+        for (int lane = 0; i < n; i++, lane++) {
+            if (distance[i] > limit) continue;
+            const double x = px[i] - x0, y = py[i] - y0;
+            sx[lane] += x;
+            sy[lane] += y;
+            sxx[lane] += x * x;
+            sxy[lane] += x * y;
+            syy[lane] += y * y;
+        }
+        const double tx = sum_of(&sx), ty = sum_of(&sy);
+        m[0] = x0 + tx / half;
+        m[1] = y0 + ty / half;
+        s[0] = (sum_of(&sxx) - tx * tx / half) / (half - 1);
+        s[1] = (sum_of(&sxy) - tx * ty / half) / (half - 1);
+        s[2] = (sum_of(&syy) - ty * ty / half) / (half - 1);
         determinant[e] = s[0] * s[2] - s[1] * s[1];
     }
 }
