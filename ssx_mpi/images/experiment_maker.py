@@ -184,8 +184,8 @@ def _lacking(path: str) -> str:
         with h5py.File(path, "r") as file:
             entry = next(g for g in file.values() if hasattr(g, "get") and "instrument" in g)
             samples = [g for g in entry.values() if g.attrs.get("NX_class") in (b"NXsample", "NXsample")]
-            places = [entry, entry["instrument"], *samples]
-            groups = [g for place in places for g in place.values() if hasattr(g, "keys")]
+            # not every version looks into the beam of the sample
+            groups = [g for g in entry["instrument"].values() if hasattr(g, "keys")]
             if not any("incident_wavelength" in group for group in groups):
                 return "the file has no wavelength (incident_wavelength of its NXbeam)"
             if not samples:

@@ -41,7 +41,8 @@ _DETECTOR_FIELDS = (
 # angstrom; two decimals, or all files would differ where it is that of a shot
 _WAVELENGTH_FIELD = b"incident_wavelength"
 # to keep the width of a number beside it: numbers have 15 digits at most
-_WIDTH = 10**15
+_MOST_DIGITS = 15
+_WIDTH = 10**_MOST_DIGITS
 # of a field; more would be numbers of each image
 _MOST_NUMBERS = 64
 _IDENTIFIER_SPACE = uuid.UUID("a4b8f0a6-5f5b-5c0e-9d52-0f5d5f0c7a11")
@@ -220,7 +221,9 @@ def _find_template(source: Source):
     pattern = re.compile(re.escape(before) + rf"(\d{{{len(hashes)},}})" + re.escape(after))
     found = (pattern.fullmatch(name) for name in _names(path.parent, f"template={source.name}"))
     # a number longer than the # may not begin with 0: it would be another file than the one that it formats to
-    digits = (m[1] for m in found if m)
+    digits = [m[1] for m in found if m]
+    if any(len(d.lstrip("0")) > _MOST_DIGITS for d in digits):
+        raise InputError(f"template={source.name}: numbers of images have {_MOST_DIGITS} digits at most")
     numbers = np.sort(np.fromiter((int(d) for d in digits if len(d) == len(hashes) or d[0] != "0"), np.int64))
     if not len(numbers):
         raise InputError(f"template={source.name}: no file matches")

@@ -85,6 +85,14 @@ class TestTemplates:
         with pytest.raises(InputError, match=said):
             find_images((Source("template", f"{tmp_path}/x_###.cbf", *span),))
 
+    def test_a_number_of_twenty_digits(self, tmp_path):
+        touch(tmp_path, f"x_{10**19}.cbf")
+        with pytest.raises(InputError, match="15 digits at most"):
+            find_images((Source("template", f"{tmp_path}/x_{'#' * 20}.cbf"),))
+        touch(tmp_path, f"y_{7:020d}.cbf")
+        found = find_images((Source("template", f"{tmp_path}/y_{'#' * 20}.cbf"),))
+        assert found.locate(0) == (f"{tmp_path}/y_{7:020d}.cbf", None)
+
     def test_a_template_without_hashes(self, tmp_path):
         with pytest.raises(InputError, match="#"):
             find_images((Source("template", f"{tmp_path}/x_001.cbf"),))
