@@ -67,8 +67,18 @@ def library() -> ctypes.CDLL:
 
 
 def declare(name: str, argtypes: list, restype=None):
-    """The C function `name` with its argument and result types set."""
-    function = getattr(library(), name)
+    """The C function `name` with its argument and result types set.
+
+    Raises
+    ------
+    ImportError
+        When the library was built from older sources, which do not have it.
+    """
+    function = getattr(library(), name, None)
+    if function is None:
+        raise ImportError(
+            f"the compiled kernels of ssx_mpi are older than the package ({name} is missing): install it again"
+        )
     function.argtypes = argtypes
     function.restype = restype
     return function

@@ -88,7 +88,7 @@ def _starts(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _concentration() -> Any:
     out, out_vectors = array(np.float64, 1, writeable=True), array(np.float64, 2, writeable=True)
     points = array(np.float64, 2)
-    return declare("ssx_concentrate", [c_int64, points, c_int64, c_int64, out_vectors, out_vectors, out, out])
+    return declare("ssx_concentration", [c_int64, points, c_int64, c_int64, out_vectors, out_vectors, out, out])
 
 
 def _concentrate(points: np.ndarray, half: int, location: np.ndarray, scatter: np.ndarray) -> np.ndarray:

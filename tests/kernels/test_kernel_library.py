@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from ssx_mpi.kernels._library import array
+from ssx_mpi.kernels._library import array, declare
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_the_address_is_that_of_the_data(shape):
     given = np.zeros(shape)
     passed = array(np.float64, 2, writeable=True).from_param(given)
     assert ctypes.cast(passed, ctypes.c_void_p).value == given.ctypes.data
+
+
+def test_a_library_built_from_older_sources_is_named():
+    with pytest.raises(ImportError, match="older than the package"):
+        declare("ssx_not_yet_there", [])

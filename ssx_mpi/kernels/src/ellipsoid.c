@@ -164,7 +164,7 @@ static inline double sum_of(const parts *sum) {
 /* Concentration of location (x, y) and scatter (xx, xy, yy) estimates: replaced by those of the `half` points nearest to
  * them. determinant is that of the new scatter, or infinite when the old one has none. points: x of all, then y of all.
  * scratch: 3 n doubles. */
-WIDE void ssx_concentrate(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location,
+WIDE void ssx_concentration(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location,
                           double *scatter, double *determinant, double *scratch) {
     double *distance = scratch, *sorted = scratch + n, *other = scratch + 2 * n;
     const double *px = points, *py = points + n;
