@@ -69,7 +69,7 @@ class PanelPriors:
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """Whether to write the page about the run, where a copy goes, and the resolution that its forecast is for."""
+    """The page about the run, where a copy goes, the resolution that its forecast is for, and lines of JSON."""
 
     html: bool = parameter(
         "report.html",
@@ -83,6 +83,13 @@ class ReportSettings:
         "folder",
         None,
         "Folder that gets a copy of it as report.html, as electronic logbooks show it.",
+        level=1,
+    )
+    live: bool = parameter(
+        "enable_live_reporting",
+        "bool",
+        False,
+        "Write live.jsonl: a line of JSON for each image as it is finished, as beamlines plot them.",
         level=1,
     )
     d_min: float | None = parameter(

@@ -19,7 +19,8 @@ from ssx_mpi.processing.importing import Run
 from ssx_mpi.processing.reducing import say_stopped
 from ssx_mpi.processing.resume import BatchKeeping, BatchNews, Survey, finish_batch, survey
 from ssx_mpi.processing.watch import Watch
-from ssx_mpi.records.files import storing
+from ssx_mpi.records.batch_files import IMAGES
+from ssx_mpi.records.files import read_json, storing
 from ssx_mpi.report.run_report import LiveReport
 from ssx_mpi.stages.still_results import Still
 from ssx_mpi.stages.stills import StillProcessor
@@ -27,6 +28,7 @@ from ssx_mpi.stages.stored_steps import StoredSteps
 
 # the reduction is loaded when it is due
 if TYPE_CHECKING:
+    from ssx_mpi.records.live_lines import LiveLines
     from ssx_mpi.reduction.live_merge import LiveMerge
 
 logger = logging.getLogger("ssx_mpi")
@@ -47,6 +49,10 @@ class Batches(WatchedJob):
     progress: Callable[[int], None]
     #: what a finished batch adds to the merged data, from its folder
     merge: Callable[[Path], Any] | None = None
+    #: rank 0 counts the outcome of each image
+    tell: Callable[[Outcome], None] = lambda outcome: None
+    #: the line of an image for live.jsonl, of its numbers; None where no lines are wanted
+    line: Callable[[dict[str, Any]], str] | None = None
 
     @property
     def pending(self) -> list[tuple[int, int]]:
@@ -67,7 +73,10 @@ class Batches(WatchedJob):
         still = self.attempt(item, lambda: self._process(item, steps, lambda: self.watch.breathing(breathe)))
         if still is None:
             return None
-        return Outcome.of(still), self.processor.record(still, steps, self.keeping.common)
+        outcome = Outcome.of(still)
+        if self.line is not None:
+            outcome = replace(outcome, line=(item, self.line(self.processor.describe(still))))
+        return outcome, self.processor.record(still, steps, self.keeping.common)
 
     def _process(self, item: int, steps: tuple[str, ...], breathe: Callable[[], None]) -> Still:
         if "find_spots" in steps:
@@ -85,6 +94,7 @@ class Batches(WatchedJob):
     def note(self, value: Outcome) -> int:
         """Count the outcome of an image on rank 0."""
         self.failures.add(value)
+        self.tell(value)
         if value.traceback:
             logger.debug("First failure of its kind on a rank: %s\n%s", value.failure, value.traceback)
         if self.failures.verdict:
@@ -148,6 +158,13 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
             live.add_finished(news.number, news.statistics, news.bad_images)
         live.start(len(run.images) - sum(stop - start for start, stop in found.pending))
 
+    lines, line = _live_lines(comm, run, keeping, found)
+
+    def tell(outcome: Outcome) -> None:
+        live.count(outcome.hit, outcome.indexed, outcome.n_crystals)
+        if lines is not None and outcome.line is not None:
+            lines.add(*outcome.line)
+
     def hear(news: BatchNews) -> None:
         with storing(table.path):
             table.add(keeping.batches[news.number - 1])
@@ -165,10 +182,14 @@ def process_batches(comm: Communicator, run: Run, geometry, began: float) -> Exi
         hear=hear,
         progress=live.show,
         merge=merging.of_batch if merging is not None else None,
+        tell=tell,
+        line=line,
     )
     _, stopped, traffic = dispatch.run(comm, job, job.pending)
     for left in found.records.values():
         left.close()
+    if lines is not None:
+        lines.close()
     traffics = comm.gather(traffic)
     status = ExitCode.DONE
     if traffics is not None:
@@ -226,6 +247,27 @@ def _live_merge(comm: Communicator, run: Run, geometry) -> LiveMerge | None:
             merging.n_settings,
         )
     return merging
+
+
+def _live_lines(
+    comm: Communicator, run: Run, keeping: BatchKeeping, found: Survey
+) -> tuple[LiveLines | None, Callable[[dict[str, Any]], str] | None]:
+    """On rank 0 the file of lines, and on every rank what makes one; None both where they are not asked for."""
+    if not run.parameters.report.live:
+        return None, None
+    # loaded where it is asked for
+    from ssx_mpi.records.live_lines import LiveLines, line_of
+
+    space_group = run.parameters.space_group
+    begun = comm.gather([numbers for records in found.records.values() for numbers in records.numbers])
+    lines = None
+    if begun is not None:
+        lines = LiveLines(run.directory, len(run.images))
+        for news in found.finished:
+            lines.add_earlier(read_json(keeping.batches[news.number - 1].folder / IMAGES), space_group)
+        for part in begun:
+            lines.add_earlier(part, space_group)
+    return lines, lambda numbers: line_of(numbers, space_group)
 
 
 def _own_finished(comm: Communicator, keeping: BatchKeeping, found: Survey) -> list[Path]:

@@ -67,19 +67,26 @@ class Outcome:
         "stage: reason" of the failure that left it with nothing; empty when it gave a crystal or was a blank.
     traceback
         Of the first failure with this reason on the rank that did the image; empty otherwise.
+    n_crystals
+        Integrated crystals.
+    line
+        Number of the image and its line for ``live.jsonl``, where that is asked for.
     """
 
     hit: bool
     indexed: bool
     failure: str = ""
     traceback: str = ""
+    n_crystals: int = 0
+    line: tuple[int, str] | None = None
 
     @classmethod
     def of(cls, still: Still) -> Outcome:
         """The outcome of a processed still."""
         lost = still.failures[0] if still.failures and not still.n_crystals else None
         traceback = next((f.traceback for f in still.failures if f.traceback), "")
-        return cls(still.hit, bool(still.n_lattices), f"{lost.stage}: {lost.reason}" if lost else "", traceback)
+        failure = f"{lost.stage}: {lost.reason}" if lost else ""
+        return cls(still.hit, bool(still.n_lattices), failure, traceback, still.n_crystals)
 
 
 @dataclass

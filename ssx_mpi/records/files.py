@@ -92,6 +92,12 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
         file.write(json.dumps(content, indent=indent).encode())
 
 
+def write_hastily(path: Path, content: Any) -> None:
+    """`content` as JSON in `path`, whole, but not forced onto the disk: for what is soon out of date."""
+    with placing(path) as beside:
+        beside.write_text(json.dumps(content))
+
+
 def read_json(path: Path) -> Any:
     """The content of a file of an earlier run.
 

@@ -27,7 +27,15 @@ _OURS = (
     *("assess_crystals", "geometry_refinement", "DataFiles", "LogFiles", "data_reduction"),
     *(in_hand.FOLDER, "import"),
 )
-_OUR_FILES = ("ssx_mpi.json", "ssx_mpi.html", "ssx_mpi.bib", "images.h5", in_hand.STRIKES)
+_OUR_FILES = (
+    "ssx_mpi.json",
+    "ssx_mpi.html",
+    "ssx_mpi.bib",
+    "images.h5",
+    "live.jsonl",
+    "progress.json",
+    in_hand.STRIKES,
+)
 
 
 def fingerprint(identity: dict[str, str]) -> dict[str, str]:

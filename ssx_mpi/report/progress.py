@@ -72,6 +72,11 @@ class Progress:
             self._last_line = now
             logger.info("%s: %d of %d images after %s", self._title, done, self._total, duration(now - self._began))
 
+    def note(self, words: str) -> None:
+        """Add `words` to the bar, such as the share of hits."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(words, refresh=False)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

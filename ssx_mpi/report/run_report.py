@@ -6,15 +6,22 @@ import json
 import logging
 import math
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi.records.files import link, write_json
+from ssx_mpi.records.files import link, write_hastily, write_json
 from ssx_mpi.report import text
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
 
 logger = logging.getLogger("ssx_mpi")
+
+#: how far the images are, for a monitor; only there while they are being processed
+PROGRESS = "progress.json"
+# seconds between two of its versions
+_WORD_EVERY = 2.0
+_COUNTED = ("images", "hits", "indexed", "crystals")
 
 
 class LiveReport:
@@ -45,13 +52,18 @@ class LiveReport:
         self._growth: list[dict[str, Any]] = []
         self._began = time.monotonic()
         self._done = self._done_before = 0
+        self._shown = shown
         self._progress = Progress("images", n_images, shown)
+        # images, hits, indexed images and crystals, finished batches and images since the start
+        self._counted = Counter[str]()
+        self._last_word = 0.0
 
     def add_finished(self, number: int, statistics: Statistics, bad: list[tuple[str, str, str]]) -> None:
         """Count a batch that an earlier run finished."""
         self._batches[number] = statistics
         self._bad += bad
         self.total += statistics
+        self._counted.update({name: statistics.counts[name] for name in _COUNTED})
         self._link(number)
 
     def start(self, done_before: int) -> None:
@@ -71,7 +83,46 @@ class LiveReport:
     def show(self, done: int) -> None:
         """`done` images are finished since the start."""
         self._done = done
+        now = time.monotonic()
+        if self._shown and now - self._last_word >= _WORD_EVERY:
+            self._last_word = now
+            self._say_how_far()
         self._progress.show(done)
+
+    def count(self, hit: bool, indexed: bool, n_crystals: int) -> None:
+        """An image is finished."""
+        self._counted.update({"images": 1, "hits": int(hit), "indexed": int(indexed), "crystals": n_crystals})
+
+    def _say_how_far(self) -> None:
+        """What the bar shows, and other programs may read before a batch is finished."""
+        counts = self._counted
+        words = [f"hits {100 * counts['hits'] / max(counts['images'], 1):.0f}%"]
+        if counts["hits"]:
+            words.append(f"indexed {100 * counts['indexed'] / counts['hits']:.0f}%")
+        words.append(text.counted(counts["crystals"], "crystal"))
+        axes = [self.total.values[name].median for name in ("a", "b", "c")]
+        known = [axis for axis in axes if axis is not None]
+        if known:
+            words.append(" ".join(f"{axis:.1f}" for axis in known))
+        d_min = self.total.values["d_min"].median
+        if d_min is not None:
+            words.append(f"{d_min:.1f} Å")
+        self._progress.note(", ".join(words))
+        elapsed = time.monotonic() - self._began
+        rate = self._done / elapsed if elapsed > 0 else 0.0
+        left = self._n_images - self._done_before - self._done
+        write_hastily(
+            self._directory / PROGRESS,
+            {
+                "time": round(time.time(), 1),
+                "n_images": self._n_images,
+                "done": self._done_before + self._done,
+                **{name: counts[name] for name in _COUNTED},
+                "images_per_second": round(rate, 3),
+                "seconds_left": round(left / rate, 1) if rate else None,
+                "ranks": self._n_ranks,
+            },
+        )
 
     def hear(self, number: int, statistics: Statistics, bad: list[tuple[str, str, str]], merged: Any = None) -> None:
         """A batch is finished; `merged` says how far the merged data have come with it."""
@@ -123,6 +174,7 @@ class LiveReport:
     def conclude(self, state: str, seconds: float, dispatch: dict[str, Any]) -> None:
         """Processing has ended; `state` is done, stopped or nothing_found."""
         self._progress.close()
+        (self._directory / PROGRESS).unlink(missing_ok=True)
         logger.info("\n%s", text.final_block(self.total, self._done, seconds, self._n_ranks))
         finished = self._done_before + self._done
         if finished < self._n_images:

@@ -17,6 +17,11 @@ def share(part: int, whole: int) -> str:
     return f"{part} ({100 * part / whole:.1f}%)" if whole else f"{part}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one."""
+    return f"{number} {noun if number == 1 else noun + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person reads them."""
     if seconds < 90:

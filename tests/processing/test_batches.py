@@ -12,6 +12,7 @@ from made_stills import BEAM, COMMON, DETECTOR, MadeStills, QuietWatch
 
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import SerialCommunicator
+from ssx_mpi.parameters.run_parameters import ReportSettings
 from ssx_mpi.processing import batches as module
 from ssx_mpi.processing.batches import Batches, process_batches
 from ssx_mpi.processing.failures import FailureShare, Outcome
@@ -60,7 +61,7 @@ def test_images_that_may_have_ended_an_earlier_run_are_last(tmp_path, suspects, 
 def test_an_image_goes_through_all_steps_and_the_rank_breathes_between_them(tmp_path):
     job, breaths = a_job(tmp_path), []
     outcome, record = job.work(5, lambda: breaths.append(1))
-    assert outcome == Outcome(True, True)
+    assert outcome == Outcome(True, True, n_crystals=1)
     assert job.processor.done == [("find_spots", 5), ("index", 5), ("integrate", 5)]
     assert (len(breaths), job.watch.breaths) == (2, 2)
     assert job.processor.records == [(5, ALL)]
@@ -167,6 +168,7 @@ def a_run(folder, watch, processor, n_images=14, steps=ALL, **more):
         live_merge=False,
         unit_cell=None,
         space_group=None,
+        report=ReportSettings(live=more.pop("live", False)),
         identity=lambda: {"d_min": None},
     )
     return SimpleNamespace(
@@ -330,3 +332,32 @@ def test_batches_of_earlier_starts_are_merged_once_over_all_ranks(tmp_path, monk
 def test_an_outcome_says_why_nothing_came_out():
     lost = Still(1, failures=(Failure("read", "damaged"), Failure("index", "later")))
     assert Outcome.of(lost).failure == "read: damaged"
+
+
+def lines_of(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "live.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_each_image_has_one_live_line_over_several_starts(tmp_path, size):
+    def stopping():
+        watch = QuietWatch()
+        watch.stopping = lambda: len(watch.worked) >= 3
+        return watch
+
+    # the first start writes none: those that it finished are made up for, from batches and from journals
+    processed(size, tmp_path, watch=stopping)
+    processed(size, tmp_path, watch=stopping, live=True)
+    with (tmp_path / "live.jsonl").open("a") as file:
+        file.write('{"image": 1')
+    processed(size, tmp_path, live=True)
+    lines = lines_of(tmp_path)
+    assert sorted(line["image"] for line in lines) == list(range(14))
+    assert all(line["file-number"] == line["image"] + 1 and line["file"] == "x.nxs" for line in lines)
+    assert {len(line["crystals"]) for line in lines} == {1}
+
+
+def test_without_asking_there_are_no_live_lines_and_how_far_it_is_goes_at_the_end(tmp_path):
+    processed(1, tmp_path)
+    assert not (tmp_path / "live.jsonl").exists()
+    assert not (tmp_path / "progress.json").exists()
