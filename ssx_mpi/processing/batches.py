@@ -19,8 +19,8 @@ from ssx_mpi.processing.importing import Run
 from ssx_mpi.processing.reducing import say_stopped
 from ssx_mpi.processing.resume import BatchKeeping, BatchNews, Survey, finish_batch, survey
 from ssx_mpi.processing.watch import Watch
-from ssx_mpi.records.batch_files import IMAGES
-from ssx_mpi.records.files import read_json, storing
+from ssx_mpi.records.batch_files import read_numbers
+from ssx_mpi.records.files import DamagedFileError, storing
 from ssx_mpi.report.run_report import LiveReport
 from ssx_mpi.stages.still_results import Still
 from ssx_mpi.stages.stills import StillProcessor
@@ -264,7 +264,10 @@ def _live_lines(
     if begun is not None:
         lines = LiveLines(run.directory, len(run.images))
         for news in found.finished:
-            lines.add_earlier(read_json(keeping.batches[news.number - 1].folder / IMAGES), space_group)
+            try:
+                lines.add_earlier(read_numbers(keeping.batches[news.number - 1]), space_group)
+            except DamagedFileError as error:
+                logger.warning("%s: live.jsonl lacks its images", error)
         for part in begun:
             lines.add_earlier(part, space_group)
     return lines, lambda numbers: line_of(numbers, space_group)
