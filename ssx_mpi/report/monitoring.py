@@ -300,9 +300,12 @@ def screen(statuses: Sequence[RunStatus]) -> RenderableType:
     numbers = Table.grid(padding=(0, 3))
     for words, value in numbers_of(status):
         numbers.add_row(Text(words, "dim"), value)
+    # alone it would not end its line
+    bar = Table.grid(expand=True)
+    bar.add_row(ProgressBar(total=max(status.n_images, 1), completed=status.done))
     parts: list[RenderableType] = [
         Text(_state(status), f"bold {_COLOURS.get(status.state, 'yellow')}"),
-        ProgressBar(total=max(status.n_images, 1), completed=status.done),
+        bar,
         numbers,
     ]
     if status.hit_rate:

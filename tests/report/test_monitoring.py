@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
@@ -93,7 +94,7 @@ def test_json_is_for_programs(folder, capsys):
 def test_the_full_screen_has_the_same_numbers(folder, several):
     from rich.console import Console
 
-    console = Console(width=100, height=40, record=True, file=(folder / "screen.txt").open("w"))
+    console = Console(width=100, height=40, record=True, file=io.StringIO())
     statuses = [RunStatus.read(folder)] * (2 if several else 1)
     console.print(screen(statuses))
     text = console.export_text()
