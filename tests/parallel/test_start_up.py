@@ -16,10 +16,10 @@ NEVER = (
     *("dials.util.options", "dials.command_line.ssx_index", "dials.command_line.cosym", "dials.command_line.scale"),
 )
 
-# measured with DIALS 3.12 of Debian: 1,115 modules and 994 files, most of them of DIALS, scipy and h5py; a tenth of the
-# files are lists of entry points, one for each package that is installed
+# measured with DIALS 3.12 of Debian: 1,144 modules and 919 files, most of them of DIALS, scipy and h5py. Lists of entry
+# points are not counted: they are one or two files for each package that is installed, 132 where this was measured
 MOST_MODULES = 1150
-MOST_FILES = 1050
+MOST_FILES = 925
 # newer versions load more, and are not counted here
 _MEASURED = (3, 12)
 # until the last image: what the reduction needs is loaded after that
@@ -43,4 +43,8 @@ def test_what_a_rank_loads_does_not_grow(loaded):
     if dials_compat.dials_version()[:2] != _MEASURED:
         pytest.skip("the limits are those of DIALS 3.12")
     assert len(loaded["modules"]) <= MOST_MODULES
-    assert len(loaded["files"]) <= MOST_FILES
+    assert len([name for name in loaded["files"] if not _is_metadata(name)]) <= MOST_FILES
+
+
+def _is_metadata(name: str) -> bool:
+    return Path(name).parent.suffix in (".egg-info", ".dist-info") or Path(name).suffix == ".egg-info"
