@@ -169,6 +169,8 @@ class MergingSettings:
         CC1/2 at which the resolution is cut; None keeps all.
     robust_bound
         Normalised deviation beyond which an observation loses weight.
+    bootstrap
+        Data sets of resampled crystals to merge besides.
     """
 
     n_shells: int = parameter("merging.n_bins", "int", 20, "Resolution shells.", least=1, level=1)
@@ -191,6 +193,15 @@ class MergingSettings:
         level=1,
     )
     robust_bound: float = declared(uses=("scaling.robust_bound",), make=lambda bound, path: bound, default=4.0)
+    bootstrap: int = parameter(
+        "merging.bootstrap",
+        "int",
+        0,
+        "Data sets to merge besides, each of as many crystals drawn from those merged with replacement, for the errors "
+        "of maps and models: merged_bootstrap_001.mtz and so on. Scales stay those of all crystals.",
+        least=0,
+        level=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ssx_mpi.kernels.scaling import Indexed, Merged
 from ssx_mpi.records.files import placing, write_json
 from ssx_mpi.reduction import output, references
 from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.job import Job, logger
 from ssx_mpi.reduction.merge import MergedData
+from ssx_mpi.reduction.resampling import Resampled, Spread, resampled_sums
 from ssx_mpi.reduction.scaling_rounds import Scaled
 from ssx_mpi.report import merging_report as report
 from ssx_mpi.stages.dials import dials_reduction
@@ -35,6 +39,8 @@ class Summary:
         How these went, in numbers; None where they had no part.
     without_background
         Share of the reflections that were left out because integration found no background for them.
+    resampled
+        By name: what data sets of resampled crystals say of each merged set, where they were asked for.
     """
 
     fates: dict[str, int]
@@ -45,6 +51,7 @@ class Summary:
     ambiguity: dict[str, Any] | None = None
     scaling: dict[str, Any] | None = None
     without_background: float = 0.0
+    resampled: dict[str, Resampled] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """All of it as plain data, for programs."""
@@ -63,6 +70,7 @@ class Summary:
                     "d_min_estimated": data.d_min_estimated,
                     **report.overall(data.cut),
                     "consistency": report.consistency_in_numbers(data.consistency),
+                    **_bootstrap_numbers(self.resampled.get(name)),
                 }
                 for name, data in self.merged.items()
             },
@@ -136,24 +144,92 @@ def _export_unmerged(job: Job, stems: list[Path]) -> None:
         logger.warning("%s", error)
 
 
+def write_resampled(
+    job: Job, summary: Summary, indexed: Indexed, members: dict[str, np.ndarray], scaled: Scaled
+) -> Summary:
+    """Merge and write what ``merging.bootstrap`` asks for; the summary with what it says. Collective.
+
+    Parameters
+    ----------
+    members
+        By name of the merged set (n_crystals,) bool, its crystals on this rank.
+    """
+    comm, settings, number = job.comm, job.parameters.merging, job.parameters.merging.bootstrap
+    if not number or not summary.merged:
+        return summary
+    free = comm.bcast(references.free_flags(job) if comm.rank == 0 else None)
+    found = {}
+    for name, data in summary.merged.items():
+        spread, own = Spread(data.sums), None
+        resampled = resampled_sums(
+            *(comm, indexed.only(members[name]), scaled.scales, scaled.noise, Merged.from_sums(data.sums)),
+            *(settings.robust_bound, number),
+        )
+        for replicate, sums in enumerate(resampled):
+            spread.add(sums)
+            if replicate % comm.size == comm.rank:
+                own = replicate, sums
+            # amplitudes take longer than sums: each rank writes one file of a lot
+            if own is not None and (replicate + 1 == number or (replicate + 1) % comm.size == 0):
+                _write_one_resampled(job, name, *own, summary, free)
+                own = None
+        found[name] = Resampled(number, spread.over_sigma())
+        if comm.rank == 0:
+            _say_resampled(name, found[name])
+    comm.barrier()
+    return replace(summary, resampled=found)
+
+
+def _write_one_resampled(
+    job: Job, name: str, replicate: int, sums: np.ndarray, summary: Summary, free: FreeFlags | None
+) -> None:
+    data = summary.merged[name]
+    note = f"{data.n_crystals} crystals drawn with replacement from those of {name}: data set {replicate + 1}"
+    path = job.folder / "DataFiles" / f"{name}_bootstrap_{replicate + 1:03d}.mtz"
+    _write_mtz(job, path, sums, None, data.d_min if data.d_min_estimated else None, summary.wavelength, free, note)
+
+
+def _say_resampled(name: str, resampled: Resampled) -> None:
+    if resampled.spread is None:
+        how = "too few reflections have ten observations for a comparison with their sigmas"
+    else:
+        how = f"over them intensities vary by {resampled.spread:.2f} times their sigmas (median)"
+    logger.info("%s: %d data sets of resampled crystals; %s", name, resampled.number, how)
+
+
+def _bootstrap_numbers(resampled: Resampled | None) -> dict[str, Any]:
+    if resampled is None:
+        return {}
+    spread = resampled.spread
+    return {
+        "bootstrap": {"number": resampled.number, "spread_over_sigma": None if spread is None else round(spread, 4)}
+    }
+
+
+def _write_mtz(
+    job: Job,
+    path: Path,
+    sums: np.ndarray,
+    half_sums: tuple[np.ndarray, np.ndarray] | None,
+    d_min: float | None,
+    wavelength: float,
+    free: FreeFlags | None,
+    note: str,
+) -> None:
+    frame = job.frame
+    with placing(path) as beside:
+        stage.write_merged_mtz(
+            *(str(beside), frame.cell, frame.space_group, wavelength, frame.unique, sums, half_sums),
+            *(d_min, job.parameters.anomalous, free, (note,)),
+        )
+
+
 def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free: FreeFlags | None) -> None:
     frame, data_files = job.frame, job.folder / "DataFiles"
 
     def write_mtz(path: Path, d_min: float | None) -> None:
-        with placing(path) as beside:
-            stage.write_merged_mtz(
-                str(beside),
-                frame.cell,
-                frame.space_group,
-                summary.wavelength,
-                frame.unique,
-                data.sums,
-                data.half_sums,
-                d_min,
-                job.parameters.anomalous,
-                free,
-                (f"{data.n_crystals} crystals, {name}",),
-            )
+        note = f"{data.n_crystals} crystals, {name}"
+        _write_mtz(job, path, data.sums, data.half_sums, d_min, summary.wavelength, free, note)
 
     everything = data.d_min_estimated is False
     write_mtz(data_files / f"{name}.mtz", None if everything else data.d_min)

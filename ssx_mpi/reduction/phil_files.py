@@ -96,6 +96,7 @@ def _refuse_what_dials_cannot(parameters: ReductionParameters) -> None:
         "grouping": parameters.grouping is not None,
         "append": parameters.append is not None,
         "filtering.method": parameters.filtering.delta_cc_half or parameters.filtering.i_over_sigma,
+        "merging.bootstrap": parameters.merging.bootstrap > 0,
         "export": parameters.export != Exports(),
         "steps": set(parameters.steps) != {"scale", "merge"},
     }

@@ -120,13 +120,14 @@ def reduce(comm: Communicator, sources: list[Source], parameters: ReductionParam
         orientations = start.orientations
         scaled = scaling_rounds.as_scaled(comm, indexed.only(fate == Fate.KEPT), start.expected)
 
-    merged = {}
+    merged: dict[str, MergedData] = {}
+    members: dict[str, np.ndarray] = {}
     if "merge" in parameters.steps:
-        merged = _merge(job, indexed, fate, scaled, reference, grouping)
+        merged, members = _merge(job, indexed, fate, scaled, reference, grouping)
     summary = _summary(job, fate, scaled, merged, how, orientations)
     results = output.CrystalResults(scaled.scales, setting, margin, fate, orientations.angles)
     outcome.write(job, summary, scaled, results)
-    return summary
+    return outcome.write_resampled(job, summary, indexed, members, scaled)
 
 
 def _load(
@@ -363,9 +364,11 @@ def _merge(
     scaled: Scaled,
     reference: Merged | None,
     grouping: groups.Grouping | None,
-) -> dict[str, MergedData]:
+) -> tuple[dict[str, MergedData], dict[str, np.ndarray]]:
+    # the sets by their names, and which crystals are in each
     kept = fate == Fate.KEPT
-    sets = {}
+    sets: dict[str, MergedData] = {}
+    members: dict[str, np.ndarray] = {}
 
     def merge_set(name: str, title: str, include: np.ndarray) -> None:
         data = merge(
@@ -380,7 +383,7 @@ def _merge(
             job.parameters.d_min,
             reference,
         )
-        sets[name] = data
+        sets[name], members[name] = data, include
         how = " (where CC1/2 falls to the cutoff)" if data.d_min_estimated else ""
         say(job.comm, "\n%s: %d crystals merged to %.2f angstrom%s", title, data.n_crystals, data.d_min, how)
         say(job.comm, "%s", report.shell_table(data.cut))
@@ -393,12 +396,12 @@ def _merge(
     elif grouping is not None:
         chosen = groups.by_metadata(job.comm, job.crystals, grouping)
     for number, (name, description) in enumerate(zip(chosen.names, chosen.descriptions)):
-        members = kept & (chosen.of_crystal == number)
-        if job.count(members):
-            merge_set(name, f"{name} ({description})", members)
+        of_group = kept & (chosen.of_crystal == number)
+        if job.count(of_group):
+            merge_set(name, f"{name} ({description})", of_group)
         else:
             say(job.comm, "%s (%s): no crystals", name, description)
-    return sets
+    return sets, members
 
 
 def _summary(

@@ -31,7 +31,7 @@ _PRODUCTS = (
     *("data_reduction/scales*", "data_reduction/merged.npz"),
 )
 _REPORT_OF_SET = "LogFiles/dials.merge.{}.json"
-_PRODUCTS_OF_SET = ("DataFiles/{}.mtz", "DataFiles/{}_full.mtz", _REPORT_OF_SET)
+_PRODUCTS_OF_SET = ("DataFiles/{}.mtz", "DataFiles/{}_full.mtz", "DataFiles/{}_bootstrap_*.mtz", _REPORT_OF_SET)
 
 
 def check(parameters: ReductionParameters, cell: tuple[float, ...] | None, space_group: str | None) -> None:
@@ -176,7 +176,7 @@ def _products(directory: Path) -> dict[Path, tuple[int, int]]:
     before, after = Path(_REPORT_OF_SET).name.split("{}")
     reports = directory.glob(_REPORT_OF_SET.format("*"))
     names = ["merged", *(report.name[len(before) : -len(after)] for report in reports)]
-    of_sets = (directory / product.format(name) for name in names for product in _PRODUCTS_OF_SET)
+    of_sets = (path for name in names for product in _PRODUCTS_OF_SET for path in directory.glob(product.format(name)))
     found = [*of_sets, *(path for pattern in _PRODUCTS for path in directory.glob(pattern))]
     return {path: _state(path) for path in found if path.is_file()}
 

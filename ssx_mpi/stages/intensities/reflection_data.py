@@ -534,7 +534,7 @@ def write_merged_mtz(
     wavelength: float,
     unique: UniqueReflections,
     sums: np.ndarray,
-    half_sums: tuple[np.ndarray, np.ndarray],
+    half_sums: tuple[np.ndarray, np.ndarray] | None,
     d_min: float | None = None,
     anomalous: bool = False,
     free: FreeFlags | None = None,
@@ -551,7 +551,7 @@ def write_merged_mtz(
     wavelength
         In angstrom.
     sums, half_sums
-        (3, n_unique, 2) sums of all observations (numerator, weight, number first), and of those of two half-sets.
+        (3, n_unique, 2) sums of all observations (numerator, weight, number first), and of two half-sets, if any.
     notes
         For the history.
     """
@@ -594,7 +594,7 @@ def write_merged_mtz(
         values = flumpy.from_numpy(flagged[known])
         flags = named(indices.array(data=values))
         dataset.add_miller_array(flags, free.label, column_types="I")
-    for half, label in zip(half_sums, ("IHALF1", "IHALF2")):
+    for half, label in zip(half_sums or (), ("IHALF1", "IHALF2")):
         array = named(_intensities(symmetry, unique.hkl, Merged.from_sums(half), inside))
         if array.size():
             dataset.add_miller_array(array, label)
