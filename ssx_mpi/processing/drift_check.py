@@ -56,7 +56,9 @@ def look_for_drift(comm: Communicator, run: Run, geometry: tuple[Any, Any]) -> N
         return
     try:
         found = joint_refinement.find_drift(experiments, reflections, (images + 0.5) / n_images, shared)
-    except StageError:
+    except StageError as error:
+        if comm.rank == 0:
+            logger.warning("Whether the detector moved along the run was not looked at: %s", error)
         return
     if comm.rank == 0:
         path.parent.mkdir(exist_ok=True)
