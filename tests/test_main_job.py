@@ -531,13 +531,21 @@ class TestGoingOn:
         assert total["counts"]["crystals"] == HITS_IN_BATCHES[0]
 
     @pytest.mark.parametrize("name", ["batch_2/batch.json", "import/run.json"])
-    def test_damaged_files_of_an_earlier_run_are_one_line(self, chip, done, tmp_path, name):
+    def test_damaged_files_of_an_earlier_run_are_named_and_cost_nothing_else(self, chip, done, tmp_path, name):
         folder = copied(done, tmp_path)
         (folder / name).write_text("{")
         job = again(chip, folder)
-        assert job.status == 2
-        assert f"{name} is damaged" in job.err
-        assert job.err.strip().count("\n") == 0
+        assert job.status == 0, job.text
+        said = [line for line in job.text.splitlines() if f"{name} " in line]
+        assert len(said) == 1 and "damaged" in said[0]
+        for product in (
+            "batch_2/integrated_1.refl",
+            "batch_2/integrated_1.expt",
+            "batch_2/strong.refl",
+            "DataFiles/merged.mtz",
+        ):
+            assert (folder / product).read_bytes() == (done / product).read_bytes()
+        assert json.loads((folder / name).read_text())
 
     def test_other_parameters_are_refused_and_nothing_changes(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
