@@ -36,8 +36,9 @@ class Resampled:
     number
         Of data sets.
     spread
-        Median over the reflections with ten observations or more of the standard deviation of their intensity over the
-        data sets, divided by their sigma: 1 where sigmas are right; None for fewer than 50 such reflections.
+        Standard deviation of intensities over the data sets, divided by their sigmas: 1 where sigmas are right. By the
+        median over the reflections with ten observations or more, corrected for how few observations and data sets
+        there are; None for fewer than 50 such reflections.
     """
 
     number: int
@@ -115,5 +116,10 @@ class Spread:
         use = (self._observed >= _FEWEST_OBSERVATIONS) & (self._merged.weight > 0) & (self._n > 1)
         if np.count_nonzero(use) < _FEWEST_REFLECTIONS:
             return None
-        deviation = np.sqrt(self._squares[use] / (self._n[use] - 1))
-        return float(np.median(deviation * np.sqrt(self._merged.weight[use])))
+        free = self._n[use] - 1
+        # the mean of n observations drawn from n has (n - 1) / n of the variance that the mean truly has
+        corrected = self._observed[use] / (self._observed[use] - 1)
+        # a variance of so many degrees of freedom has its median below its mean (Wilson & Hilferty, 1931)
+        median = (1 - 2 / (9 * free)) ** 3
+        variance = self._squares[use] / free * self._merged.weight[use]
+        return float(np.sqrt(np.median(variance * corrected / median)))
