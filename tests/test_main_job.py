@@ -547,6 +547,16 @@ class TestGoingOn:
             assert (folder / product).read_bytes() == (done / product).read_bytes()
         assert json.loads((folder / name).read_text())
 
+    def test_crystals_of_another_dials_are_reduced_again(self, chip, done, tmp_path):
+        folder = copied(done, tmp_path)
+        path = folder / "import" / "run.json"
+        content = json.loads(path.read_text())
+        content["dials"] = [[3, 11], *content["dials"]]
+        path.write_text(json.dumps(content))
+        reduced_before = "The crystals were reduced before"
+        assert reduced_before not in again(chip, folder).text
+        assert reduced_before in again(chip, folder).text
+
     def test_other_parameters_are_refused_and_nothing_changes(self, chip, done, tmp_path):
         folder = copied(done, tmp_path)
         before = state(folder)

@@ -141,7 +141,20 @@ def _asked(
         return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
 
     files = [[name(Path(source.experiments)), name(Path(source.reflections))] for source in sources]
-    return {"run": run_identity, "parameters": identity(parameters), "inputs": files}
+    asked = {"run": run_identity, "parameters": identity(parameters), "inputs": files}
+    # builds of DIALS do not integrate to the same digits: what one of them reduced is not what the next one left
+    builds = _builds_of_dials(folder)
+    return asked if len(builds) < 2 else {**asked, "dials": builds}
+
+
+def _builds_of_dials(folder: Path) -> list[Any]:
+    """The versions of DIALS that worked on the run in `folder`, one after the other; none where that is not known."""
+    try:
+        content = json.loads((folder / "import" / "run.json").read_text())
+    except (OSError, ValueError):
+        return []
+    builds = content.get("dials") if isinstance(content, dict) else None
+    return builds if isinstance(builds, list) else []
 
 
 def _nothing_integrated(directory: Path) -> bool:
