@@ -47,18 +47,13 @@ def look_for_drift(comm: Communicator, run: Run, geometry: tuple[Any, Any]) -> N
     chosen = np.unique(np.linspace(0, len(run.batches) - 1, _MOST_BATCHES).round().astype(int))
     try:
         experiments, reflections, images, shared = shared_indexed(comm, [run.batches[k] for k in chosen], geometry)
-    except InputError as error:
+        if shared.n_total < FEWEST_CRYSTALS:
+            return
+        found = joint_refinement.find_drift(experiments, reflections, (images + 0.5) / n_images, shared)
+    except (InputError, StageError) as error:
         # on every rank: what was integrated is whole
         if comm.rank == 0:
             logger.warning("Whether the detector moved is not known: %s", error)
-        return
-    if shared.n_total < FEWEST_CRYSTALS:
-        return
-    try:
-        found = joint_refinement.find_drift(experiments, reflections, (images + 0.5) / n_images, shared)
-    except StageError as error:
-        if comm.rank == 0:
-            logger.warning("Whether the detector moved along the run was not looked at: %s", error)
         return
     if comm.rank == 0:
         path.parent.mkdir(exist_ok=True)
