@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,17 @@ def read_numbers(batch: Batch) -> list[dict[str, Any]]:
     if not good:
         raise DamagedFileError(f"{path} is damaged")
     return content
+
+
+def run_of(folder: Path) -> str | None:
+    """The run that the summary or the journal in the `folder` of a batch belongs to; None where neither says."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(OSError, DamagedJournalError):
+        found = identity_of(folder / _JOURNAL) or {}
+    with contextlib.suppress(OSError, DamagedFileError):
+        found = read_state(folder / SUMMARY, {"identity": dict})
+    identity = found.get("identity")
+    return str(identity["run"]) if isinstance(identity, dict) and "run" in identity else None
 
 
 class BatchRecords:

@@ -112,6 +112,15 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is damaged ({error}): use another output.directory, or restart=True") from None
 
 
+def read_if_whole(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; empty where there is no such file, or something else in it."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class DamagedFileError(ValueError):
     """A file of the state of a run is not what this program writes; the message names it."""
 

@@ -15,11 +15,11 @@ from typing import IO, Any
 from ssx_mpi.dials_compat import TABLES_2
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.records import in_hand
-from ssx_mpi.records.files import StorageError, write_json
+from ssx_mpi.records.batch_files import run_of
+from ssx_mpi.records.files import StorageError, read_if_whole, write_json
 
 _IDENTITY = "import/run.json"
 _LOCK = "import/lock"
-_LONGEST_LINE = 1 << 16
 # of run.json: the first had nothing but the parameters, the images among them
 _VERSION = 2
 # import is the last to be removed: what it holds says that the others are ours
@@ -135,6 +135,12 @@ def claim(
     return Claimed(begun is not None, {"run": run}, tuple(notes))
 
 
+def dials_versions(directory: Path) -> list[list[int]]:
+    """The versions of DIALS that worked on the run in `directory`, in their order; none where that is not known."""
+    versions = read_if_whole(directory / _IDENTITY).get("dials")
+    return versions if isinstance(versions, list) else []
+
+
 def _begun(directory: Path, identity: dict[str, str]) -> tuple[_Begun, list[str]]:
     """The run in `directory`, and what is to be said of its file.
 
@@ -144,7 +150,7 @@ def _begun(directory: Path, identity: dict[str, str]) -> tuple[_Begun, list[str]
     content = _read(path)
     if content is None:
         same = fingerprint(identity)["run"]
-        found = {_run_of(folder) for folder in _batches(directory)} - {None}
+        found = {run_of(folder) for folder in _batches(directory)} - {None}
         if found != {same}:
             raise InputError(
                 f"{path} is damaged, and what the run in this folder was made from cannot be told: use another "
@@ -175,26 +181,11 @@ def _read(path: Path) -> dict[str, Any] | None:
     return content if all(isinstance(content.get(name), form) for name, form in forms.items()) else None
 
 
-def _run_of(folder: Path) -> str | None:
-    """The run that a batch or a journal in `folder` belongs to; None where none says."""
-    for name in ("batch.json", "journal"):
-        try:
-            with (folder / name).open("rb") as file:
-                content = json.loads(file.readline(_LONGEST_LINE) if name == "journal" else file.read())
-            return str(content["identity"]["run"])
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-    return None
-
-
 def _versions_of_first(directory: Path) -> tuple[str, list[list[int]]]:
     """Versions of the program and of DIALS in the numbers of a run whose ``run.json`` has none."""
-    try:
-        content = json.loads((directory / "ssx_mpi.json").read_bytes())
-        numbers = [int(n) for n in re.findall(r"\d+", content["dials"])]
-        return str(content["program"]), [numbers] if numbers else []
-    except (OSError, ValueError, TypeError, KeyError):
-        return "", []
+    content = read_if_whole(directory / "ssx_mpi.json")
+    numbers = [int(n) for n in re.findall(r"\d+", str(content.get("dials", "")))]
+    return str(content.get("program", "")), [numbers] if numbers else []
 
 
 def _of_other_versions(directory: Path, begun: _Begun, programs: Programs) -> list[str]:
@@ -278,14 +269,14 @@ def _refuse_other(
     old, new = begun.parameters, identity
     if old == new:
         return
-    before = {**_one_by_one(defaults(), new), **_one_by_one(old, new)}
-    now = _one_by_one(new, new)
+    recorded, now = _one_by_one(old, new), _one_by_one(new, new)
+    before = {**_one_by_one(defaults(), new), **recorded}
     differing = [
         f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}"
         if name in now
         else f"{name} was {_short(before[name])}, which this version of ssx_mpi does not have"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name) and (name in now or name in _one_by_one(old, new))
+        if before.get(name) != now.get(name) and (name in now or name in recorded)
     ]
     if differing:
         raise InputError(

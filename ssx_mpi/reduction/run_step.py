@@ -13,7 +13,8 @@ from ssx_mpi.parallel.collective import on_root
 from ssx_mpi.parallel.communicator import Communicator, SerialCommunicator
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.parameters.user_input import InputError, identity
-from ssx_mpi.records.files import DamagedFileError, read_state, storing, write_json
+from ssx_mpi.records import run_folder
+from ssx_mpi.records.files import DamagedFileError, read_if_whole, read_state, storing, write_json
 from ssx_mpi.reduction import groups, loading, output, procedure, references
 from ssx_mpi.reduction.errors import NothingLeftError
 from ssx_mpi.reduction.job import say
@@ -143,18 +144,8 @@ def _asked(
     files = [[name(Path(source.experiments)), name(Path(source.reflections))] for source in sources]
     asked = {"run": run_identity, "parameters": identity(parameters), "inputs": files}
     # builds of DIALS do not integrate to the same digits: what one of them reduced is not what the next one left
-    builds = _builds_of_dials(folder)
+    builds = run_folder.dials_versions(folder)
     return asked if len(builds) < 2 else {**asked, "dials": builds}
-
-
-def _builds_of_dials(folder: Path) -> list[Any]:
-    """The versions of DIALS that worked on the run in `folder`, one after the other; none where that is not known."""
-    try:
-        content = json.loads((folder / "import" / "run.json").read_text())
-    except (OSError, ValueError):
-        return []
-    builds = content.get("dials") if isinstance(content, dict) else None
-    return builds if isinstance(builds, list) else []
 
 
 def _nothing_integrated(directory: Path) -> bool:
@@ -171,11 +162,8 @@ def _nothing_integrated(directory: Path) -> bool:
 
 def _finished(directory: Path, asked: dict[str, Any], parameters: ReductionParameters) -> dict[str, Any] | None:
     """The numbers of an earlier reduction of the same crystals in the same way, None where there is none."""
-    try:
-        content = json.loads((directory / _SUMMARY).read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or any(content.pop(name, None) != value for name, value in asked.items()):
+    content = read_if_whole(directory / _SUMMARY)
+    if any(content.pop(name, None) != value for name, value in asked.items()):
         return None
     content.pop("program", None)
     if not isinstance(content.get("state"), str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tabulate import tabulate
 
 from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.records.files import read_if_whole
 from ssx_mpi.report.run_report import PROGRESS
 from ssx_mpi.report.text import cell, counted, duration, share
 
@@ -86,7 +86,7 @@ class RunStatus:
         InputError
             When no run has written there.
         """
-        run, progress = _json(folder / "ssx_mpi.json"), _json(folder / PROGRESS)
+        run, progress = read_if_whole(folder / "ssx_mpi.json"), read_if_whole(folder / PROGRESS)
         lines = _log_end(folder / "ssx_mpi.log")
         if not (run or progress or lines):
             raise InputError(f"{folder}: no run has written here")
@@ -131,14 +131,6 @@ def _merged(run: dict[str, Any]) -> dict[str, Any]:
 def _warnings(lines: Sequence[str], run: dict[str, Any]) -> list[str]:
     found = [line.removeprefix("WARNING ") for line in lines if line.startswith("WARNING ")]
     return list(dict.fromkeys([*run.get("reduction", {}).get("warnings", []), *found]))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _log_end(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -10,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi.records.files import link, write_hastily, write_json
+from ssx_mpi.records.files import link, read_if_whole, write_hastily, write_json
 from ssx_mpi.report import text
 from ssx_mpi.report.progress import Progress
 from ssx_mpi.report.statistics import Statistics
@@ -75,7 +74,7 @@ class LiveReport:
             logger.info("%d of %d images are finished already", done_before, self._n_images)
         if unread := self.total.unread:
             logger.info("%d of these could not be read, and are not tried again but with restart=True", unread)
-        before = _status(self._directory)
+        before = read_if_whole(self._directory / "ssx_mpi.json")
         if done_before == self._n_images and "reduction" in before:
             # no image is added to what was reduced
             self._facts = {**self._facts, "reduction": before["reduction"]}
@@ -190,19 +189,10 @@ class LiveReport:
 
 def record_reduction(directory: Path, state: str, numbers: dict[str, Any] | None) -> None:
     """Put what a reduction came to into ``ssx_mpi.json``, which says of the images what it said before."""
-    content = {**_status(directory), "state": state}
+    content = {**read_if_whole(directory / "ssx_mpi.json"), "state": state}
     if numbers is not None:
         content["reduction"] = numbers
     write_json(directory / "ssx_mpi.json", content)
-
-
-def _status(directory: Path) -> dict[str, Any]:
-    """What ``ssx_mpi.json`` says so far."""
-    try:
-        content = json.loads((directory / "ssx_mpi.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _merged_so_far(merged: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 
 from ssx_mpi.parameters.user_input import InputError
 from ssx_mpi.records import image_table
+from ssx_mpi.records.files import read_if_whole
 from ssx_mpi.report.findings import findings
 from ssx_mpi.report.forecast import WANTED_CC_HALF, Forecast, forecast
 from ssx_mpi.report.table_one import TableOne
@@ -64,16 +64,16 @@ class RunSummary:
         InputError
             When it is the folder of no run and of no reduction.
         """
-        reduction = _json(folder / "LogFiles" / "ssx_mpi.reduce.json")
-        merge = _json(folder / "LogFiles" / "dials.merge.json")
+        reduction = read_if_whole(folder / "LogFiles" / "ssx_mpi.reduce.json")
+        merge = read_if_whole(folder / "LogFiles" / "dials.merge.json")
         merging = next(iter(merge.values()))["merging_stats"] if merge else {}
         summary = cls(
             folder,
-            _json(folder / "ssx_mpi.json"),
+            read_if_whole(folder / "ssx_mpi.json"),
             reduction,
             merging,
-            _json(folder / "geometry_refinement" / "geometry_refinement.json"),
-            _json(folder / "assess_crystals" / "assess_crystals.json"),
+            read_if_whole(folder / "geometry_refinement" / "geometry_refinement.json"),
+            read_if_whole(folder / "assess_crystals" / "assess_crystals.json"),
             image_table.read_columns(folder),
             _scales(folder),
         )
@@ -162,15 +162,6 @@ class RunSummary:
             wanted,
             WANTED_CC_HALF,
         )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The content of a file; nothing where it is missing, or being written by another version."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _scales(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
