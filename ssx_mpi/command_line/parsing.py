@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssx_mpi import dials_compat
+from ssx_mpi import __version__, dials_compat
+from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parameters.declaration import Definition, phil_text
 from ssx_mpi.parameters.user_input import (
     InputError,
@@ -99,3 +101,25 @@ def print_help(program: Program) -> None:
     dials_compat.argument_parser(
         usage=program.usage, phil=program.scope(), epilog=program.epilog, check_format=False
     ).print_help()
+
+
+def run_alone(name: str, main: Callable[[list[str]], int], arguments: list[str] | None) -> None:
+    """Run a program of one process, and end with the exit code that its `main` returns.
+
+    Parameters
+    ----------
+    name
+        Of the program, for what it says when there is no DIALS that it can work with.
+    arguments
+        None for those of the command line.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
+        print(f"ssx_mpi {__version__}")
+        return
+    try:
+        dials_compat.prepare()
+    except dials_compat.DialsError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        sys.exit(ExitCode.REFUSED)
+    sys.exit(main(arguments))

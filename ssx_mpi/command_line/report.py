@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssx_mpi import __version__, dials_compat
 from ssx_mpi.command_line import parsing
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parameters import declaration
@@ -87,16 +86,7 @@ def main(arguments: list[str]) -> int:
 
 def run(arguments: list[str] | None = None) -> None:
     """Entry point of the program ``ssx_mpi.report``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if "--version" in arguments:
-        print(f"ssx_mpi {__version__}")
-        return
-    try:
-        dials_compat.prepare()
-    except dials_compat.DialsError as error:
-        print(f"ssx_mpi.report: {error}", file=sys.stderr)
-        sys.exit(ExitCode.REFUSED)
-    sys.exit(main(arguments))
+    parsing.run_alone("ssx_mpi.report", main, arguments)
 
 
 if __name__ == "__main__":
