@@ -16,4 +16,7 @@
 #define WIDE
 #endif
 
+/* Clones of a function that calls it have their own copy, with their instructions */
+#define INLINED static inline __attribute__((always_inline))
+
 #endif

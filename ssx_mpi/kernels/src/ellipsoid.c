@@ -102,7 +102,7 @@ double ssx_ellipsoid_likelihood(int64_t n, double radius, const double *frame, c
 
 /* The k-th smallest of n values (k from 0); what is left of them in `values` and `other` means nothing. Parts are copied
  * without branches from one to the other: which side a value goes to cannot be foreseen. */
-static inline __attribute__((always_inline)) double select_smallest(double *values, double *other, int64_t n, int64_t k) {
+INLINED double select_smallest(double *values, double *other, int64_t n, int64_t k) {
     enum { SAMPLE = 7, FEW = 12 };
     while (n > FEW) {
         double sample[SAMPLE];
@@ -165,7 +165,7 @@ static inline double sum_of(const parts *sum) {
  * them. determinant is that of the new scatter, or infinite when the old one has none. points: x of all, then y of all.
  * scratch: 3 n doubles. */
 WIDE void ssx_concentration(int64_t n, const double *points, int64_t half, int64_t n_estimates, double *location,
-                          double *scatter, double *determinant, double *scratch) {
+                            double *scatter, double *determinant, double *scratch) {
     double *distance = scratch, *sorted = scratch + n, *other = scratch + 2 * n;
     const double *px = points, *py = points + n;
     for (int64_t e = 0; e < n_estimates; e++) {

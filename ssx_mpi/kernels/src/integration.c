@@ -45,7 +45,7 @@ typedef struct {
     uint8_t *code;
 } box_t;
 
-static inline __attribute__((always_inline)) void cut_box(const void *frame, int is_float, const uint8_t *frame_mask, int height, int width, const int32_t *bbox,
+INLINED void cut_box(const void *frame, int is_float, const uint8_t *frame_mask, int height, int width, const int32_t *bbox,
                     box_t *box) {
     box->x0 = bbox[0];
     box->y0 = bbox[2];
@@ -72,7 +72,7 @@ static inline __attribute__((always_inline)) void cut_box(const void *frame, int
 }
 
 /* e: axes e1[3], e2[3]; mean[2]; precision: xx, xy, yy of the inverse covariance; coordinates are radius * e . s/|s| */
-static inline __attribute__((always_inline)) void mark_ellipse(const double *panel, const double *e, const double *mean, const double *precision, double limit,
+INLINED void mark_ellipse(const double *panel, const double *e, const double *mean, const double *precision, double limit,
                          double radius, box_t *box, double *row) {
     double corner[4][3];
     int nx = box->nx, ny = box->ny;
@@ -139,7 +139,7 @@ static void huber_expectations(double mu, double tuning, double *psi, double *ps
 }
 
 /* Robust mean of Poisson counts (Huber's M-estimator, log link), started at the median. Returns 0 when it fails. */
-static inline __attribute__((always_inline)) int robust_poisson_mean(const double *y, int n, double tuning, int max_iterations, double *scratch, double *mean) {
+INLINED int robust_poisson_mean(const double *y, int n, double tuning, int max_iterations, double *scratch, double *mean) {
     int32_t histogram[SMALL_COUNTS] = {0};
     int integers = 1, n_small = 0, n_large = 0, last = -1;
     for (int i = 0; i < n; i++) integers &= y[i] >= SMALL_COUNTS || y[i] == (int)y[i];
@@ -262,7 +262,7 @@ double ssx_robust_noisy_mean(int64_t n, const double *y, double readout, double 
     return robust_noisy_mean(y, (int)n, readout, tuning);
 }
 
-static inline __attribute__((always_inline)) int fit_background(box_t *box, int method, double tuning, int min_pixels, double readout, double *scratch,
+INLINED int fit_background(box_t *box, int method, double tuning, int min_pixels, double readout, double *scratch,
                           double *level) {
     int n = 0, size = box->nx * box->ny;
     uint8_t *restrict code = box->code;
@@ -297,7 +297,7 @@ static inline __attribute__((always_inline)) int fit_background(box_t *box, int 
 
 /* sums: intensity, its variance, background under the peak, its variance, level, x, y, variance of x, of y
  * counts: valid, foreground, background, background used. Returns the FAILED_ bits. */
-static inline __attribute__((always_inline)) int measure(const box_t *box, double level, double readout, double *sums, int32_t *counts) {
+INLINED int measure(const box_t *box, double level, double readout, double *sums, int32_t *counts) {
     double peak = 0, s = 0, s2 = 0, sx = 0, sy = 0, sxx = 0, syy = 0;
     int failed = 0, valid = 0, foreground = 0, outside = 0, used = 0;
     for (int j = 0; j < box->ny; j++) {

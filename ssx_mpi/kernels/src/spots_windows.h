@@ -2,7 +2,7 @@
  * pixel, with PIXEL the type and NAME(x) the name with its suffix. */
 
 /* Sums of valid pixels over the windows centred on columns first..last of row `row`, into sums->m, x, y [0..last-first]. */
-static inline __attribute__((always_inline)) void NAME(window_sums)(const PIXEL *image, const uint8_t *mask,
+INLINED void NAME(window_sums)(const PIXEL *image, const uint8_t *mask,
                                                                     const uint8_t *state, uint8_t excluded,
                                                                     const struct geometry *g, int64_t ky, int64_t kx,
                                                                     int64_t row, int64_t first, int64_t last,
@@ -92,7 +92,7 @@ static int64_t NAME(keep)(int test, const PIXEL *image, const uint8_t *mask, uin
 
 /* Counts, sums and sums of squares of each column when a row enters (sign 1) or leaves (-1) the window. A pixel beyond
  * `cap` adds MANY to the count instead. */
-static inline __attribute__((always_inline)) void NAME(move_row)(const PIXEL *restrict v, const uint8_t *restrict mask,
+INLINED void NAME(move_row)(const PIXEL *restrict v, const uint8_t *restrict mask,
                                                                  int64_t nx, PIXEL cap, PIXEL sign, PIXEL *restrict m,
                                                                  PIXEL *restrict x, PIXEL *restrict y)
 {
@@ -108,7 +108,7 @@ static inline __attribute__((always_inline)) void NAME(move_row)(const PIXEL *re
 }
 
 /* Where the window centred on each pixel of a row may be overdispersed. m, x, y start at column -kx and are 0 outside. */
-static inline __attribute__((always_inline)) void NAME(suspect_row)(int64_t nx, int64_t kx, float gain, float n_sigma,
+INLINED void NAME(suspect_row)(int64_t nx, int64_t kx, float gain, float n_sigma,
                                                                     const PIXEL *restrict m, const PIXEL *restrict x,
                                                                     const PIXEL *restrict y,
                                                                     const uint8_t *restrict mask,
