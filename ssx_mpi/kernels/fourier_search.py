@@ -61,6 +61,8 @@ _NO_EXTENT = 1e-12
 _CHUNK = 256
 # triples that are reduced together, at first
 _TOGETHER = 64
+# settings of a basis that are held against the criterion, the nearest first
+_SETTINGS = 64
 # degrees: two vectors are no basis of a plane below, nor a third one of space
 _MIN_ANGLE = 20.0
 
@@ -341,8 +343,10 @@ def known_bases(vectors: np.ndarray, lattice: KnownLattice, criterion: CellCrite
         reduced = reduce_bases(vectors[triples[start : start + n]])
         # more than what can be symmetrised to the cell; cheap, and leaves few
         size = np.linalg.norm(reduced, axis=2) / np.linalg.norm(lattice.basis, axis=1)
-        bases = _in_setting(reduced[(np.abs(size - 1) < 3 * criterion.length_tolerance).all(axis=1)], lattice)
-        yield from bases[criterion.accepts(bases)]
+        bases, good = _in_setting(
+            reduced[(np.abs(size - 1) < 3 * criterion.length_tolerance).all(axis=1)], lattice, criterion
+        )
+        yield from bases[good]
         # the first ones do, where there is a lattice
         start, n = start + n, 4 * n
 
@@ -353,8 +357,24 @@ def _triples(n: int) -> np.ndarray:
     return triples[np.argsort((triples**2).sum(axis=1), kind="stable")]
 
 
-def _in_setting(reduced: np.ndarray, lattice: KnownLattice) -> np.ndarray:
-    """Bases of the same lattices as reduced ones whose metrics are nearest to that of the known one, (k, 3, 3)."""
+def _in_setting(reduced: np.ndarray, lattice: KnownLattice, criterion: CellCriterion) -> tuple[np.ndarray, np.ndarray]:
+    """Reduced bases in the setting of the known one, (k, 3, 3), and which of them fulfil the criterion, (k,).
+
+    Of the settings that fulfil it the one counts whose metric is nearest to that of the known basis. Where none does it
+    is the nearest of all. The nearest alone would not do: a distorted basis may be as near to the known metric in a
+    setting whose axes are not those of the symmetry.
+    """
     metrics = (packed_metric(reduced) @ lattice.metrics.T).reshape(len(reduced), len(lattice.settings), 6)
     difference = np.abs(metrics - packed_metric(lattice.basis[None])).sum(axis=2)
-    return lattice.settings[difference.argmin(axis=1)] @ reduced
+    bases = lattice.settings[difference.argmin(axis=1)] @ reduced
+    good = criterion.accepts(bases)
+    others = np.nonzero(~good)[0]
+    if not len(others):
+        return bases, good
+    order = np.argsort(difference[others], axis=1, kind="stable")[:, 1:_SETTINGS]
+    trials = lattice.settings[order] @ reduced[others, None]
+    accepted = criterion.accepts(trials.reshape(-1, 3, 3)).reshape(order.shape)
+    mended = accepted.any(axis=1)
+    bases[others[mended]] = trials[mended, accepted[mended].argmax(axis=1)]
+    good[others[mended]] = True
+    return bases, good
