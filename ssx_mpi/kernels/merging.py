@@ -118,6 +118,9 @@ class ShellStatistics:
 
     Spreads (`_sd`) are standard deviations over the repeats of the random split into half-sets. R factors are those of
     all observations of a reflection, and (`_anom`) of the observations of each Friedel mate for itself.
+
+    `anom_over_sigma` is the mean of :math:`|\\Delta I| / \\sigma(\\Delta I)` over the Friedel pairs, 0.80 where
+    there is no anomalous signal and the sigmas are right. To first order it is that of the amplitudes as well.
     """
 
     d_max: np.ndarray
@@ -136,6 +139,7 @@ class ShellStatistics:
     anom_completeness: np.ndarray
     anom_multiplicity: np.ndarray
     cc_anom: np.ndarray
+    anom_over_sigma: np.ndarray
     cc_reference: np.ndarray
 
     @property
@@ -280,6 +284,7 @@ def statistics(
         anom_completeness=_ratio(total(mates), total(acentric)),
         anom_multiplicity=_ratio(total(n), total(np.count_nonzero(count > 0, axis=1))),
         cc_anom=_mean(halves.cc_anom),
+        anom_over_sigma=_ratio(total(np.where(mates, _anomalous_significance(sums), 0.0)), total(mates)),
         cc_reference=cc_reference,
     )
 
@@ -431,6 +436,11 @@ def _anomalous_difference(sums: np.ndarray) -> np.ndarray:
     numerator, weight = sums[0], sums[1]
     mates = np.divide(numerator, weight, out=np.zeros_like(weight), where=weight > 0)
     return mates[:, 0] - mates[:, 1]
+
+
+def _anomalous_significance(sums: np.ndarray) -> np.ndarray:
+    variance = np.divide(1.0, sums[1], out=np.full(sums[1].shape, np.inf), where=sums[1] > 0).sum(axis=1)
+    return np.abs(_anomalous_difference(sums)) / np.sqrt(variance)
 
 
 def _sigma_tau(sums: np.ndarray) -> np.ndarray:

@@ -268,8 +268,6 @@ def merging(summary: RunSummary) -> list[Figure]:
         _line(x, np.array(m["cc_one_half"], float), "CC1/2", BLUE, error_y=error),
         _line(x, np.array(m["cc_star"], float), "CC*", SKY),
     ]
-    if any(v is not None for v in m["cc_anom"]):
-        cc.append(_line(x, np.array(m["cc_anom"], float), "CCano", RED, visible="legendonly"))
     figures = [
         Figure(
             "Correlation of half-sets",
@@ -315,6 +313,24 @@ def merging(summary: RunSummary) -> list[Figure]:
             },
         ),
     ]
+    significance = m.get("anom_over_sigma", [])
+    if any(v is not None for v in significance):
+        figures.append(
+            Figure(
+                "Anomalous signal",
+                "Differences of Friedel mates over their errors are 0.8 where there is noise alone, and correlate "
+                "between half-sets where there is signal.",
+                [
+                    _line(x, np.array(significance, float), "mean |dI| / sigma(dI)", PURPLE),
+                    _line(x, np.array(m["cc_anom"], float), "CCano", RED, yaxis="y2"),
+                ],
+                {
+                    "xaxis": _resolution_axis(x),
+                    "yaxis": {"title": {"text": "|dI| / sigma(dI)"}, "rangemode": "tozero"},
+                    "yaxis2": {"title": {"text": "CCano"}, "overlaying": "y", "side": "right"},
+                },
+            )
+        )
     mean = np.array(m["i_mean"], float)
     with np.errstate(invalid="ignore", divide="ignore"):
         logarithm = np.log(mean)

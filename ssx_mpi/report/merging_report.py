@@ -10,7 +10,8 @@ from ssx_mpi.kernels.merging import ShellStatistics
 from ssx_mpi.kernels.self_consistency import SelfConsistency
 
 _HEADER = (
-    "  d_max   d_min     #obs  #uniq   mult.  compl.     <I>  <I/sig>  CC1/2    +-    CC*  Rsplit  Rmeas   CCano  CCref"
+    "  d_max   d_min     #obs  #uniq   mult.  compl.     <I>  <I/sig>  CC1/2    +-    CC*  Rsplit  Rmeas   CCano   dI/s"
+    "  CCref"
 )
 
 
@@ -33,6 +34,7 @@ def shell_table(statistics: ShellStatistics) -> str:
             + _number(statistics.r_split[k], "8.3f")
             + _number(statistics.r_factors.r_meas[k], "7.3f")
             + _number(statistics.cc_anom[k], "8.3f")
+            + _number(statistics.anom_over_sigma[k], "7.2f")
             + _number(statistics.cc_reference[k], "7.3f")
         )
     return "\n".join(lines)
@@ -55,8 +57,9 @@ def consistency_in_numbers(found: SelfConsistency) -> dict[str, float | None]:
 def merge_json(statistics: ShellStatistics, wavelength: float, wilson_b: float | None) -> dict:
     """Statistics under the keys that readers of dials.merge.json look for.
 
-    Beside the keys of DIALS stand ``cc_one_half_sd``, ``cc_star``, ``r_split`` and ``cc_reference``. What
-    is not computed here (significance of correlations, R and probability plots of anomalous differences) is null.
+    Beside the keys of DIALS stand ``cc_one_half_sd``, ``cc_star``, ``r_split``, ``anom_over_sigma`` (the mean of
+    |dI| / sigma(dI)) and ``cc_reference``. What is not computed here (significance of correlations, R and probability
+    plots of anomalous differences) is null.
     """
     return {
         f"{wavelength:.5f}": {
@@ -112,6 +115,7 @@ def _row(statistics: ShellStatistics, k: int, anomalous: bool) -> dict:
         "cc_star": _finite(statistics.cc_star[k]),
         "r_split": _finite(statistics.r_split[k]),
         "cc_anom": _finite(statistics.cc_anom[k]),
+        "anom_over_sigma": _finite(statistics.anom_over_sigma[k]),
         "cc_reference": _finite(statistics.cc_reference[k]),
         "anom_completeness": _finite(statistics.anom_completeness[k]),
         "anom_signal": None,

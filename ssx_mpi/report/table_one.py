@@ -46,6 +46,14 @@ _ROWS: tuple[tuple[str, str, str, str, str, str], ...] = (
     ("cc_star", "CC*", ".3f", "$CC^*$", "_reflns.pdbx_CC_star", "_reflns_shell.pdbx_CC_star"),
     ("r_split", "Rsplit", ".3f", r"$R_\mathrm{split}$", "_reflns.pdbx_R_split", "_reflns_shell.pdbx_R_split"),
     ("cc_anom", "CCano", ".3f", r"$CC_\mathrm{ano}$", "", ""),
+    (
+        "anom_over_sigma",
+        "|dI|/sigma(dI)",
+        ".2f",
+        r"$\langle|\Delta I|/\sigma(\Delta I)\rangle$",
+        "",
+        "",
+    ),
 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ssx_mpi.simulation.anomalous_scattering import AnomalousScatterers, friedel_mates
 from ssx_mpi.simulation.simulation_parameters import CrystalParameters, SimulationError
 
 # mean intensity at zero angle, on the arbitrary scale of truth.mtz
@@ -24,22 +25,30 @@ class Structure:
     asu_hkl : (m, 3) int32
         Unique reflections in cctbx's asymmetric unit, absences left out, sorted.
     asu_intensity : (m,) float64
+        Means of Friedel mates.
+    asu_difference : (m,) float64
+        I(h) - I(-h).
     hkl : (n, 3) float64
         All reflections of the full sphere.
     unique : (n,) int64
         Row of each in `asu_hkl`.
+    minus : (n,) bool
+        Which are equivalent to the Friedel mate of that alone.
     """
 
     symmetry: Any
     asu_hkl: np.ndarray
     asu_intensity: np.ndarray
+    asu_difference: np.ndarray
     hkl: np.ndarray
     unique: np.ndarray
+    minus: np.ndarray
 
     @property
     def intensity(self) -> np.ndarray:
         """Intensity (n,) of every row of :attr:`hkl`."""
-        return self.asu_intensity[self.unique]
+        half = 0.5 * self.asu_difference[self.unique]
+        return self.asu_intensity[self.unique] + np.where(self.minus, -half, half)
 
 
 def crystal_symmetry(parameters: CrystalParameters):
@@ -68,13 +77,13 @@ def crystal_symmetry(parameters: CrystalParameters):
     return crystal.symmetry(unit_cell=unit_cell, space_group_info=group)
 
 
-def wilson_intensities(
+def wilson_amplitudes(
     centric: np.ndarray, epsilon: np.ndarray, d_star_sq: np.ndarray, b_factor: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Intensities (n,) of a random structure.
+    """Structure factors (n,) complex128 of a random structure; those of centric reflections are real.
 
-    I = ε Σ(d*) z, with z exponential for acentric reflections (two Gaussian parts of the structure factor) and χ² with
-    one degree of freedom for centric ones, and Σ falling as exp(-B d*² / 2).
+    |F|² = ε Σ(d*) z, with z exponential for acentric reflections (two Gaussian parts of the structure factor) and χ²
+    with one degree of freedom for centric ones, and Σ falling as exp(-B d*² / 2).
 
     Parameters
     ----------
@@ -91,13 +100,18 @@ def wilson_intensities(
     Wilson (1949), Acta Cryst. 2, 318-321.
     """
     real, imaginary = rng.standard_normal((2, len(epsilon)))
-    z = np.where(centric, real**2, 0.5 * (real**2 + imaginary**2))
-    return MEAN_INTENSITY * epsilon * np.exp(-0.5 * b_factor * d_star_sq) * z
+    parts = np.where(centric, real, np.sqrt(0.5) * (real + 1j * imaginary))
+    return np.sqrt(MEAN_INTENSITY * epsilon * np.exp(-0.5 * b_factor * d_star_sq)) * parts
 
 
-def make_structure(parameters: CrystalParameters, rng: np.random.Generator) -> Structure:
-    """Draw the intensities of a crystal form to its resolution limit."""
+def make_structure(
+    parameters: CrystalParameters,
+    rng: np.random.Generator,
+    scatterers: AnomalousScatterers | None = None,
+) -> Structure:
+    """Draw the intensities of a crystal form to its resolution limit, with anomalous scatterers or without."""
     from cctbx import miller
+    from cctbx.array_family import flex
 
     symmetry = crystal_symmetry(parameters)
     # a crystal with a smaller cell reaches a little further
@@ -106,29 +120,36 @@ def make_structure(parameters: CrystalParameters, rng: np.random.Generator) -> S
     hkl = unique.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
     # the order of cctbx's generator is not promised; intensities are to depend on the seed alone
     order = np.lexsort(hkl.T[::-1])
-    intensity = np.empty(len(hkl))
-    intensity[order] = wilson_intensities(
-        unique.centric_flags().data().as_numpy_array()[order],
-        unique.epsilons().data().as_double().as_numpy_array()[order],
-        unique.d_star_sq().data().as_numpy_array()[order],
+    hkl, unique = hkl[order], unique.select(flex.size_t(order.tolist()))
+    amplitudes = wilson_amplitudes(
+        unique.centric_flags().data().as_numpy_array(),
+        unique.epsilons().data().as_double().as_numpy_array(),
+        unique.d_star_sq().data().as_numpy_array(),
         parameters.b_factor,
         rng,
     )
-    return Structure(symmetry, hkl[order], intensity[order], *_full_sphere(hkl[order], symmetry))
+    mates = np.abs(amplitudes) ** 2, np.abs(amplitudes) ** 2
+    if scatterers is not None:
+        mates = friedel_mates(amplitudes, unique, scatterers, parameters.b_factor, MEAN_INTENSITY)
+    mean, difference = 0.5 * (mates[0] + mates[1]), mates[0] - mates[1]
+    return Structure(symmetry, hkl, mean, difference, *_full_sphere(hkl, symmetry))
 
 
-def _full_sphere(asu_hkl: np.ndarray, symmetry) -> tuple[np.ndarray, np.ndarray]:
-    """All reflections equivalent to `asu_hkl`, each once, and the row that each belongs to."""
-    rotations = np.array([op.r().as_double() for op in symmetry.space_group().build_derived_laue_group().all_ops()])
+def _full_sphere(asu_hkl: np.ndarray, symmetry) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # all reflections equivalent to `asu_hkl`, each once, the row of each there, and whether it takes an inversion
+    rotations = np.array([op.r().as_double() for op in symmetry.space_group().build_derived_point_group().all_ops()])
     rotations = rotations.reshape(-1, 3, 3)
-    images = np.einsum("ni,rij->nrj", asu_hkl, rotations).round().astype(np.int64)
-    rows = np.repeat(np.arange(len(asu_hkl)), len(rotations))
+    # proper rotations first: a centric reflection has both, and counts as equivalent to the reflection itself
+    rotations = np.concatenate([rotations, -rotations])
+    images = np.einsum("ni,rij->rnj", asu_hkl, rotations).round().astype(np.int64)
+    rows = np.tile(np.arange(len(asu_hkl)), len(rotations))
+    minus = np.repeat(np.arange(len(rotations)) >= len(rotations) // 2, len(asu_hkl))
     flat = images.reshape(-1, 3)
     span = 2 * int(np.abs(flat).max()) + 1
     shifted = flat + span // 2
     key = (shifted[:, 0] * span + shifted[:, 1]) * span + shifted[:, 2]
     _, first = np.unique(key, return_index=True)
-    return flat[first].astype(float), rows[first]
+    return flat[first].astype(float), rows[first], minus[first]
 
 
 def vary_cell(symmetry, spread: float, rng: np.random.Generator) -> tuple[float, ...]:

@@ -177,12 +177,24 @@ def _write_mtz(simulator: Simulator, path: Path) -> None:
     intensity = structure.asu_intensity[inside]
     # the truth has no error; one per cent keeps programs content that divide by it
     sigma = 0.01 * np.maximum(intensity, intensity.mean() * 1e-3)
-    array = miller.array(
-        miller.set(symmetry, _miller_indices(structure.asu_hkl[inside]), anomalous_flag=False),
-        data=flex.double(intensity.tolist()),
-        sigmas=flex.double(sigma.tolist()),
-    ).set_observation_type_xray_intensity()
-    dataset = array.as_mtz_dataset(column_root_label="I", wavelength=simulator.parameters.beam.wavelength)
+
+    def array(hkl: np.ndarray, values: np.ndarray, sigmas: np.ndarray, anomalous: bool):
+        indices = miller.set(symmetry, _miller_indices(hkl), anomalous_flag=anomalous)
+        data = miller.array(indices, data=flex.double(values.tolist()), sigmas=flex.double(sigmas.tolist()))
+        return data.set_observation_type_xray_intensity()
+
+    hkl = structure.asu_hkl[inside]
+    dataset = array(hkl, intensity, sigma, False).as_mtz_dataset(
+        column_root_label="I", wavelength=simulator.parameters.beam.wavelength
+    )
+    if simulator.parameters.anomalous.element:
+        half = 0.5 * structure.asu_difference[inside]
+        # a centric reflection and its mate are one
+        acentric = ~miller.set(symmetry, _miller_indices(hkl)).centric_flags().data().as_numpy_array()
+        both = np.concatenate([hkl, -hkl[acentric]])
+        values = np.concatenate([intensity + half, (intensity - half)[acentric]])
+        mates = array(both, values, np.concatenate([sigma, sigma[acentric]]), True)
+        dataset.add_miller_array(mates, column_root_label="I")
     dataset.mtz_object().write(str(path))
     # the MTZ library stamps each column with the time, and the same seed is to give the same bytes
     path.write_bytes(re.sub(rb"CREATED_[\d/]{10}_[\d:]{8}", b"CREATED_01/01/2000_00:00:00", path.read_bytes()))

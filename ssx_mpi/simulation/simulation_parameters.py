@@ -274,6 +274,61 @@ class CrystalParameters:
 
 
 @dataclass(frozen=True)
+class AnomalousParameters:
+    """Atoms that scatter anomalously.
+
+    Parameters
+    ----------
+    element
+        Their chemical symbol; empty for none.
+    n_sites
+        Independent sites, at random places.
+    sites
+        Fractional coordinates of the independent sites instead, x, y, z of one after another.
+    f_prime, f_double_prime
+        Dispersion, electrons; from Sasaki's tables at the wavelength where None.
+    """
+
+    element: str = parameter(
+        "anomalous.element",
+        "str",
+        "",
+        "Chemical symbol of the atoms that scatter anomalously, such as Se; without it Friedel mates are equal.",
+        level=1,
+    )
+    n_sites: int = parameter(
+        "anomalous.n_sites", "int", 4, "Such atoms in the asymmetric unit, at random places.", least=1, level=1
+    )
+    sites: tuple[float, ...] = parameter(
+        "anomalous.sites",
+        "floats",
+        (),
+        "Fractional coordinates x,y,z of these atoms, one after another, instead of random ones.",
+        level=1,
+    )
+    f_prime: float | None = parameter(
+        "anomalous.f_prime",
+        "float",
+        None,
+        "f' in electrons, instead of the tables (Sasaki) at the wavelength.",
+        level=1,
+    )
+    f_double_prime: float | None = parameter(
+        "anomalous.f_double_prime", "float", None, "f'' in electrons, instead of the tables.", level=1
+    )
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.sites) % 3 == 0,
+            f"anomalous.sites has {len(self.sites)} numbers: three are needed for each site",
+        )
+        _require(
+            self.f_double_prime is None or self.f_double_prime >= 0,
+            f"anomalous.f_double_prime={self.f_double_prime or 0:g}: is negative",
+        )
+
+
+@dataclass(frozen=True)
 class BackgroundParameters:
     """Smooth scattering: `level` counts per pixel at the water ring, and how that varies between images (logarithm)."""
 
@@ -421,6 +476,7 @@ class SimulationParameters:
         "lattices", "floats", (0.85, 0.12, 0.03), "Relative frequencies of hits with one, two, three ... lattices."
     )
     crystal: CrystalParameters = group(CrystalParameters)
+    anomalous: AnomalousParameters = group(AnomalousParameters)
     beam: BeamParameters = group(BeamParameters)
     detector: DetectorParameters = group(DetectorParameters)
     background: BackgroundParameters = group(BackgroundParameters)

@@ -8,9 +8,11 @@ from functools import cached_property
 import numpy as np
 
 from ssx_mpi.kernels import still_simulation as kernel
+from ssx_mpi.simulation.anomalous_scattering import anomalous_scatterers
 from ssx_mpi.simulation.crystal import (
     MEAN_INTENSITY,
     Structure,
+    crystal_symmetry,
     make_structure,
     orthogonalization_reciprocal,
     vary_cell,
@@ -33,7 +35,7 @@ REFERENCE_WIDTH = 4e-4
 VISIBLE_SIGNIFICANCE = 6.0
 
 # streams of random numbers that a seed splits into; the images have one stream each
-_STRUCTURE, _DETECTOR, _IMAGES, _PANELS, _NOISE, _SHOTS = range(6)
+_STRUCTURE, _DETECTOR, _IMAGES, _PANELS, _NOISE, _SHOTS, _SITES = range(7)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Simulator:
 
     def __init__(self, parameters: SimulationParameters, structure: Structure | None = None) -> None:
         self.parameters = parameters
-        self.structure = structure or make_structure(parameters.crystal, self._rng(_STRUCTURE))
+        self.structure = structure or self._make_structure()
         self.detector: FlatDetector = true_detector(
             parameters.detector, parameters.beam, parameters.header, self._rng(_PANELS)
         )
@@ -80,6 +82,13 @@ class Simulator:
         self.bad = bad_pixel_mask(self.detector.preset, parameters.detector.bad_pixels, self._rng(_DETECTOR))
         self.background = background(self.detector, parameters.beam, parameters.background)
         self._intensity = self.structure.intensity
+
+    def _make_structure(self) -> Structure:
+        p = self.parameters
+        scatterers = anomalous_scatterers(
+            p.anomalous, crystal_symmetry(p.crystal), p.beam.wavelength, self._rng(_SITES)
+        )
+        return make_structure(p.crystal, self._rng(_STRUCTURE), scatterers)
 
     def _rng(self, *stream: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.parameters.seed, spawn_key=stream)))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,15 @@ class Truth:
         The true one.
     intensities
         cctbx array of the true merged intensities.
+    mates
+        Of Friedel mates apart, where atoms scatter anomalously; otherwise None.
     """
 
     lattices: tuple[Lattice, ...]
     visible_spots: tuple[int, ...]
     geometry: Geometry
     intensities: Any
+    mates: Any = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Reduced:
     deviation
         Robust width (from the quartiles) of the differences to the true intensities, on a common scale, over their
         sigmas: 1 where the sigmas are right.
+    n_pairs, cc_anomalous
+        Friedel pairs, and the correlation of their differences with the true ones; None where no atom scatters
+        anomalously.
     """
 
     n_merged: int
@@ -92,6 +98,8 @@ class Reduced:
     multiplicity: float
     cc_truth: float
     deviation: float
+    n_pairs: int = 0
+    cc_anomalous: float | None = None
 
 
 @dataclass(frozen=True)
@@ -152,10 +160,9 @@ def load_truth(folder: Path) -> Truth:
     lattices, geometry = read_experiments(folder / "truth.expt")
     images = json.loads((folder / "truth.json").read_text())["images"]
     visible = tuple(n for image in images for n in image["visible_spots"])
-    (intensities,) = [
-        a for a in mtz.object(str(folder / "truth.mtz")).as_miller_arrays() if a.is_xray_intensity_array()
-    ]
-    return Truth(tuple(lattices), visible, geometry, intensities)
+    arrays = {a.info().labels[0]: a for a in mtz.object(str(folder / "truth.mtz")).as_miller_arrays()}
+    intensities, mates = arrays["I"], arrays.get("I(+)")
+    return Truth(tuple(lattices), visible, geometry, intensities, mates)
 
 
 def read_experiments(path: Path) -> tuple[list[Lattice], Geometry]:
@@ -306,13 +313,17 @@ def read_observations(paths: Iterable[Path]) -> Observations | None:
 def unique_rows(truth: Truth, hkl: np.ndarray) -> np.ndarray:
     """Row (n,) of each reflection of `hkl` (n, 3) in the true intensities, in their asymmetric unit; -1 without one."""
     from cctbx import miller
-    from cctbx.array_family import flex
 
     array = truth.intensities.map_to_asu()
     row = {index: i for i, index in enumerate(array.indices())}
-    indices = flex.miller_index([tuple(map(int, index)) for index in hkl])
-    asu = miller.set(array, indices, anomalous_flag=False).map_to_asu().indices()
+    asu = miller.set(array, _miller_indices(hkl), anomalous_flag=False).map_to_asu().indices()
     return np.array([row.get(index, -1) for index in asu], dtype=np.int64)
+
+
+def _miller_indices(hkl: np.ndarray):
+    from cctbx.array_family import flex
+
+    return flex.miller_index([tuple(map(int, index)) for index in hkl])
 
 
 def merge(
@@ -410,15 +421,43 @@ def compare_merged(truth: Truth, path: Path) -> Reduced:
     array, true = columns["IMEAN"], truth.intensities.map_to_asu()
     hkl = array.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
     intensity, sigma = array.data().as_numpy_array(), array.sigmas().as_numpy_array()
-    best = (-np.inf, np.nan)
+    best, setting = (-np.inf, np.nan), np.eye(3)
     for rotation in lattice_rotations(true.unit_cell(), true.space_group()):
         rows = unique_rows(truth, np.rint(hkl @ rotation.T))
         known = rows >= 0
         ours, theirs, error = intensity[known], true.data().as_numpy_array()[rows[known]], sigma[known]
         scale = np.sum(ours * theirs / error**2) / np.sum((theirs / error) ** 2)
         low, high = np.quantile((ours - scale * theirs) / error, (0.25, 0.75))
-        best = max(best, (float(np.corrcoef(ours, theirs)[0, 1]), float(high - low) / 1.349))
-    return Reduced(len(hkl), float(array.d_min()), float(np.mean(list(columns["N"].data()))), *best)
+        found = (float(np.corrcoef(ours, theirs)[0, 1]), float(high - low) / 1.349)
+        if found > best:
+            best, setting = found, rotation
+    multiplicity = float(np.mean(list(columns["N"].data())))
+    reduced = Reduced(len(hkl), float(array.d_min()), multiplicity, *best)
+    if truth.mates is None or "I(+)" not in columns:
+        return reduced
+    n_pairs, cc = anomalous_correlation(truth.mates, columns["I(+)"], setting)
+    return replace(reduced, n_pairs=n_pairs, cc_anomalous=cc)
+
+
+def anomalous_correlation(true_mates, mates, setting: np.ndarray) -> tuple[int, float]:
+    """Friedel pairs of merged intensities, and how their differences correlate with the true ones.
+
+    Parameters
+    ----------
+    true_mates, mates
+        cctbx arrays of intensities, Friedel mates apart.
+    setting : (3, 3) float64
+        Rotation of the lattice that brings the indices of `mates` into the setting of the truth.
+    """
+    from cctbx import miller
+
+    hkl = mates.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3) @ setting.T
+    indices = miller.set(true_mates, _miller_indices(np.rint(hkl)), anomalous_flag=True)
+    ours = indices.array(data=mates.data(), sigmas=mates.sigmas()).map_to_asu().anomalous_differences()
+    ours, theirs = ours.common_sets(true_mates.map_to_asu().anomalous_differences())
+    if ours.size() < 3:
+        return ours.size(), float("nan")
+    return ours.size(), float(np.corrcoef(ours.data().as_numpy_array(), theirs.data().as_numpy_array())[0, 1])
 
 
 def compare(
@@ -518,6 +557,8 @@ def table(comparison: Comparison) -> str:
             ("CC with true intensities", f"{r.cc_truth:.4f}"),
             ("deviations from them over their sigmas", f"{r.deviation:.2f}"),
         ]
+        if r.cc_anomalous is not None:
+            rows.append(("CC of anomalous differences, on pairs", f"{r.cc_anomalous:.4f}, {r.n_pairs}"))
     elif c.n_observations:
         rows += [
             ("observations, unique reflections", f"{c.n_observations}, {c.n_merged}"),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssx_mpi.simulation.crystal import crystal_symmetry, make_structure, vary_cell, wilson_intensities
+from ssx_mpi.simulation.crystal import crystal_symmetry, make_structure, vary_cell, wilson_amplitudes
 from ssx_mpi.simulation.simulation_parameters import CrystalParameters, SimulationError
 
 
@@ -66,8 +66,8 @@ def test_intensities_have_wilsons_moments(lysozyme):
 def test_mean_intensity_falls_with_the_b_factor():
     n = 200_000
     rng = np.random.default_rng(1)
-    weak = wilson_intensities(np.zeros(n, bool), np.ones(n), np.full(n, 0.25), 20.0, rng)
-    doubled = wilson_intensities(np.zeros(n, bool), np.full(n, 2.0), np.full(n, 0.25), 20.0, rng)
+    weak = np.abs(wilson_amplitudes(np.zeros(n, bool), np.ones(n), np.full(n, 0.25), 20.0, rng)) ** 2
+    doubled = np.abs(wilson_amplitudes(np.zeros(n, bool), np.full(n, 2.0), np.full(n, 0.25), 20.0, rng)) ** 2
     assert weak.mean() == pytest.approx(1000 * np.exp(-20 * 0.25 / 2), rel=0.02)
     assert doubled.mean() == pytest.approx(2 * weak.mean(), rel=0.02)
 
