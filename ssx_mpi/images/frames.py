@@ -58,6 +58,8 @@ class Frame:
     masks
         Pixels that dxtbx calls valid in this image (``get_mask``), bool: not masked by the format, the panel or a mask
         file, and in the trusted range.
+    n_saturated
+        Pixels above the trusted range that no mask leaves out; None where the format tells its masks image by image.
     """
 
     image: str
@@ -65,6 +67,7 @@ class Frame:
     raw: tuple[np.ndarray, ...]
     data: tuple[np.ndarray, ...]
     masks: tuple[np.ndarray, ...]
+    n_saturated: int | None = None
 
     @property
     def n_pixels(self) -> int:
@@ -137,12 +140,14 @@ class FrameReader:
         except Exception as error:
             raise BadImage(image, "cannot be read", f"{type(error).__name__}: {error}") from error
         _check_shapes(image, raw, detector)
+        masks, n_saturated = self._masks(image, imageset, index, detector, raw)
         return Frame(
             image=image,
             array_index=_array_index(imageset, index),
             raw=raw,
             data=_corrected(raw, imageset.get_gain(index), imageset.get_pedestal(index)),
-            masks=self._masks(image, imageset, index, detector, raw),
+            masks=masks,
+            n_saturated=n_saturated,
         )
 
     def _read(self, imageset, index: int) -> tuple[np.ndarray, ...]:
@@ -157,9 +162,9 @@ class FrameReader:
 
     def _masks(
         self, image: str, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]
-    ) -> tuple[np.ndarray, ...]:
+    ) -> tuple[tuple[np.ndarray, ...], int | None]:
         if imageset.has_dynamic_mask():
-            return _dxtbx_masks(imageset, index)
+            return _dxtbx_masks(imageset, index), None
         key = _mask_key(imageset, detector)
         if self._valid is None or self._valid.key != key:
             self._valid = _valid_pixels(key, imageset, detector)
@@ -167,7 +172,7 @@ class FrameReader:
                 logger.warning("the masks of %s and of images like it are taken from dxtbx, which is slower", image)
                 self._valid = _ValidPixels(key, None)
         if self._valid.panels is None:
-            return _dxtbx_masks(imageset, index)
+            return _dxtbx_masks(imageset, index), None
         return _within_trusted_range(self._valid.panels, detector, raw)
 
 
@@ -207,8 +212,10 @@ def _valid_pixels(key: tuple, imageset, detector: Detector) -> _ValidPixels:
     return _ValidPixels(key, tuple(panels))
 
 
-def _within_trusted_range(valid: Sequence[np.ndarray], detector: Detector, raw: Sequence[np.ndarray]):
-    return tuple(trusted_pixels(r, v, *_trusted_range(panel)) for r, v, panel in zip(raw, valid, detector))
+def _within_trusted_range(valid: Sequence[np.ndarray], detector: Detector, raw: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], int]:
+    """Masks of the panels, and the number of valid pixels above the trusted range."""
+    found = [trusted_pixels(r, v, *_trusted_range(panel)) for r, v, panel in zip(raw, valid, detector)]
+    return tuple(mask for mask, _ in found), sum(above for _, above in found)
 
 
 def _trusted_range(panel: Panel) -> tuple[float, float]:
@@ -230,7 +237,7 @@ def _trusted_range_is_inclusive() -> bool:
 def _agrees_with_dxtbx(
     valid: _ValidPixels, imageset, index: int, detector: Detector, raw: Sequence[np.ndarray]
 ) -> bool:
-    ours = _within_trusted_range(valid.panels or (), detector, raw)
+    ours, _ = _within_trusted_range(valid.panels or (), detector, raw)
     theirs = _dxtbx_masks(imageset, index)
     return len(ours) == len(theirs) and all(np.array_equal(a, b) for a, b in zip(ours, theirs))
 

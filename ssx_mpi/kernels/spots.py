@@ -56,10 +56,12 @@ _groups_of_size = declare(
 _trusted_int32 = declare(
     "ssx_trusted_int32",
     [array(np.int32), array(np.uint8), c_int64, c_int, c_int, array(np.uint8, writeable=True)],
+    c_int64,
 )
 _trusted_float64 = declare(
     "ssx_trusted_float64",
     [array(np.float64), array(np.uint8), c_int64, c_double, c_double, array(np.uint8, writeable=True)],
+    c_int64,
 )
 
 INT32 = np.iinfo(np.int32)
@@ -200,8 +202,10 @@ def groups_of_size(places: np.ndarray, width: int, smallest: int, largest: int) 
     return kept[:n_kept]
 
 
-def trusted_pixels(raw: np.ndarray, valid: np.ndarray, lowest: float, highest: float) -> np.ndarray:
-    """Valid pixels whose value lies in the trusted range, both ends included.
+def trusted_pixels(
+    raw: np.ndarray, valid: np.ndarray, lowest: float, highest: float
+) -> tuple[np.ndarray, int]:
+    """Valid pixels whose value lies in the trusted range, both ends included, and how many lie above it.
 
     Parameters
     ----------
@@ -214,12 +218,13 @@ def trusted_pixels(raw: np.ndarray, valid: np.ndarray, lowest: float, highest: f
 
     Returns
     -------
-    bool, same shape
+    mask, n_above
+        bool, same shape, and the number of valid pixels above the range.
     """
     mask = np.empty(raw.shape, bool)
     if raw.dtype == np.int32:
         bounds = (max(int(np.ceil(lowest)), INT32.min), min(int(np.floor(highest)), INT32.max))
-        _trusted_int32(raw, valid.view(np.uint8), raw.size, *bounds, mask.view(np.uint8))
+        above = _trusted_int32(raw, valid.view(np.uint8), raw.size, *bounds, mask.view(np.uint8))
     else:
-        _trusted_float64(raw, valid.view(np.uint8), raw.size, lowest, highest, mask.view(np.uint8))
-    return mask
+        above = _trusted_float64(raw, valid.view(np.uint8), raw.size, lowest, highest, mask.view(np.uint8))
+    return mask, above

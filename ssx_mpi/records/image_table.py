@@ -21,7 +21,7 @@ from ssx_mpi.records.batch_files import IMAGES, Batch, read_numbers
 from ssx_mpi.records.files import DamagedFileError
 
 NAME = "images.h5"
-VERSION = 1
+VERSION = 2
 _GROUP = "images"
 _CHUNK = 16384
 # lists of names that the columns `file` and `reason` count in
@@ -47,6 +47,12 @@ COLUMNS: dict[str, tuple[type, Any, str, str]] = {
     "d_min": (np.float32, np.nan, "angstrom", "of the indexed spots of the first lattice"),
     "mosaicity": (np.float32, np.nan, "degrees", "of the first crystal"),
     "i_over_sigma": (np.float32, np.nan, "", "mean of the first crystal"),
+    "background": (np.float32, np.nan, "counts", "mean of the pixels between the spots"),
+    "ice": (np.float32, np.nan, "", "relative excess of the strongest ring of ice over the background beside it"),
+    "ice_spots": (np.float32, np.nan, "", "share of the strong spots on rings of ice; 0.06 to 0.08 by chance"),
+    "n_saturated": (np.int32, -1, "", "pixels above the trusted range; -1 where that is not known"),
+    "spots_d_min": (np.float32, np.nan, "angstrom", "resolution within which 95% of the strong spots lie"),
+    "wavelength": (np.float32, np.nan, "angstrom", ""),
     "cpu_seconds": (np.float32, 0.0, "s", "of all stages"),
     "reason": (np.int16, -1, "", "row of the dataset /reasons: why the image gave no crystal, or not all"),
 }
@@ -173,6 +179,7 @@ def _row(image: dict[str, Any], names: dict[str, dict[str, int]]) -> dict[str, A
         "n_reflections": sum(crystal["n_reflections"] for crystal in crystals),
         "cpu_seconds": sum(image["seconds"].values()),
     }
+    row.update((name, value) for name, value in image.get("measured", {}).items() if value is not None)
     if lattices:
         row["rmsd"] = math.hypot(lattices[0]["rmsd_x"], lattices[0]["rmsd_y"])
         row["d_min"] = lattices[0]["d_min"]
@@ -196,7 +203,12 @@ def read_columns(directory: Path) -> dict[str, Any] | None:
         return None
     with h5py.File(path, "r", locking=False) as file:
         (finished,) = np.nonzero(file[_GROUP]["finished"][:])
-        columns: dict[str, Any] = {name: file[_GROUP][name][:][finished] for name in COLUMNS if name != "finished"}
+        columns: dict[str, Any] = {}
+        for name, (dtype, nothing, _, _) in COLUMNS.items():
+            # a table of an older version has fewer columns
+            known = name in file[_GROUP]
+            columns[name] = file[_GROUP][name][:][finished] if known else np.full(len(finished), nothing, dtype)
+        del columns["finished"]
         columns["image"] = finished
         for name in _LISTS:
             columns[name] = list(file[name].asstr()[:])

@@ -63,10 +63,15 @@ def line_of(numbers: dict[str, Any], space_group: str | None) -> str:
             "hit": numbers["hit"],
             "crystals": crystals,
             "failures": numbers["failures"],
+            **{name: _short(value) for name, value in numbers.get("measured", {}).items()},
             "cpu_seconds": round(sum(numbers["seconds"].values()), 4),
         },
         separators=(",", ":"),
     )
+
+
+def _short(value: float | None) -> float | None:
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 class LiveLines:

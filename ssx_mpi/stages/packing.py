@@ -17,6 +17,7 @@ def describe(still: Still, name: str) -> dict[str, Any]:
         "name": name,
         "n_spots": still.spots.n_spots,
         "hit": still.hit,
+        "measured": asdict(still.spots.numbers),
         "lattices": [asdict(lattice) for lattice in still.indexed.lattices] if still.indexed else [],
         "crystals": [asdict(crystal) for crystal in still.integrated.numbers] if still.integrated else [],
         "failures": [[f.stage, f.reason] for f in still.failures],

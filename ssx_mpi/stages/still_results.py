@@ -71,6 +71,34 @@ class CrystalNumbers:
 
 
 @dataclass(frozen=True)
+class ImageNumbers:
+    """Numbers about an image, None where they are not known.
+
+    Attributes
+    ----------
+    background
+        Mean of the pixels between the spots, counts.
+    ice
+        By how much the strongest ring of ice exceeds the background beside it, relative to that; 0 without.
+    n_saturated
+        Pixels above the trusted range.
+    wavelength
+        Angstrom.
+    spots_d_min
+        Resolution within which 95% of the strong spots lie, angstrom.
+    ice_spots
+        Share of the strong spots on rings of ice.
+    """
+
+    background: float | None = None
+    ice: float | None = None
+    n_saturated: int | None = None
+    wavelength: float | None = None
+    spots_d_min: float | None = None
+    ice_spots: float | None = None
+
+
+@dataclass(frozen=True)
 class Spots:
     """Strong spots of one still.
 
@@ -86,6 +114,8 @@ class Spots:
         Of the image, while it is at work.
     frame
         Its pixels, while it is at work.
+    numbers
+        What pixels and spots say of the image.
     """
 
     n_spots: int = 0
@@ -93,6 +123,7 @@ class Spots:
     table: Any = None
     experiment: Any = None
     frame: Frame | None = None
+    numbers: ImageNumbers = ImageNumbers()
 
 
 @dataclass(frozen=True)

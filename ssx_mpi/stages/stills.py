@@ -10,6 +10,7 @@ import numpy as np
 
 from ssx_mpi.images.experiment_maker import ExperimentMaker
 from ssx_mpi.images.frames import BadImage
+from ssx_mpi.stages.image_numbers import ImageMeasure
 from ssx_mpi.stages.packing import describe, encode
 from ssx_mpi.stages.protocols import Engine
 from ssx_mpi.stages.still_results import (
@@ -17,6 +18,7 @@ from ssx_mpi.stages.still_results import (
     Crystals,
     Failure,
     FailureRecorder,
+    ImageNumbers,
     Indexed,
     Integrated,
     LatticeNumbers,
@@ -47,6 +49,7 @@ class StillProcessor:
         self._engine = engine
         self._min_spots = min_spots
         self._failures = FailureRecorder()
+        self._measure = ImageMeasure()
 
     def find_spots(self, image: int) -> Still:
         """Find the strong spots of `image`; an image that cannot be read is a failure in the result."""
@@ -54,20 +57,23 @@ class StillProcessor:
         return self._find_spots(image).took("find_spots", time.process_time() - began)
 
     def _find_spots(self, image: int) -> Still:
-        frame, experiment = None, None
+        frame, experiment, numbers = None, None, ImageNumbers()
         try:
             self.maker.check_data(image)
             experiment = self.maker.experiment(image)
             frame = self._engine.read(experiment.imageset)
+            numbers = self._measure.pixels(experiment, frame)
             table = self._engine.spot_finder.find(experiment, frame)
+            numbers = self._measure.spots(experiment, table, numbers)
         except BadImage as error:
-            return Still(image, Spots(experiment=experiment), failures=(unread(error),))
+            return Still(image, Spots(experiment=experiment, numbers=numbers), failures=(unread(error),))
         except library_errors() as error:
             # formats raise whatever comes up below them when they make the models of a damaged file
             stage = "read" if frame is None else "find_spots"
-            return Still(image, Spots(experiment=experiment), failures=(self._failures.of(stage, error),))
+            spots = Spots(experiment=experiment, numbers=numbers)
+            return Still(image, spots, failures=(self._failures.of(stage, error),))
         table = self._labelled(table, image)
-        return Still(image, Spots(len(table), len(table) >= self._min_spots, table, experiment, frame))
+        return Still(image, Spots(len(table), len(table) >= self._min_spots, table, experiment, frame, numbers))
 
     def index(self, still: Still) -> Still:
         """Index the spots of `still`, when it is a hit that could be read."""

@@ -16,6 +16,7 @@ from ssx_mpi.records.files import DamagedFileError
 from ssx_mpi.stages.still_results import (
     Crystals,
     Failure,
+    ImageNumbers,
     Indexed,
     LatticeNumbers,
     Spots,
@@ -71,7 +72,8 @@ class StoredSteps:
             lattices = tuple(LatticeNumbers(**{**v, "cell": tuple(v["cell"])}) for v in numbers["lattices"])
             still = Still(
                 image,
-                Spots(numbers["n_spots"], numbers["hit"]),
+                # older runs did not measure
+                Spots(numbers["n_spots"], numbers["hit"], numbers=ImageNumbers(**numbers.get("measured", {}))),
                 Indexed(lattices, None) if indexed else None,
                 failures=tuple(Failure(*f) for f in numbers["failures"]),
                 seconds=numbers["seconds"],

@@ -220,8 +220,10 @@ def test_trusted_range_includes_its_ends():
     raw = np.array([[-2, -1, 0, 9, 10, 11]], np.int32)
     valid = np.array([[True, True, False, True, True, True]])
     expected = [False, True, False, True, True, False]
-    assert trusted_pixels(raw, valid, -1, 10)[0].tolist() == expected
-    assert trusted_pixels(raw.astype(float), valid, -1, 10)[0].tolist() == expected
+    assert trusted_pixels(raw, valid, -1, 10)[0][0].tolist() == expected
+    assert trusted_pixels(raw.astype(float), valid, -1, 10)[0][0].tolist() == expected
+    assert trusted_pixels(raw, valid, -1, 10)[1] == trusted_pixels(raw.astype(float), valid, -1, 10)[1] == 1
+    assert trusted_pixels(raw, valid, -1, 8)[1] == 3
     # limits beyond int32, as formats without an upper limit give them
-    assert trusted_pixels(raw, valid, -1e20, 1e20)[0].tolist() == valid[0].tolist()
-    assert trusted_pixels(raw, valid, -1.5, 9.5)[0].tolist() == [False, True, False, True, False, False]
+    assert trusted_pixels(raw, valid, -1e20, 1e20)[0][0].tolist() == valid[0].tolist()
+    assert trusted_pixels(raw, valid, -1.5, 9.5)[0][0].tolist() == [False, True, False, True, False, False]

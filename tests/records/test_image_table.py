@@ -28,6 +28,7 @@ def image(number: int, hit: bool = True, lattices: int = 1, failure: str = "") -
         "name": f"a.nxs:{number + 1}" if number < 6 else f"b_{number:05d}.cbf",
         "n_spots": 30 if hit else 2,
         "hit": hit,
+        "measured": {"background": 1.5, "ice": 0.25, "n_saturated": 4, "spots_d_min": None},
         "lattices": [lattice] * lattices,
         "crystals": [crystal] * lattices,
         "failures": [failure.split(": ", 1)] if failure else [],
@@ -146,7 +147,7 @@ def test_columns_have_units_and_meanings(tmp_path, batches):
         assert set(file["images"]) == set(COLUMNS)
         assert file["images"]["a"].attrs["units"] == "angstrom"
         assert all("units" in column.attrs and "long_name" in column.attrs for column in file["images"].values())
-        assert file.attrs["version"] == 1
+        assert file.attrs["version"] == 2
 
 
 def test_many_images_take_little_room(tmp_path):
@@ -161,3 +162,18 @@ def test_a_batch_whose_numbers_are_damaged_is_named_and_others_are_there(tmp_pat
     (said,) = ImageTable(tmp_path, 8).complete(batches)
     assert said == f"{path} is damaged: images.h5 lacks the images of batch 1"
     assert read_columns(tmp_path)["image"].tolist() == [5, 6, 7]
+
+
+def test_what_was_measured_has_columns(tmp_path, batches):
+    ImageTable(tmp_path, 8).complete(batches)
+    columns = read_columns(tmp_path)
+    assert set(columns["background"]) == {1.5} and set(columns["ice"]) == {0.25} and set(columns["n_saturated"]) == {4}
+    assert np.isnan(columns["spots_d_min"]).all()
+
+
+def test_a_table_without_a_column_is_read(tmp_path, batches):
+    ImageTable(tmp_path, 8).complete(batches)
+    with h5py.File(tmp_path / NAME, "r+") as file:
+        del file["images"]["ice"], file["images"]["n_saturated"]
+    columns = read_columns(tmp_path)
+    assert np.isnan(columns["ice"]).all() and set(columns["n_saturated"]) == {-1} and len(columns["a"]) == 8

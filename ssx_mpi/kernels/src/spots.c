@@ -129,20 +129,61 @@ int64_t ssx_groups_of_size(int32_t *list, int64_t n, int64_t nx, int64_t smalles
     return kept;
 }
 
-/* Valid pixels within the trusted range, both ends included. */
-#define TRUSTED(NAME, PIXEL)                                                                                           \
-    void NAME(const PIXEL *raw, const uint8_t *valid, int64_t n, double lowest, double highest, uint8_t *mask)         \
+/* pixels after which a count moves on to a wider one */
+#define BLOCK 4096
+
+/* Valid pixels within the trusted range, both ends included; returns how many valid ones are above it. */
+#define TRUSTED(NAME, PIXEL, LIMIT)                                                                                    \
+    int64_t NAME(const PIXEL *raw, const uint8_t *valid, int64_t n, LIMIT lowest, LIMIT highest, uint8_t *mask)        \
     {                                                                                                                  \
-        for (int64_t k = 0; k < n; k++)                                                                                \
-            mask[k] = (uint8_t)(valid[k] & (raw[k] >= lowest) & (raw[k] <= highest));                                  \
+        int64_t above = 0;                                                                                             \
+        for (int64_t start = 0; start < n; start += BLOCK) {                                                           \
+            const int64_t stop = start + BLOCK < n ? start + BLOCK : n;                                                \
+            int32_t some = 0;                                                                                          \
+            for (int64_t k = start; k < stop; k++) {                                                                   \
+                mask[k] = (uint8_t)(valid[k] & (raw[k] >= lowest) & (raw[k] <= highest));                              \
+                some += valid[k] & (raw[k] > highest);                                                                 \
+            }                                                                                                          \
+            above += some;                                                                                             \
+        }                                                                                                              \
+        return above;                                                                                                  \
     }
 
-TRUSTED(ssx_trusted_float64, double)
+TRUSTED(ssx_trusted_float64, double, double)
 
 WIDE
-void ssx_trusted_int32(const int32_t *raw, const uint8_t *valid, int64_t n, int32_t lowest, int32_t highest,
-                       uint8_t *mask)
+TRUSTED(ssx_trusted_int32, int32_t, int32_t)
+
+/* The mean of sampled pixels in each bin of `scale` * x, and of all of them, without those above a bin's mean by more
+ * than `n_sigma` of its spread, which are spots. means, counts: (n_bins); the last bin takes what lies beyond. */
+double ssx_background(const double *value, const uint8_t *valid, const float *x, int64_t n, double scale,
+                      double readout, double n_sigma, int64_t n_passes, int64_t n_bins, int32_t *bin, double *limit,
+                      double *means, double *counts)
 {
-    for (int64_t k = 0; k < n; k++)
-        mask[k] = (uint8_t)(valid[k] & (raw[k] >= lowest) & (raw[k] <= highest));
+    const float factor = (float)scale, last = (float)(n_bins - 1);
+    double total = 0.0, n_counted = 0.0;
+    for (int64_t i = 0; i < n; i++) {
+        const float place = factor * x[i];
+        bin[i] = (int32_t)(place < last ? place : last);
+    }
+    for (int64_t b = 0; b < n_bins; b++)
+        limit[b] = HUGE_VAL;
+    for (int64_t pass = 0; pass < n_passes; pass++) {
+        for (int64_t b = 0; b < n_bins; b++)
+            means[b] = counts[b] = 0.0;
+        for (int64_t i = 0; i < n; i++) {
+            const int counted = valid[i] & (value[i] <= limit[bin[i]]);
+            means[bin[i]] += counted ? value[i] : 0.0;
+            counts[bin[i]] += counted;
+        }
+        for (int64_t b = 0; b < n_bins; b++) {
+            if (pass == n_passes - 1) {
+                total += means[b];
+                n_counted += counts[b];
+            }
+            means[b] = counts[b] > 0 ? means[b] / counts[b] : 0.0;
+            limit[b] = means[b] + n_sigma * sqrt((means[b] > 0 ? means[b] : 0.0) + readout) + 1.0;
+        }
+    }
+    return n_counted > 0 ? total / n_counted : 0.0;
 }
