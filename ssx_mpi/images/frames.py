@@ -212,7 +212,9 @@ def _valid_pixels(key: tuple, imageset, detector: Detector) -> _ValidPixels:
     return _ValidPixels(key, tuple(panels))
 
 
-def _within_trusted_range(valid: Sequence[np.ndarray], detector: Detector, raw: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], int]:
+def _within_trusted_range(
+    valid: Sequence[np.ndarray], detector: Detector, raw: Sequence[np.ndarray]
+) -> tuple[tuple[np.ndarray, ...], int]:
     """Masks of the panels, and the number of valid pixels above the trusted range."""
     found = [trusted_pixels(r, v, *_trusted_range(panel)) for r, v, panel in zip(raw, valid, detector)]
     return tuple(mask for mask, _ in found), sum(above for _, above in found)

@@ -202,9 +202,7 @@ def groups_of_size(places: np.ndarray, width: int, smallest: int, largest: int) 
     return kept[:n_kept]
 
 
-def trusted_pixels(
-    raw: np.ndarray, valid: np.ndarray, lowest: float, highest: float
-) -> tuple[np.ndarray, int]:
+def trusted_pixels(raw: np.ndarray, valid: np.ndarray, lowest: float, highest: float) -> tuple[np.ndarray, int]:
     """Valid pixels whose value lies in the trusted range, both ends included, and how many lie above it.
 
     Parameters

@@ -36,9 +36,7 @@ class ImageMeasure:
         valid = np.concatenate([mask[every, every].ravel() for mask in frame.masks])
         wavelength = experiment.beam.get_wavelength()
         found = background_numbers(values, valid, self._ray_sq, wavelength, max(frame.readout))
-        return ImageNumbers(
-            background=found.mean, ice=found.ice, n_saturated=frame.n_saturated, wavelength=wavelength
-        )
+        return ImageNumbers(background=found.mean, ice=found.ice, n_saturated=frame.n_saturated, wavelength=wavelength)
 
     def spots(self, experiment: Any, table: Any, numbers: ImageNumbers) -> ImageNumbers:
         """`numbers` with what the strong spots of the image say."""
