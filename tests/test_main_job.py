@@ -754,8 +754,8 @@ class TestBadInput:
         assert "lyso_000001.h5" in line
         assert "read through their master or .nxs file" in line
 
-    def test_wildcards(self, chip, tmp_path):
-        assert "use template= or directory=" in self.refused(tmp_path, f"image={chip.image.parent}/*.nxs")
+    def test_wildcards_that_match_nothing(self, chip, tmp_path):
+        assert "no file matches" in self.refused(tmp_path, f"image={chip.image.parent}/*.nx7")
 
     def test_an_image_named_twice(self, chip, tmp_path):
         line = self.refused(tmp_path, f"image={chip.image}", f"image={chip.image}:5:6")

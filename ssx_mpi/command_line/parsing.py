@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parameters.declaration import Definition, phil_text
-from ssx_mpi.parameters.user_input import (
-    InputError,
-    as_phil,
-    check_numbers,
-    check_values,
-    names_given,
-    unknown_parameter,
-)
+from ssx_mpi.parameters.names import Names, assignments
+from ssx_mpi.parameters.user_input import InputError, as_phil, check_values
 
 
 @dataclass(frozen=True)
@@ -36,12 +29,15 @@ class Program:
         that the program takes.
     epilog : str
         The last lines of its help.
+    without_meaning : mapping
+        Names of parameters of xia2 that have no effect here, and why.
     """
 
     usage: str
     definitions: Sequence[Definition]
     bare: str | None
     epilog: str = ""
+    without_meaning: Mapping[str, str] = field(default_factory=dict)
 
     def scope(self) -> Any:
         """Its PHIL scope object."""
@@ -52,48 +48,104 @@ class Program:
 
 @dataclass(frozen=True)
 class Given:
-    """A command line that was read: what PHIL extracted, files, verbosity, full names of the parameters given."""
+    """A command line that was read.
+
+    Attributes
+    ----------
+    extract
+        What PHIL extracted.
+    files : tuple of str
+        What is no parameter.
+    verbosity : int
+    typed : frozenset of str
+        Full names of the parameters given, on the command line or in a file.
+    notes : tuple of str
+        Lines for the log about what was given and has no effect.
+    """
 
     extract: Any
     files: tuple[str, ...]
     verbosity: int
     typed: frozenset[str]
+    notes: tuple[str, ...]
 
 
 def parse(program: Program, arguments: list[str]) -> Given:
-    """What `arguments` say.
+    """What `arguments` say; what is typed wins over what a file of parameters has, wherever that is named.
 
     Raises
     ------
     InputError
         For an unknown parameter, or one with an impossible value; the message is one line.
     """
-    import iotbx.phil
     from libtbx.utils import Sorry
 
     scope = program.scope()
+    names = Names(program.definitions, program.without_meaning)
     parser = dials_compat.argument_parser(usage=program.usage, phil=scope, epilog=program.epilog, check_format=False)
+    read = _Reader(names, scope)
+    # PHIL takes them in their order, so what is typed comes last
+    others = [argument for argument in arguments if not _is_parameter_file(argument)]
+    quoted = [text for argument in arguments if _is_parameter_file(argument) for text in read.file(argument)]
+    quoted += [text for argument in others for text in read.argument(argument)]
     try:
-        for argument in arguments:
-            # the parser of DIALS would take a missing, broken or empty phil file for an unknown parameter
-            if "=" not in argument and argument.endswith((".phil", ".params")):
-                if not Path(argument).is_file():
-                    raise InputError(f"{argument}: there is no such file")
-                given = iotbx.phil.parse(file_name=argument)
-                if not given.objects:
-                    raise InputError(f"{argument}: there are no parameters in it")
-                check_numbers(given, scope, f"{argument}: ")
-        quoted = [as_phil(argument, scope) for argument in arguments]
         extract, options, left = parser.parse_args(quoted, show_diff_phil=False, return_unhandled=True)
     except (Sorry, RuntimeError, ValueError, AssertionError) as error:
-        # of PHIL: a value of the wrong type, a name that fits several parameters
+        # of PHIL: a value of the wrong type
         raise InputError(" ".join(str(error).split())) from None
     unknown = [argument for argument in left if program.bare is not None or "=" in argument]
     if unknown:
-        raise InputError(unknown_parameter(unknown[0], scope, program.bare or ""))
+        raise InputError(f"unknown parameter {unknown[0]!r}; {program.bare or '-c lists the parameters'}")
     check_values(extract, scope)
-    typed = frozenset(name for argument in arguments for name in names_given(argument, scope))
-    return Given(extract, tuple(left), options.verbose, typed)
+    return Given(extract, tuple(left), options.verbose, frozenset(read.typed), tuple(read.notes()))
+
+
+def _is_parameter_file(argument: str) -> bool:
+    return "=" not in argument and argument.endswith((".phil", ".params"))
+
+
+class _Reader:
+    """Makes what is given into assignments of full names, and remembers which those are."""
+
+    def __init__(self, names: Names, scope: Any) -> None:
+        self._names = names
+        self._scope = scope
+        self._unused: dict[str, None] = {}
+        self.typed: set[str] = set()
+
+    def file(self, file: str) -> list[str]:
+        """All that a file sets."""
+        return [
+            text for given in assignments(file) for text in self._assign(given.name, given.value, f"{file}: ")
+        ]
+
+    def argument(self, argument: str) -> list[str]:
+        """One argument of the command line."""
+        name, equals, value = (part.strip() for part in argument.partition("="))
+        if not equals or name.startswith("-"):
+            return [argument]
+        if not value:
+            raise InputError(f"{argument}: there is no value behind the =")
+        return self._assign(name, value, "")
+
+    def _assign(self, name: str, value: str, where: str) -> list[str]:
+        target = self._names.find(name)
+        if target is None:
+            several = self._names.several(name)
+            said = f"it may be {' or '.join(f'{one}=' for one in several)}" if several else self._names.hint(name)
+            raise InputError(f"{where}unknown parameter {f'{name}={value}'!r}; {said}")
+        if target in self._names.without_meaning:
+            self._unused.setdefault(target)
+            return []
+        self.typed.add(target)
+        return [as_phil(f"{target}={value}", self._scope, where)]
+
+    def notes(self) -> list[str]:
+        """A line about all that was given and has no effect."""
+        if not self._unused:
+            return []
+        said = "; ".join(f"{name} ({self._names.without_meaning[name]})" for name in self._unused)
+        return [f"without an effect here: {said}"]
 
 
 def print_help(program: Program) -> None:

@@ -78,6 +78,8 @@ def _main(comm: Communicator, arguments: list[str]) -> int:
             if comm.rank == 0:
                 to_file = _start_log(parameters.directory, verbosity)
                 logger.info("ssx_mpi %s on %d ranks: %s", __version__, comm.size, shlex.join(arguments))
+                for note in parameters.notes:
+                    logger.info("%s", note)
             quiet_dials()
 
             def claimed() -> None:
@@ -171,12 +173,13 @@ def read_arguments(arguments: list[str]) -> tuple[Parameters, int]:
         USAGE,
         declaration.definitions(run_parameters.Parameters),
         "images are given as image=, template= or directory=",
+        without_meaning=run_parameters.WITHOUT_MEANING,
     )
     if not arguments:
         parsing.print_help(program)
         raise InputError("no images given: use image=, template= or directory=")
     given = parsing.parse(program, arguments)
-    return run_parameters.read(given.extract, Path.cwd(), given.typed), given.verbosity
+    return run_parameters.read(given.extract, Path.cwd(), given.typed, given.notes), given.verbosity
 
 
 def _start_log(directory: Path, verbosity: int) -> Callable[[], None]:

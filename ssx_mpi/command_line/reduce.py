@@ -37,15 +37,19 @@ DEFINITIONS = (
         "input.directory",
         "path",
         None,
-        "Output folder of an earlier run, whose integrated crystals are taken; may be given more than once.",
+        "Output folder of an earlier run, or one of its batches, or any folder of integrated*.expt and .refl; may be "
+        "given more than once.",
         multiple=True,
     ),
+    Definition("input.experiments", "path", None, "Integrated experiments, as a file named alone.", 1, multiple=True),
+    Definition("input.reflections", "path", None, "The reflections that go with them.", 1, multiple=True),
     Definition(
         "nproc",
         "int",
         AUTO,
         "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use.",
         least=1,
+        aliases=("multiprocessing.nproc",),
     ),
     Definition("output.folder", "path", ".", "Where DataFiles, LogFiles and data_reduction go."),
     Definition("output.log", "str", "ssx_mpi.reduce.log", "Name of the log in that folder.", level=1),
@@ -70,9 +74,11 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
     from ssx_mpi.report.text import reduction_block
 
     try:
-        params, files = _parse(args)
+        given = _parse(args)
     except InputError as error:
         return _refuse(comm, error, ExitCode.REFUSED)
+    params = given.extract
+    files = [*given.files, *filter(None, (*params.input.experiments, *params.input.reflections))]
     folder = Path(params.output.folder).absolute()
     try:
         if comm.rank == 0:
@@ -80,6 +86,8 @@ def main(comm: Communicator, args: list[str], watch: Watch | None = None) -> int
                 folder.mkdir(parents=True, exist_ok=True)
             with storing(folder / params.output.log):
                 _log_to(folder / params.output.log)
+            for note in given.notes:
+                logger.info("%s", note)
             for name in filter(None, params.input.directory):
                 if any(Path(name).glob("batch_*/journal")):
                     logger.warning("%s: the run is not finished; its finished batches alone are reduced", name)
@@ -126,7 +134,7 @@ def run(args: list[str] | None = None) -> None:
         dials_compat.prepare()
         if launcher_size() is None:
             # the arguments are checked before ranks are started for them
-            nproc = _parse(arguments)[0].nproc
+            nproc = _parse(arguments).extract.nproc
             start_on_ranks(
                 "ssx_mpi.command_line.reduce", arguments, nproc if isinstance(nproc, int) else usable_cores()
             )
@@ -142,10 +150,12 @@ def definitions() -> list[declaration.Definition]:
     return [*DEFINITIONS, *declaration.definitions(reduction_parameters.ReductionParameters)]
 
 
-def _parse(args: list[str]) -> tuple[Any, tuple[str, ...]]:
+def _parse(args: list[str]) -> parsing.Given:
     usage = "ssx_mpi.reduce [options] integrated_*.expt integrated_*.refl"
-    given = parsing.parse(parsing.Program(usage, definitions(), bare=None, epilog=__doc__), args)
-    return given.extract, given.files
+    program = parsing.Program(
+        usage, definitions(), bare=None, epilog=__doc__, without_meaning=reduction_parameters.WITHOUT_MEANING
+    )
+    return parsing.parse(program, args)
 
 
 def _log_to(path: Path) -> None:

@@ -11,6 +11,7 @@ Run as a program it reads the headers of the files that its argument names, and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import select
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ssx_mpi.images.frames import BadImage
-from ssx_mpi.images.sources import HDF5_SUFFIXES, UNREADABLE, find_images, format_class, unreadable
+from ssx_mpi.images.sources import HDF5_SUFFIXES, UNREADABLE, expand, find_images, format_class, unreadable
 from ssx_mpi.parameters.run_parameters import Source
 from ssx_mpi.parameters.user_input import InputError
 
@@ -45,9 +46,10 @@ def probe_sources(sources: Iterable[Source]) -> None:
 
 def _first_files(source: Source) -> list[str]:
     path = Path(source.name)
-    if source.kind == "image":
-        return [str(path)] if path.is_file() else []
     try:
+        if source.kind == "image":
+            named = (Path(one.name) for one in expand(source))
+            return [str(one) for one in itertools.islice(named, _MOST_LOOKED_AT) if one.is_file()]
         if source.kind == "directory":
             names = sorted(p for p in path.iterdir() if p.suffix.lower() in HDF5_SUFFIXES)
             if names and not any(p.suffix.lower() == ".cbf" for p in path.iterdir()):

@@ -6,6 +6,7 @@ No list of all images exists anywhere: :class:`ImageSources` is a few bytes an i
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import itertools
 import json
@@ -13,8 +14,8 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -171,7 +172,8 @@ def find_images(requested: tuple[Source, ...]) -> ImageSources:
 
 def _find(requested: tuple[Source, ...]):
     # generators keep memory at the size of the result
-    for single, group in itertools.groupby(requested, _is_single_image):
+    named = itertools.chain.from_iterable(map(expand, requested))
+    for single, group in itertools.groupby(named, _is_single_image):
         if single:
             yield from _numbered(_checked_file(source) for source in group)
             continue
@@ -180,14 +182,48 @@ def _find(requested: tuple[Source, ...]):
             yield from finder(source)
 
 
+def expand(source: Source) -> Iterator[Source]:
+    """The sources that one with wildcards in the name of its image stands for, in the order of their numbers.
+
+    A range is that in each of them. Of HDF5 files those that lead to the others are taken, as in a folder.
+
+    Raises
+    ------
+    InputError
+        When nothing matches.
+    """
+    if source.kind != "image" or not re.search(r"[*?\[]", source.name) or Path(source.name).exists():
+        yield source
+        return
+    found = [name for name in glob.iglob(source.name) if Path(name).is_file()]
+    if not found:
+        raise InputError(f"image={source.name}: no file matches")
+    stacks = [name for name in found if name.lower().endswith(HDF5_SUFFIXES)]
+    others = [name for name in found if not name.lower().endswith(HDF5_SUFFIXES)]
+    for name in sorted(others + _leading(stacks), key=_natural):
+        yield replace(source, name=name)
+
+
+def _natural(name: str) -> list[str | tuple[int, str]]:
+    # numbers by their values: text and digits alternate, so like meets like
+    parts = re.split(r"(\d+)", name)
+    return [(int(part), part) if k % 2 else part for k, part in enumerate(parts)]
+
+
+def _leading(stacks: list[str]) -> list[str]:
+    """Of HDF5 files, those through which the others are read: masters, or else .nxs files, or else all."""
+    return (
+        [n for n in stacks if n.endswith("_master.h5")] or [n for n in stacks if n.endswith((".nxs", ".nx5"))] or stacks
+    )
+
+
 def _is_single_image(source: Source) -> bool:
     return source.kind == "image" and not source.name.lower().endswith(HDF5_SUFFIXES)
 
 
 def _checked_file(source: Source) -> str:
     if not Path(source.name).is_file():
-        hint = "; * and ? stand for themselves: use template= or directory=" if re.search(r"[*?]", source.name) else ""
-        raise InputError(f"image={source.name}: there is no such file{hint}")
+        raise InputError(f"image={source.name}: there is no such file")
     if _is_single_image(source) and source.first is not None and (source.first, source.last) != (1, 1):
         raise InputError(f"image={source.name}:{source.first}:{source.last}: the file holds one image")
     return source.name
@@ -253,8 +289,7 @@ def _find_directory(source: Source):
         return
     stacks = [n for n in names if n.lower().endswith(HDF5_SUFFIXES)]
     # data files beside a master or .nxs file are read through it
-    leading = [n for n in stacks if n.endswith("_master.h5")] or [n for n in stacks if n.endswith((".nxs", ".nx5"))]
-    for name in sorted(leading or stacks):
+    for name in sorted(_leading(stacks)):
         yield from _find_stack(Source("image", str(folder / name)))
     if not stacks:
         raise InputError(f"directory={source.name}: it holds no image files")

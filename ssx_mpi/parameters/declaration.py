@@ -55,6 +55,8 @@ class Definition:
         Whether it may be given more than once.
     optional : bool
         Whether None stands for something although it is not the default.
+    aliases : tuple of str
+        Other names, as xia2 has them, each with the names of its scopes.
     """
 
     name: str
@@ -68,6 +70,7 @@ class Definition:
     choices: tuple[str, ...] = ()
     multiple: bool = False
     optional: bool = False
+    aliases: tuple[str, ...] = ()
 
     @property
     def phil_type(self) -> str:
@@ -91,6 +94,10 @@ class Definition:
         if isinstance(self.default, tuple):
             return ",".join(_text(value) for value in self.default)
         return _text(self.default)
+
+    def within(self, scope: str) -> Definition:
+        """The same definition with `scope`, and its point, before its names."""
+        return dataclasses.replace(self, name=scope + self.name, aliases=tuple(scope + name for name in self.aliases))
 
     def phil(self) -> str:
         """Its definition in PHIL, without its scopes."""
@@ -192,7 +199,7 @@ def definitions(of: type, scope: str = "") -> list[Definition]:
     for field in dataclasses.fields(of):
         if "group" in field.metadata:
             found += definitions(field.metadata["group"], scope + field.metadata["scope"])
-        found += [dataclasses.replace(d, name=scope + d.name) for d in field.metadata.get("definitions", ())]
+        found += [d.within(scope) for d in field.metadata.get("definitions", ())]
     return found
 
 
@@ -253,7 +260,7 @@ def read(of: type[T], extract: Any, path: PathReader, scope: str = "", **undecla
             values[field.name] = how["make"](*given, path)
         else:
             (definition,) = how["definitions"]
-            values[field.name] = dataclasses.replace(definition, name=scope + definition.name).read(given[0], path)
+            values[field.name] = definition.within(scope).read(given[0], path)
     return of(**values)
 
 

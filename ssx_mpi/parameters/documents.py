@@ -42,11 +42,15 @@ def _tables(scope: str, tree: Mapping[str, Any]) -> Iterator[str]:
         if scope:
             yield f"### {scope}\n"
         yield "| parameter | value | level | |\n|---|---|---|---|"
-        yield from (f"| `{one.name}` | {_value(one)} | {one.level} | {_cell(one.help)} |" for one in own)
+        yield from (f"| `{one.name}` | {_value(one)} | {one.level} | {_cell(one.help)}{_aliases(one)} |" for one in own)
         yield ""
     for name, one in tree.items():
         if not isinstance(one, Definition):
             yield from _tables(f"{scope}.{name}" if scope else name, one)
+
+
+def _aliases(one: Definition) -> str:
+    return f" xia2: {', '.join(f'`{name}`' for name in one.aliases)}." if one.aliases else ""
 
 
 def _value(one: Definition) -> str:

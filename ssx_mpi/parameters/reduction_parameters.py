@@ -11,6 +11,15 @@ from ssx_mpi.parameters.declaration import Definition, declared, group, paramete
 from ssx_mpi.parameters.user_input import PathReader, check_limits
 
 
+#: parameters of xia2.ssx_reduce that have no effect here, and why
+WITHOUT_MEANING = {
+    "reduction_batch_size": "all crystals are reindexed together",
+    "batch_size": "all crystals are reindexed together",
+    "filtering.remove_filtered_reflections": "scaled files keep what was integrated",
+    "input.validate": "all files are looked at",
+}
+
+
 @dataclass(frozen=True)
 class CellFilter:
     """Parameters of the filter by unit cells; lengths in angstrom, angles in degrees.
@@ -28,7 +37,8 @@ class CellFilter:
         "clustering.absolute_length_tolerance",
         "float",
         1.0,
-        "Crystals whose cell lengths differ by more (angstrom) from the central cell are left out. None: no limit.",
+        "Crystals whose cell lengths differ by more (angstrom) from the central cell are left out. None or 0: no "
+        "limit.",
         least=0,
         optional=True,
         level=1,
@@ -227,6 +237,7 @@ class CrystalFilter:
         "Standard deviations (by medians) below the median delta-CC1/2 at which a crystal that does not fit goes.",
         least=0,
         level=1,
+        aliases=("filtering.stdcutoff",),
     )
     max_cycles: int = parameter(
         "filtering.deltacchalf.max_cycles",
@@ -249,7 +260,12 @@ class CrystalFilter:
         uses=("filtering.method",), make=lambda methods, path: "Isigma" in methods, default=False
     )
     min_i_over_sigma: float = parameter(
-        "filtering.Isigma.min_i_over_sigma", "float", 1.0, "Least mean I/sigma of a crystal.", level=1
+        "filtering.Isigma.min_i_over_sigma",
+        "float",
+        1.0,
+        "Least mean I/sigma of a crystal.",
+        level=1,
+        aliases=("filtering.mean_i_over_sigma_threshold",),
     )
 
 
@@ -285,6 +301,7 @@ class ReductionParameters:
         ("scale", "merge"),
         "merge alone takes files that were scaled before; scale alone leaves scaled files.",
         choices=("scale", "merge"),
+        aliases=("workflow.steps",),
     )
     #: whether a warning is a failure; the results are the same
     strict: bool = parameter(
@@ -309,7 +326,20 @@ class ReductionParameters:
         least=0.1,
     )
     d_max: float | None = parameter("d_max", "float", None, "Low-resolution limit in angstrom.", least=0.1)
-    anomalous: bool = parameter("anomalous", "bool", False, "Keep Friedel mates apart in amplitudes and statistics.")
+    anomalous: bool = parameter(
+        "anomalous",
+        "bool",
+        False,
+        "Keep Friedel mates apart in amplitudes and statistics.",
+        aliases=("scaling.anomalous",),
+    )
+    space_group: str | None = parameter(
+        "space_group",
+        "space_group",
+        None,
+        "Space group to reduce in; by default that of the crystals. It must have their centring, and allow their cell.",
+        aliases=("symmetry.space_group",),
+    )
     partiality_threshold: float = parameter(
         "partiality_threshold",
         "float",
@@ -324,6 +354,7 @@ class ReductionParameters:
         "file",
         None,
         "Intensities (.mtz, .cif) or a model (.pdb, .cif) that settles the indexing ambiguity; CC to it is reported.",
+        aliases=("scaling.model",),
     )
     free_flags: str = parameter(
         "free_flags",

@@ -17,6 +17,13 @@ from ssx_mpi.parameters.declaration import AUTO, Definition, declared, group, pa
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
 from ssx_mpi.parameters.user_input import InputError, PathReader, check_limits, check_values, identity
 
+#: parameters of xia2.ssx that have no effect here, and why
+WITHOUT_MEANING = {
+    "multiprocessing.njobs": "one job has all nodes: ssx_mpi.submit",
+    "reduction_batch_size": "all crystals are reindexed together",
+    "filtering.remove_filtered_reflections": "scaled files keep what was integrated",
+}
+
 #: steps that are done with each image, in their order
 STEPS = ("find_spots", "index", "integrate")
 #: the step that is done with all crystals together, after those
@@ -238,6 +245,7 @@ class Parameters:
         "cell",
         None,
         "Unit cell of the crystals in angstrom and degrees: a,b,c,alpha,beta,gamma.",
+        aliases=("indexing.unit_cell",),
     )
     stills: bool = parameter(
         "stills",
@@ -280,9 +288,21 @@ class Parameters:
         "Low-resolution limit in angstrom, for spot finding and, unless reduction.d_max is given, reduction.",
         least=0,
     )
-    max_lattices: int = parameter("max_lattices", "int", 3, "Most lattices to index on one image.", least=1)
+    max_lattices: int = parameter(
+        "max_lattices",
+        "int",
+        3,
+        "Most lattices to index on one image.",
+        least=1,
+        aliases=("indexing.max_lattices",),
+    )
     min_spots: int = parameter(
-        "min_spots", "int", 10, "Images with fewer strong spots are not hits and are not indexed.", least=1
+        "min_spots",
+        "int",
+        10,
+        "Images with fewer strong spots are not hits and are not indexed.",
+        least=1,
+        aliases=("indexing.min_spots",),
     )
     batch_size: int = parameter(
         "batch_size", "int", 1000, "Number of images whose results are written and reported together.", least=1, level=1
@@ -293,6 +313,7 @@ class Parameters:
         AUTO,
         "MPI ranks to start when not under mpirun or srun already; Auto is the cores this process may use.",
         least=1,
+        aliases=("multiprocessing.nproc",),
         affects_results=False,
     )
     steps: tuple[str, ...] = declared(
@@ -304,6 +325,7 @@ class Parameters:
             "the geometry only. Reduction (reduction.*) merges the integrated crystals of all batches.",
             choices=(*STEPS, REDUCE),
             optional=True,
+            aliases=("workflow.steps",),
         ),
         make=lambda *given: _steps(*given),
         affects_results=False,
@@ -441,6 +463,8 @@ class Parameters:
     reduction_given: tuple[str, ...] = field(default=(), metadata={"affects_results": False})
     #: full names of the parameters that were given: these win over a file for DIALS, our defaults do not
     typed: tuple[str, ...] = ()
+    #: lines for the log about what was given
+    notes: tuple[str, ...] = field(default=(), metadata={"affects_results": False})
 
     @property
     def symmetry_known(self) -> bool:
@@ -470,7 +494,7 @@ def scope() -> Any:
     return iotbx.phil.parse(declaration.phil_text(declaration.definitions(Parameters)))
 
 
-def read(extract: Any, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
+def read(extract: Any, cwd: Path, typed: Iterable[str] = (), notes: Iterable[str] = ()) -> Parameters:
     """The dataclasses for an extracted PHIL scope.
 
     Parameters
@@ -481,6 +505,8 @@ def read(extract: Any, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         Absolute folder that relative paths are relative to.
     typed
         Full names of the parameters that the user gave.
+    notes
+        Lines for the log about what was given.
 
     Raises
     ------
@@ -497,6 +523,7 @@ def read(extract: Any, cwd: Path, typed: Iterable[str] = ()) -> Parameters:
         reduction=reduction_parameters.read(extract, path, "reduction.", d_max=extract.d_max),
         reduction_given=tuple(_reduction_given(extract, path)),
         typed=tuple(sorted(typed)),
+        notes=tuple(notes),
     )
     _check(parameters)
     return parameters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -38,26 +37,6 @@ class PathReader:
         if not path.is_file():
             raise InputError(f"{parameter}={name}: there is no such file")
         return path
-
-
-def unknown_parameter(argument: str, known_scope: Any, without_name: str) -> str:
-    """The message for an `argument` that a scope does not know, naming the closest parameter that it does.
-
-    Parameters
-    ----------
-    known_scope
-        The PHIL scope object.
-    without_name
-        What to say of an argument that is no assignment.
-    """
-    name, equals, value = (part.strip() for part in argument.partition("="))
-    if equals and not value:
-        return f"{argument}: there is no value behind the ="
-    known = [d.path for d in known_scope.all_definitions()]
-    by_last = {path.split(".")[-1]: path for path in reversed(known)}
-    close = difflib.get_close_matches(name, known + list(by_last), n=1, cutoff=0.5)
-    hint = f"did you mean {by_last.get(close[0], close[0])}=?" if close else "-c lists the parameters"
-    return f"unknown parameter {argument!r}; {hint if '=' in argument else without_name}"
 
 
 # PHIL evaluates what is given for a number as Python; numbers and sums of them need nothing else than this
@@ -97,20 +76,13 @@ def _kind(definition: Any) -> str | None:
     return getattr(definition.object.type, "phil_type", None)
 
 
-def names_given(argument: str, known_scope: Any) -> list[str]:
-    """Full names of the parameters that an argument, or the PHIL file that it names, may stand for."""
-    import iotbx.phil
-
-    if "=" not in argument:
-        if not argument.endswith((".phil", ".params")):
-            return []
-        return [definition.path for definition in iotbx.phil.parse(file_name=argument).all_definitions()]
-    name = argument.partition("=")[0].strip()
-    return [d.path for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")]
-
-
-def as_phil(argument: str, known_scope: Any) -> str:
+def as_phil(argument: str, known_scope: Any, where: str = "") -> str:
     """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs.
+
+    Parameters
+    ----------
+    where
+        What to name before the parameter in an error.
 
     Raises
     ------
@@ -120,9 +92,13 @@ def as_phil(argument: str, known_scope: Any) -> str:
     from libtbx.phil.tokenizer import quote_python_str
 
     name, _, value = (part.strip() for part in argument.partition("="))
-    kinds = {_kind(d) for d in known_scope.all_definitions() if f".{d.path}".endswith(f".{name}")}
+    known = {d.path: _kind(d) for d in known_scope.all_definitions()}
+    kinds = {known[name]} if name in known else {known[path] for path in known if path.endswith(f".{name}")}
     if kinds & set(_NUMBERS):
-        _check_number(name, value)
+        _check_number(where + name, value)
+    if kinds == {"choice"} and "+" in value:
+        # PHIL knows the choices in lower case alone where several are given in this way
+        return f"{name}={value.lower()}"
     if not kinds or not kinds <= {"str", "path"} or value.lower() in ("", "none", "auto") or value[0] in "\"'":
         return argument
     return f"{name}={quote_python_str(chr(34), value)}"

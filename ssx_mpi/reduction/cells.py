@@ -38,7 +38,7 @@ def filter_cells(comm: Communicator, cells: np.ndarray, numbers: np.ndarray, n_t
     """
     keep = np.ones(len(cells), dtype=bool)
     clusters: tuple[CellCluster, ...] = ()
-    if how.threshold is not None:
+    if how.threshold:
         sample = comm.allgather(cells[numbers % max(1, -(-n_total // _SAMPLE)) == 0])
         together = np.concatenate(sample)
         clusters = tuple(cell_clusters.cluster_cells(together, how.threshold))
@@ -47,6 +47,6 @@ def filter_cells(comm: Communicator, cells: np.ndarray, numbers: np.ndarray, n_t
             labels[cluster.members] = label
         keep = cell_clusters.nearest_cluster(cells, together, labels, how.threshold) == 0
     centre = np.array(how.central) if how.central is not None else exact_median(comm, cells[keep])
-    length = np.inf if how.length_tolerance is None else how.length_tolerance
-    angle = np.inf if how.angle_tolerance is None else how.angle_tolerance
+    length = how.length_tolerance or np.inf
+    angle = how.angle_tolerance or np.inf
     return FilteredCells(keep & cell_clusters.within_tolerance(cells, centre, length, angle), centre, clusters)

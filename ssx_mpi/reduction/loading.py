@@ -75,7 +75,8 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
     files
         Any of the two files of each pair, or both; or a folder of such, as one of the batches of a run.
     directories
-        Output folders of earlier runs: what is in their ``batch_*`` or, without these, ``DataFiles``.
+        Output folders of earlier runs: what is in their ``batch_*`` or, without these, ``DataFiles``; or folders of
+        such files.
     scaled
         In directories, look for what was scaled rather than for what was integrated.
 
@@ -88,7 +89,9 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
     for directory in directories:
         if not directory.is_dir():
             raise InputError(f"{directory} is not a folder")
-        patterns = ["DataFiles/scaled*.expt"] if scaled else ["batch_*/integrated*.expt", "DataFiles/integrated*.expt"]
+        kind = "scaled" if scaled else "integrated"
+        places = ("DataFiles/", "") if scaled else ("batch_*/", "DataFiles/", "")
+        patterns = [f"{place}{kind}*.expt" for place in places]
         found = next(filter(None, (sorted(directory.glob(p), key=_natural) for p in patterns)), None)
         if found is None:
             raise InputError(f"{directory} holds no {' or '.join(patterns)}")

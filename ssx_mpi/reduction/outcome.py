@@ -107,7 +107,7 @@ def _write_by_file(job: Job, results: output.CrystalResults, scaled: Scaled) -> 
         if export.scaled or export.unmerged_mtz or export.unmerged_mmcif:
             stem = data_files / f"scaled_{number + 1}"
             output.write_scaled(
-                source, kept, stem, job.selection, frame.unique, scaled.merged, scaled.noise, scaled.scales.trend
+                source, kept, stem, job.selection, frame, scaled.merged, scaled.noise, scaled.scales.trend
             )
             written.append(number)
         if export.stream:

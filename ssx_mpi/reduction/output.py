@@ -17,7 +17,7 @@ from ssx_mpi.reduction import crystfel
 from ssx_mpi.reduction.crystal_list import Crystals, Fate
 from ssx_mpi.reduction.crystfel import CellType
 from ssx_mpi.reduction.errors import InputError
-from ssx_mpi.reduction.job import Job
+from ssx_mpi.reduction.job import Frame, Job
 from ssx_mpi.reduction.loading import Source
 from ssx_mpi.stages.intensities import reflection_data as stage
 from ssx_mpi.stages.intensities.reflection_data import ScaledCrystal, Selection
@@ -144,10 +144,13 @@ def kept_crystals(results: FileResults, settings: np.ndarray) -> list[ScaledCrys
     ]
 
 
-def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path) -> None:
-    """Write the experiments of some crystals of a file, in the common setting."""
+def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path, space_group: str) -> None:
+    """Write the experiments of some crystals of a file, in the common setting and a space group."""
     content = json.loads(source.experiments.read_bytes())
     selected = select_experiments(content, crystals)
+    for crystal in selected["crystal"]:
+        if not stage.same_space_group(f"Hall: {crystal['space_group_hall_symbol']}", space_group):
+            crystal["space_group_hall_symbol"] = stage.hall_symbol(space_group)
     write_json(path, selected)
 
 
@@ -156,7 +159,7 @@ def write_scaled(
     crystals: list[ScaledCrystal],
     stem: Path,
     selection: Selection,
-    unique: UniqueReflections,
+    frame: Frame,
     merged: Merged,
     noise: Noise,
     trend: Trend,
@@ -164,16 +167,18 @@ def write_scaled(
     """Write ``stem.expt`` and ``stem.refl`` with the merged crystals of an input file and their scaled intensities."""
     with placing(stem.with_suffix(".refl")) as path:
         stage.write_scaled_reflections(
-            str(source.reflections), str(path), crystals, selection, unique, merged, noise, trend
+            str(source.reflections), str(path), crystals, selection, frame.unique, merged, noise, trend
         )
-    write_experiments(source, crystals, stem.with_suffix(".expt"))
+    write_experiments(source, crystals, stem.with_suffix(".expt"), frame.space_group)
 
 
-def write_selected(source: Source, crystals: list[ScaledCrystal], stem: Path, selection: Selection) -> None:
+def write_selected(
+    source: Source, crystals: list[ScaledCrystal], stem: Path, selection: Selection, space_group: str
+) -> None:
     """Write ``stem.expt`` and ``stem.refl`` with some crystals as integrated, in the common setting."""
     with placing(stem.with_suffix(".refl")) as path:
         stage.write_selected_reflections(str(source.reflections), str(path), crystals, selection)
-    write_experiments(source, crystals, stem.with_suffix(".expt"))
+    write_experiments(source, crystals, stem.with_suffix(".expt"), space_group)
 
 
 def write_stream(

@@ -165,10 +165,23 @@ def _filter_cells(
     return fate, filtered.centre
 
 
+def _check_space_group(asked: str, found: str, cell: np.ndarray) -> None:
+    # alike on all ranks
+    why = ""
+    if not stage.same_centring(asked, found):
+        why = f"the centring of {stage.space_group_symbol(found)}, in which the crystals were indexed, is another"
+    elif not stage.allows_cell(asked, cell):
+        why = f"it forbids the cell of the crystals, {_text(cell)}"
+    if why:
+        raise InputError(f"space_group={asked}: {why}")
+
+
 def _frame(
     comm: Communicator, loaded: Loaded, fate: np.ndarray, centre: np.ndarray, parameters: ReductionParameters
 ) -> Frame:
-    space_group = loaded.space_group
+    space_group = parameters.space_group or loaded.space_group
+    if parameters.space_group is not None:
+        _check_space_group(parameters.space_group, loaded.space_group, centre)
     cell = stage.symmetric_cell(centre, space_group)
     rows = np.repeat(fate == Fate.KEPT, np.diff(loaded.observations.start)) & loaded.observations.within()
     highest = comm.max(np.array([stage.largest_d_star_sq(cell, loaded.observations.hkl[rows])]))[0]

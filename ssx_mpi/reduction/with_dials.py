@@ -81,7 +81,7 @@ def _write_selected(job: Job, name: str, setting: np.ndarray, fate: np.ndarray) 
         if kept:
             # DIALS has the partialities that integration wrote
             selection = replace(job.selection, width=None)
-            output.write_selected(job.sources[number], kept, _stem(job, name, number), selection)
+            output.write_selected(job.sources[number], kept, _stem(job, name, number), selection, job.frame.space_group)
             written.append(number)
     return sorted(number for part in job.comm.allgather(written) for number in part)
 

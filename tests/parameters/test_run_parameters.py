@@ -212,7 +212,7 @@ def test_a_phil_file_of_ours_that_is_none_is_refused(parse, tmp_path, text, said
     (tmp_path / "mine.phil").write_text(text)
     message = refusal(parse, "mine.phil")
     assert said in message
-    assert "unknown parameter" not in message
+    assert "unknown parameter 'mine.phil'" not in message
 
 
 def test_a_phil_file_of_ours_is_read(parse, tmp_path):

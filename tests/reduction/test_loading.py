@@ -55,3 +55,8 @@ def test_every_crystal_is_on_one_rank_and_ranks_differ_by_one(n, size):
     shares = [loading.share(n, size, rank) for rank in range(size)]
     assert [i for begin, end in shares for i in range(begin, end)] == list(range(n))
     assert np.ptp([end - begin for begin, end in shares]) <= 1
+
+
+def test_a_folder_of_a_run_a_batch_or_any_other_may_be_named(run, tmp_path):
+    (run / "batch_1").rename(tmp_path / "elsewhere")
+    assert names(loading.find_sources([], [tmp_path / "elsewhere"])) == ["elsewhere"]

@@ -437,3 +437,26 @@ def test_merging_again_what_was_scaled(lysozyme, tmp_path):
     assert np.corrcoef([[first[h], again[h]] for h in again], rowvar=False)[0, 1] > 0.9999
     assert not (tmp_path / "again" / "DataFiles" / "scaled_1.refl").exists()
     assert not (tmp_path / "again" / "DataFiles" / "merged_full.mtz").exists()
+
+
+def test_crystals_are_reduced_in_the_space_group_that_is_asked_for(lysozyme, tmp_path, capsys):
+    assert run(tmp_path / "own", *lysozyme.paths) == 0
+    assert run(tmp_path / "lower", *lysozyme.paths, "space_group=P43") == 0
+    assert run(tmp_path / "hand", *lysozyme.paths, "space_group=P41212") == 0
+    own, lower, hand = (
+        mtz.object(str(tmp_path / name / "DataFiles" / "merged_full.mtz")) for name in ("own", "lower", "hand")
+    )
+    assert str(lower.space_group_info()) == "P 43" and str(hand.space_group_info()) == "P 41 21 2"
+    # half the symmetry: nearly twice the reflections; the other hand: the same intensities
+    assert lower.n_reflections() > 1.5 * own.n_reflections()
+    assert intensities(tmp_path / "hand" / "DataFiles" / "merged_full.mtz") == intensities(
+        tmp_path / "own" / "DataFiles" / "merged_full.mtz"
+    )
+    scaled = ExperimentList.from_file(str(tmp_path / "hand" / "DataFiles" / "scaled_1.expt"), check_format=False)
+    assert {str(e.crystal.get_space_group().info()) for e in scaled} == {"P 41 21 2"}
+
+
+@pytest.mark.parametrize(("group", "said"), [("I4", "centring"), ("P6", "forbids the cell")])
+def test_a_space_group_that_the_crystals_cannot_have_is_refused(lysozyme, tmp_path, capsys, group, said):
+    assert run(tmp_path, *lysozyme.paths, f"space_group={group}") == 2
+    assert said in capsys.readouterr().err

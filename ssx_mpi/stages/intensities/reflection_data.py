@@ -522,6 +522,34 @@ def same_symmetry(one: str, other: str) -> bool:
     return groups[0] == groups[1]
 
 
+def same_centring(one: str, other: str) -> bool:
+    """Whether lattices of two space groups have the same centring, in the settings of their symbols."""
+
+    def translations(space_group: str) -> set[tuple[float, ...]]:
+        return {
+            tuple(op.t().mod_positive().as_double()) for op in _group(space_group).all_ops() if op.r().is_unit_mx()
+        }
+
+    return translations(one) == translations(other)
+
+
+def allows_cell(space_group: str, cell: np.ndarray) -> bool:
+    """Whether a measured cell is one that the space group allows, but for a hundredth and a degree."""
+    return _group(space_group).is_compatible_unit_cell(
+        uctbx.unit_cell(tuple(cell)), relative_length_tolerance=0.01, absolute_angle_tolerance=1.0
+    )
+
+
+def same_space_group(one: str, other: str) -> bool:
+    """Whether two symbols stand for the same space group in the same setting."""
+    return _group(one) == _group(other)
+
+
+def hall_symbol(space_group: str) -> str:
+    """Hall symbol, as experiment lists have it."""
+    return str(_group(space_group).type().hall_symbol())
+
+
 def symmetric_cell(cell: np.ndarray, space_group: str) -> tuple[float, ...]:
     """The cell nearest to a measured one that the space group allows."""
     return tuple(_group(space_group).average_unit_cell(uctbx.unit_cell(tuple(cell))).parameters())
