@@ -115,9 +115,7 @@ class _Reader:
 
     def file(self, file: str) -> list[str]:
         """All that a file sets."""
-        return [
-            text for given in assignments(file) for text in self._assign(given.name, given.value, f"{file}: ")
-        ]
+        return [text for given in assignments(file) for text in self._assign(given.name, given.value, f"{file}: ")]
 
     def argument(self, argument: str) -> list[str]:
         """One argument of the command line."""

@@ -266,4 +266,7 @@ def read(of: type[T], extract: Any, path: PathReader, scope: str = "", **undecla
 
 def _text(value: Any) -> str:
     """A default or a limit, as PHIL has it."""
+    if value == "":
+        # PHIL has nothing for no words
+        return '""'
     return repr(value) if isinstance(value, float) else str(value)

@@ -10,7 +10,6 @@ from ssx_mpi.parameters import declaration
 from ssx_mpi.parameters.declaration import Definition, declared, group, parameter
 from ssx_mpi.parameters.user_input import PathReader, check_limits
 
-
 #: parameters of xia2.ssx_reduce that have no effect here, and why
 WITHOUT_MEANING = {
     "reduction_batch_size": "all crystals are reindexed together",

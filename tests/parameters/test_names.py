@@ -141,8 +141,10 @@ def test_a_model_is_a_reference(here):
 
 def test_the_reduction_has_the_names_of_its_own_program():
     given = reduce._parse(
-        ["workflow.steps=merge", "scaling.anomalous=True", "multiprocessing.nproc=2", "symmetry.space_group=P4"]
-        + ["input.directory=run", "input.experiments=a.expt", "reduction_batch_size=10", "input.validate=True"]
+        [
+            *("workflow.steps=merge", "scaling.anomalous=True", "multiprocessing.nproc=2", "symmetry.space_group=P4"),
+            *("input.directory=run", "input.experiments=a.expt", "reduction_batch_size=10", "input.validate=True"),
+        ]
     )
     found = given.extract
     assert (found.steps, found.anomalous, found.nproc, str(found.space_group)) == (["merge"], True, 2, "P 4")
@@ -175,7 +177,7 @@ def test_a_file_may_shorten_names_and_quote_values(here):
     ],
 )
 def test_what_is_refused_says_what_was_meant(here, argument, said):
-    with pytest.raises(InputError, match="^[^\n]*$") as caught:
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
         read_arguments(["image=x.h5", argument])
     assert said in str(caught.value)
 
@@ -192,6 +194,6 @@ def test_what_is_refused_says_what_was_meant(here, argument, said):
 )
 def test_a_parameter_file_is_refused_by_its_name(here, text, said):
     (here / "own.phil").write_text(text)
-    with pytest.raises(InputError, match="^[^\n]*$") as caught:
+    with pytest.raises(InputError, match=r"^[^\n]*$") as caught:
         read_arguments(["image=x.h5", "own.phil"])
     assert said in str(caught.value)

@@ -526,9 +526,7 @@ def same_centring(one: str, other: str) -> bool:
     """Whether lattices of two space groups have the same centring, in the settings of their symbols."""
 
     def translations(space_group: str) -> set[tuple[float, ...]]:
-        return {
-            tuple(op.t().mod_positive().as_double()) for op in _group(space_group).all_ops() if op.r().is_unit_mx()
-        }
+        return {tuple(op.t().mod_positive().as_double()) for op in _group(space_group).all_ops() if op.r().is_unit_mx()}
 
     return translations(one) == translations(other)
 
