@@ -195,7 +195,7 @@ def expand(source: Source) -> Iterator[Source]:
     if source.kind != "image" or not re.search(r"[*?\[]", source.name) or Path(source.name).exists():
         yield source
         return
-    found = [name for name in glob.iglob(source.name) if Path(name).is_file()]
+    found = [name for name in glob.iglob(source.name) if Path(name).is_file()]  # noqa: PTH207  (an absolute pattern)
     if not found:
         raise InputError(f"image={source.name}: no file matches")
     stacks = [name for name in found if name.lower().endswith(HDF5_SUFFIXES)]

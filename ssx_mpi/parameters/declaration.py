@@ -92,7 +92,7 @@ class Definition:
             chosen = self.default if isinstance(self.default, tuple) else (self.default,)
             return " ".join(f"*{choice}" if choice in chosen else choice for choice in self.choices)
         if isinstance(self.default, tuple):
-            return ",".join(_text(value) for value in self.default)
+            return ",".join(_text(value) for value in self.default) or "None"
         return _text(self.default)
 
     def within(self, scope: str) -> Definition:
@@ -117,7 +117,7 @@ class Definition:
             For a file that is not there, and a cell that is none.
         """
         if value is None or str(value) == AUTO:
-            return None
+            return () if self.default == () else None
         if self.kind == "file":
             return path.existing(value, self.name)
         if self.kind == "folder":
