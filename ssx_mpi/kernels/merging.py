@@ -284,7 +284,7 @@ def statistics(
         anom_completeness=_ratio(total(mates), total(acentric)),
         anom_multiplicity=_ratio(total(n), total(np.count_nonzero(count > 0, axis=1))),
         cc_anom=_mean(halves.cc_anom),
-        anom_over_sigma=_ratio(total(np.where(mates, _anomalous_significance(sums), 0.0)), total(mates)),
+        anom_over_sigma=_ratio(total(np.where(mates, anomalous_significance(sums), 0.0)), total(mates)),
         cc_reference=cc_reference,
     )
 
@@ -438,7 +438,8 @@ def _anomalous_difference(sums: np.ndarray) -> np.ndarray:
     return mates[:, 0] - mates[:, 1]
 
 
-def _anomalous_significance(sums: np.ndarray) -> np.ndarray:
+def anomalous_significance(sums: np.ndarray) -> np.ndarray:
+    """Absolute difference of Friedel mates over its error, (n_unique,); 0 where a mate is missing."""
     variance = np.divide(1.0, sums[1], out=np.full(sums[1].shape, np.inf), where=sums[1] > 0).sum(axis=1)
     return np.abs(_anomalous_difference(sums)) / np.sqrt(variance)
 

@@ -282,6 +282,9 @@ class Exports:
         "A CrystFEL stream of the integrated crystals, in their common setting, for partialator.",
         level=1,
     )
+    mmcif: bool = parameter(
+        "export.mmcif", "bool", False, "The merged data as mmCIF, for deposition, beside each merged.mtz.", level=1
+    )
     unmerged_mtz: bool = parameter(
         "export.unmerged_mtz", "bool", False, "Scaled, unmerged intensities as MTZ, by DIALS on rank 0.", level=1
     )

@@ -18,8 +18,10 @@ from ssx_mpi.reduction.merge import MergedData
 from ssx_mpi.reduction.resampling import Resampled, Spread, resampled_sums
 from ssx_mpi.reduction.scaling_rounds import Scaled
 from ssx_mpi.report import merging_report as report
+from ssx_mpi.report.table_one import TableOne
 from ssx_mpi.stages.dials import dials_reduction
 from ssx_mpi.stages.intensities import reflection_data as stage
+from ssx_mpi.stages.intensities.mmcif_file import write_merged_mmcif
 from ssx_mpi.stages.intensities.reference import FreeFlags
 
 
@@ -246,3 +248,17 @@ def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free:
     content = report.merge_json(data.cut, summary.wavelength, wilson_b)
     suffix = "" if name == "merged" else f".{name}"
     write_json(job.folder / "LogFiles" / f"dials.merge{suffix}.json", content)
+    if job.parameters.export.mmcif:
+        table = TableOne.of(
+            {**summary.numbers(), "merged": {"merged": summary.numbers()["merged"][name]}}, _shells(content)
+        )
+        with placing(data_files / f"{name}.cif") as path:
+            write_merged_mmcif(
+                *(path, data_files / f"{name}.mtz", data.n_crystals, "" if table is None else table.mmcif),
+                *(None if free is None else free.label, 0 if job.parameters.free_flags == "new" else None),
+            )
+
+
+def _shells(content: dict[str, Any]) -> dict[str, Any]:
+    (of_wavelength,) = content.values()
+    return of_wavelength["merging_stats"]

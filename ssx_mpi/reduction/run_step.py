@@ -32,7 +32,13 @@ _PRODUCTS = (
     *("data_reduction/scales*", "data_reduction/merged.npz"),
 )
 _REPORT_OF_SET = "LogFiles/dials.merge.{}.json"
-_PRODUCTS_OF_SET = ("DataFiles/{}.mtz", "DataFiles/{}_full.mtz", "DataFiles/{}_bootstrap_*.mtz", _REPORT_OF_SET)
+_PRODUCTS_OF_SET = (
+    "DataFiles/{}.mtz",
+    "DataFiles/{}_full.mtz",
+    "DataFiles/{}.cif",
+    "DataFiles/{}_bootstrap_*.mtz",
+    _REPORT_OF_SET,
+)
 
 
 def check(parameters: ReductionParameters, cell: tuple[float, ...] | None, space_group: str | None) -> None:

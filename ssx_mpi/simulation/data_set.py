@@ -98,7 +98,7 @@ def write_truth(simulator: Simulator, truths: list[ImageTruth]) -> None:
     experiments = _experiments(simulator, truths).to_dict()
     experiments.pop("history", None)
     (folder / "truth.expt").write_text(json.dumps(experiments, indent=1))
-    _write_mtz(simulator, folder / "truth.mtz")
+    write_truth_mtz(simulator, folder / "truth.mtz")
     parameters = dataclasses.asdict(simulator.parameters)
     # the path would make the same data set differ from folder to folder
     parameters["output"]["file"] = simulator.parameters.output.file.name
@@ -167,7 +167,8 @@ def _image_sets(parameters: SimulationParameters, indices: list[int]) -> dict:
     return {i: image_sets[i] for i in indices}
 
 
-def _write_mtz(simulator: Simulator, path: Path) -> None:
+def write_truth_mtz(simulator: Simulator, path: Path) -> None:
+    """Write the true intensities, with Friedel mates apart where atoms scatter anomalously."""
     from cctbx import crystal, miller
     from cctbx.array_family import flex
 

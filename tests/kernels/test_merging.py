@@ -170,3 +170,18 @@ def test_rsplit_is_the_mean_difference_over_root_two():
     shells = merging.Shells(np.array([0.0, 0.1]), np.zeros(100, dtype=np.int64))
     _, r_split, _, _ = merging.compare_half_sets(*halves, shells)
     assert r_split[0] == pytest.approx(2.0 / (np.sqrt(2.0) * 10.5))
+
+
+@pytest.mark.parametrize("signal", [0.0, 3.0])
+def test_differences_of_friedel_mates_over_their_errors(signal):
+    rng = np.random.default_rng(5)
+    weight = rng.uniform(0.1, 4.0, (20000, 2))
+    difference = signal * rng.standard_normal(len(weight))
+    mates = 100 + 0.5 * difference[:, None] * [1, -1] + rng.standard_normal(weight.shape) / np.sqrt(weight)
+    sums = np.array([weight * mates, weight, np.ones_like(weight)])
+    sums[:, :100, 1] = 0.0
+    found = merging.anomalous_significance(sums)
+    assert np.all(found[:100] == 0)
+    # the mean of |x| of a normal distribution, with the variance of the signal over that of the errors on top
+    expected = np.sqrt(2 / np.pi) * np.sqrt(1 + signal**2 / (1 / weight).sum(axis=1))
+    assert found[100:].mean() == pytest.approx(expected[100:].mean(), rel=0.02)

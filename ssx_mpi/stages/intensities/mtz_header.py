@@ -31,6 +31,33 @@ def symbol(space_group: sgtbx.space_group) -> str:
     return name
 
 
+def new_dataset(symmetry, wavelength: float):
+    """An empty cctbx MTZ data set; the indices are in one of their own, HKL_base, as CCP4 has it.
+
+    Parameters
+    ----------
+    symmetry
+        cctbx crystal symmetry.
+    wavelength
+        In angstrom.
+    """
+    from iotbx import mtz
+
+    content = mtz.object()
+    content.set_space_group_info(symmetry.space_group_info())
+    base = content.add_crystal("HKL_base", "HKL_base", symmetry.unit_cell().parameters())
+    base.set_id(0)
+    indices = base.add_dataset("HKL_base", 0.0)
+    indices.set_id(0)
+    for label in "HKL":
+        indices.add_column(label, "H")
+    merged = content.add_crystal("crystal", "ssx_mpi", symmetry.unit_cell().parameters())
+    merged.set_id(1)
+    dataset = merged.add_dataset("merged", wavelength)
+    dataset.set_id(1)
+    return dataset
+
+
 def complete(mtz_object, title: str, notes: list[str]) -> None:
     """Give a cctbx MTZ object its symbol, its title and its history.
 

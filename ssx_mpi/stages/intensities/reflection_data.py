@@ -590,10 +590,8 @@ def write_merged_mtz(
 
     mean = named(_intensities(symmetry, unique.hkl, Merged.from_sums(sums), inside))
     pairs = named(_anomalous_intensities(symmetry, unique, sums, inside))
-    dataset = mean.as_mtz_dataset(
-        column_root_label="IMEAN", crystal_name="crystal", project_name="ssx_mpi", dataset_name="merged",
-        wavelength=wavelength,
-    )  # fmt: skip
+    dataset = mtz_header.new_dataset(mean.crystal_symmetry(), wavelength)
+    dataset.add_miller_array(mean, "IMEAN")
     dataset.add_miller_array(pairs, "I")
     if anomalous:
         amplitudes_pairs = french_wilson(pairs)
