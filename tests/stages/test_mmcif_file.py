@@ -67,10 +67,8 @@ def test_gemmi_reads_it(files):
 
 def test_indices_have_a_data_set_of_their_own(files):
     content = mtz.object(str(files[0]))
-    sets = [
-        (dataset.name(), dataset.id(), dataset.wavelength()) for c in content.crystals() for dataset in c.datasets()
-    ]
-    assert [(name, number) for name, number, _ in sets] == [("HKL_base", 0), ("merged", 1)]
-    assert sets[1][2] == pytest.approx(1.25)
+    base, merged = (dataset for crystal in content.crystals() for dataset in crystal.datasets())
+    assert (base.name(), base.id(), merged.name(), merged.id()) == ("HKL_base", 0, "merged", 1)
+    assert merged.wavelength() == pytest.approx(1.25)
     assert [column.label() for column in base.columns()] == ["H", "K", "L"]
     assert {"IMEAN", "I(-)", "DANO", "FreeR_flag"} <= {column.label() for column in merged.columns()}
