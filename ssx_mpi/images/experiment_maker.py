@@ -218,6 +218,9 @@ class ExperimentMaker:
         What the headers of files of one image have to be like; otherwise any will do.
     own_wavelengths
         Whether each image keeps the wavelength of its header where `geometry` replaces the rest.
+    gain
+        Pixel values to a photon, in place of those of the headers; None leaves these. Whoever asks dxtbx for corrected
+        data, DIALS too, gets photons.
     """
 
     def __init__(
@@ -229,6 +232,7 @@ class ExperimentMaker:
         formats: dict[tuple[str, str], type] | None = None,
         expected=None,
         own_wavelengths: bool = False,
+        gain: float | None = None,
     ):
         self.images = images
         self.geometry = geometry
@@ -237,6 +241,7 @@ class ExperimentMaker:
         self.formats = {} if formats is None else formats
         self._expected = expected
         self._own_wavelengths = own_wavelengths
+        self._gain = gain
         self._stack: _Stack | None = None
         self._trusts_like_header = False
 
@@ -252,6 +257,10 @@ class ExperimentMaker:
         """The same, with what is expected of headers and taken from each."""
         return self._with(expected=expected, own_wavelengths=own_wavelengths)
 
+    def with_gain(self, gain: float) -> ExperimentMaker:
+        """The same, with so many pixel values to a photon."""
+        return self._with(gain=gain)
+
     def _with(self, **changes) -> ExperimentMaker:
         same = {
             "geometry": self.geometry,
@@ -260,6 +269,7 @@ class ExperimentMaker:
             "formats": self.formats,
             "expected": self._expected,
             "own_wavelengths": self._own_wavelengths,
+            "gain": self._gain,
         }
         return ExperimentMaker(self.images, **{**same, **changes})
 
@@ -280,6 +290,9 @@ class ExperimentMaker:
             detector, beam = self._models(imageset)
         if detector is None or beam is None:
             raise BadImage(self.images.name(image), "its header has no detector or no beam")
+        if self._gain is not None:
+            for panel in detector:
+                panel.set_gain(self._gain)
         imageset.set_detector(detector, 0)
         imageset.set_beam(beam, 0)
         imageset.set_goniometer(None, 0)

@@ -29,6 +29,9 @@ STEPS = ("find_spots", "index", "integrate")
 #: the step that is done with all crystals together, after those
 REDUCE = "reduce"
 
+#: the gain that the images tell
+GAIN_AUTO = "auto"
+
 #: ellipsoid models by the names of the newest DIALS
 RLP_MOSAICITY = ("simple1", "simple6", "simple1angular1", "simple1angular3", "simple6angular1")
 
@@ -272,6 +275,18 @@ class Parameters:
         "file",
         None,
         "DIALS mask file; its masked pixels are used neither for spots nor for integration.",
+    )
+    gain: float | str | None = declared(
+        Definition(
+            "gain",
+            "str",
+            None,
+            "Pixel values to a photon, where these are no photons: a number, or auto for what the scatter of the "
+            "background says. By default the headers are believed, and what the background says of it is a warning.",
+            level=1,
+        ),
+        make=lambda text, path: _gain(text),
+        default=None,
     )
     d_min: float | None = parameter(
         "d_min",
@@ -553,6 +568,21 @@ def _reduction_given(extract: Any, path: PathReader) -> Iterator[str]:
         value = " ".join(word.value for word in found.object.words)
         is_path = found.object.type is not None and found.object.type.phil_type == "path"
         yield f"{found.path}={path.absolute(value) if is_path else value}"
+
+
+def _gain(given: Any) -> float | str | None:
+    """A positive number, "auto", or None."""
+    if given is None or str(given) == "None":
+        return None
+    if str(given).lower() == GAIN_AUTO:
+        return GAIN_AUTO
+    try:
+        value = float(given)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"gain={given}: it must be a positive number, or auto")
+    return value
 
 
 def _steps(given: list[str] | None, path: PathReader) -> tuple[str, ...]:

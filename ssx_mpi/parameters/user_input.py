@@ -9,6 +9,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+# parameters that may be found out by the program although that is not what they do by default
+_ALSO_AUTO = ("gain",)
+
 
 class InputError(Exception):
     """Bad input or parameters: nothing was processed. The message is one line for the user; the exit code is 2."""
@@ -125,7 +128,7 @@ def check_values(extract: Any, known_scope: Any) -> None:
         for one in value if isinstance(value, list) else [value]:
             if one is None and default is not None and not _is_auto(default) and not definition.object.optional:
                 raise InputError(f"{definition.path}=None: it must have a value")
-            if _is_auto(one) and not _is_auto(default):
+            if _is_auto(one) and not _is_auto(default) and definition.path not in _ALSO_AUTO:
                 raise InputError(f"{definition.path}=Auto: there is no automatic value")
             if isinstance(one, float) and not math.isfinite(one):
                 raise InputError(f"{definition.path}={one}: it must be a finite number")

@@ -14,6 +14,7 @@ from ssx_mpi.exit_codes import ExitCode
 from ssx_mpi.parallel.communicator import Communicator
 from ssx_mpi.parameters.run_parameters import REDUCE, STEPS, Parameters
 from ssx_mpi.processing.batches import process_batches
+from ssx_mpi.processing.gain import say_gain, with_gain
 from ssx_mpi.processing.geometry import geometry_refined_before, given_geometry, refine_geometry
 from ssx_mpi.processing.importing import import_images
 from ssx_mpi.processing.reducing import reduce_crystals
@@ -49,6 +50,8 @@ def process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: C
         On every rank, for input that cannot be processed; nothing was written over.
     """
     status = _process(comm, parameters, watch, claimed)
+    if comm.rank == 0:
+        say_gain(parameters.directory)
     if parameters.report.html and comm.rank == 0:
         # what the first rank alone needs
         from ssx_mpi.processing.reporting import write_page
@@ -66,6 +69,7 @@ def _process(comm: Communicator, parameters: Parameters, watch: Watch, claimed: 
         check_final(parameters)
     run = import_images(comm, parameters, watch)
     claimed()
+    run = with_gain(comm, run)
     if not parameters.symmetry_known:
         from ssx_mpi.processing.assessing import assess_crystals
 

@@ -44,6 +44,8 @@ class RunSummary:
         Columns of ``images.h5``; None without.
     scales
         Logarithm of the scale, and B in square angstrom, of the merged crystals of each file that was reduced.
+    gain
+        ``import/gain.json``; empty without.
     """
 
     folder: Path
@@ -54,6 +56,7 @@ class RunSummary:
     assessment: dict[str, Any] = field(default_factory=dict)
     images: dict[str, Any] | None = None
     scales: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    gain: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: Path) -> RunSummary:
@@ -76,6 +79,7 @@ class RunSummary:
             read_if_whole(folder / "assess_crystals" / "assess_crystals.json"),
             image_table.read_columns(folder),
             _scales(folder),
+            read_if_whole(folder / "import" / "gain.json"),
         )
         if not (summary.run or summary.reduction or summary.geometry or summary.assessment):
             raise InputError(f"{folder}: neither a run nor a reduction has written here")
@@ -108,7 +112,8 @@ class RunSummary:
     @property
     def warnings(self) -> list[str]:
         """What a user must know before believing the numbers, most important first."""
-        warnings = [*self.findings, *self.reduction.get("warnings", [])]
+        warnings = [warning for warning in [self.gain.get("warning")] if warning]
+        warnings += [*self.findings, *self.reduction.get("warnings", [])]
         state = self.run.get("state", "")
         if state == "not_reduced":
             warnings.append(f"the crystals are not merged: {self.run.get('reduction', {}).get('reason', 'refused')}")

@@ -302,8 +302,8 @@ def panels_of(detector: Any) -> Panels:
 
 
 def _counts_photons(detector: Any) -> bool:
-    # what DIALS goes by as well
-    return all(panel.get_gain() == 1.0 and "PAD" in panel.get_type() for panel in detector)
+    # pixels are corrected for the gain of their panel by now; without it DIALS goes by the same
+    return all(panel.get_gain() > 0 and "PAD" in panel.get_type() for panel in detector)
 
 
 def _lattice_of(crystal: Any, settings: IntegrationSettings) -> Lattice:
@@ -510,7 +510,8 @@ def _predict_and_integrate(still: _Still, experiment: Experiment, fitted: _Fitte
         limit,
         still.radius,
         still.background,
-        np.array([panel.get_trusted_range()[1] for panel in experiment.detector]),
+        # the range is of values as read, the pixels are photons
+        np.array([panel.get_trusted_range()[1] / panel.get_gain() for panel in experiment.detector]),
     )
     sigma = still.model.sigma(fitted.parameters)
     partiality, inverse_variance = partialities(predicted.seen, sigma, len(fitted.rows))
