@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ssx_mpi import __version__, dials_compat
 from ssx_mpi.exit_codes import ExitCode
-from ssx_mpi.parameters.declaration import Definition, phil_text
+from ssx_mpi.parameters.declaration import Definition, check_values, phil_text
 from ssx_mpi.parameters.names import Names, assignments
-from ssx_mpi.parameters.user_input import InputError, as_phil, check_values
+from ssx_mpi.parameters.user_input import InputError
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def parse(program: Program, arguments: list[str]) -> Given:
     scope = program.scope()
     names = Names(program.definitions, program.without_meaning)
     parser = dials_compat.argument_parser(usage=program.usage, phil=scope, epilog=program.epilog, check_format=False)
-    read = _Reader(names, scope)
+    read = _Reader(names, program.definitions)
     # PHIL takes them in their order, so what is typed comes last
     others = [argument for argument in arguments if not _is_parameter_file(argument)]
     quoted = [text for argument in arguments if _is_parameter_file(argument) for text in read.file(argument)]
@@ -96,7 +96,7 @@ def parse(program: Program, arguments: list[str]) -> Given:
     unknown = [argument for argument in left if program.bare is not None or "=" in argument]
     if unknown:
         raise InputError(f"unknown parameter {unknown[0]!r}; {program.bare or '-c lists the parameters'}")
-    check_values(extract, scope)
+    check_values(extract, program.definitions)
     return Given(extract, tuple(left), options.verbose, frozenset(read.typed), tuple(read.notes()))
 
 
@@ -107,9 +107,9 @@ def _is_parameter_file(argument: str) -> bool:
 class _Reader:
     """Makes what is given into assignments of full names, and remembers which those are."""
 
-    def __init__(self, names: Names, scope: Any) -> None:
+    def __init__(self, names: Names, definitions: Iterable[Definition]) -> None:
         self._names = names
-        self._scope = scope
+        self._definitions = {definition.name: definition for definition in definitions}
         self._unused: dict[str, None] = {}
         self.typed: set[str] = set()
 
@@ -136,7 +136,7 @@ class _Reader:
             self._unused.setdefault(target)
             return []
         self.typed.add(target)
-        return [as_phil(f"{target}={value}", self._scope, where)]
+        return [self._definitions[target].assignment(value, where)]
 
     def notes(self) -> list[str]:
         """A line about all that was given and has no effect."""

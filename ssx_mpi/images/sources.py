@@ -24,6 +24,7 @@ import numpy as np
 from ssx_mpi.images.frames import BadImage
 from ssx_mpi.parameters.run_parameters import Source
 from ssx_mpi.parameters.user_input import InputError
+from ssx_mpi.records.files import natural_key
 
 #: variable of the environment that names files whose headers must not be read, as JSON
 UNREADABLE = "SSX_MPI_UNREADABLE_HEADERS"
@@ -200,14 +201,8 @@ def expand(source: Source) -> Iterator[Source]:
         raise InputError(f"image={source.name}: no file matches")
     stacks = [name for name in found if name.lower().endswith(HDF5_SUFFIXES)]
     others = [name for name in found if not name.lower().endswith(HDF5_SUFFIXES)]
-    for name in sorted(others + _leading(stacks), key=_natural):
+    for name in sorted(others + _leading(stacks), key=natural_key):
         yield replace(source, name=name)
-
-
-def _natural(name: str) -> list[str | tuple[int, str]]:
-    # numbers by their values: text and digits alternate, so like meets like
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), part) if k % 2 else part for k, part in enumerate(parts)]
 
 
 def _leading(stacks: list[str]) -> list[str]:

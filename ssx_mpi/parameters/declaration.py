@@ -8,13 +8,14 @@ CONTRIBUTING.md has an example.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssx_mpi.parameters.user_input import PathReader, read_cell
+from ssx_mpi.parameters.user_input import NUMBERS, InputError, PathReader, check_number, read_cell
 
 #: the default of what the program finds out for itself; the value in the dataclass is None
 AUTO = "Auto"
@@ -55,6 +56,8 @@ class Definition:
         Whether it may be given more than once.
     optional : bool
         Whether None stands for something although it is not the default.
+    auto : bool
+        Whether Auto stands for something although it is not the default.
     aliases : tuple of str
         Other names, as xia2 has them, each with the names of its scopes.
     """
@@ -70,6 +73,7 @@ class Definition:
     choices: tuple[str, ...] = ()
     multiple: bool = False
     optional: bool = False
+    auto: bool = False
     aliases: tuple[str, ...] = ()
 
     @property
@@ -82,8 +86,11 @@ class Definition:
             "value_max": self.most,
         }
         given = ", ".join(f"{name}={_text(value)}" for name, value in limits.items() if value is not None)
-        name = _PHIL_TYPES.get(self.kind, self.kind)
-        return f"{name}({given})" if given else name
+        return f"{self._phil_kind}({given})" if given else self._phil_kind
+
+    @property
+    def _phil_kind(self) -> str:
+        return _PHIL_TYPES.get(self.kind, self.kind)
 
     @property
     def default_text(self) -> str:
@@ -107,6 +114,52 @@ class Definition:
         lines.append(f'  .help = "{self.help}"')
         lines += [f"  .expert_level = {self.level}"] * (self.level > 0)
         return "\n".join(lines)
+
+    def assignment(self, value: str, where: str = "") -> str:
+        """What gives it a value in PHIL: names and paths in quotes, so that PHIL takes them with all blanks and signs.
+
+        Parameters
+        ----------
+        value
+            As the user has it.
+        where
+            What to name before the parameter in an error.
+
+        Raises
+        ------
+        InputError
+            For a number that is none, see :func:`ssx_mpi.parameters.user_input.check_numbers`.
+        """
+        from libtbx.phil.tokenizer import quote_python_str
+
+        if self._phil_kind in NUMBERS:
+            check_number(where + self.name, value)
+        if self._phil_kind == "choice" and "+" in value:
+            # PHIL knows the choices in lower case alone where several are given in this way
+            value = value.lower()
+        elif self._phil_kind in ("str", "path") and value.lower() not in ("", "none", "auto") and value[0] not in "\"'":
+            value = quote_python_str(chr(34), value)
+        return f"{self.name}={value}"
+
+    def check(self, value: Any) -> None:
+        """Make sure that it may have a value, as PHIL extracted it.
+
+        Raises
+        ------
+        InputError
+            For None and Auto where they stand for nothing, and for numbers that are not finite.
+        """
+        from libtbx import Auto
+
+        found_out = self.default == AUTO
+        none_by_default = self.default is None or (self.default == () and not self.choices)
+        for one in value if isinstance(value, list) else [value]:
+            if one is None and not (none_by_default or found_out or self.optional):
+                raise InputError(f"{self.name}=None: it must have a value")
+            if one is Auto and not (found_out or self.auto):
+                raise InputError(f"{self.name}=Auto: there is no automatic value")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise InputError(f"{self.name}={one}: it must be a finite number")
 
     def read(self, value: Any, path: PathReader) -> Any:
         """Its value in a dataclass, for what PHIL extracted.
@@ -213,6 +266,12 @@ def in_scopes(found: Iterable[Definition]) -> dict[str, Any]:
             place = place.setdefault(scope, {})
         place[name] = definition
     return tree
+
+
+def check_values(extract: Any, found: Iterable[Definition]) -> None:
+    """Make sure that no parameter has a value that only others may have; see :meth:`Definition.check`."""
+    for definition in found:
+        definition.check(attrgetter(definition.name)(extract))
 
 
 def phil_text(found: Iterable[Definition]) -> str:

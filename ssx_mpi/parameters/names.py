@@ -54,11 +54,11 @@ class Names:
             return self._targets[name]
         if name in self.without_meaning:
             return name
-        found = {target for known, target in self._targets.items() if known.endswith(f".{name}")}
-        return found.pop() if len(found) == 1 else None
+        found = self.several(name)
+        return found[0] if len(found) == 1 else None
 
     def several(self, name: str) -> list[str]:
-        """Full names of the parameters that `name` may stand for where it stands for more than one."""
+        """Full names of the parameters that `name` may be short for, in order."""
         return sorted({target for known, target in self._targets.items() if known.endswith(f".{name}")})
 
     def hint(self, name: str) -> str:

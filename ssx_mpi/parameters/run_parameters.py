@@ -15,7 +15,7 @@ from typing import Any
 from ssx_mpi.parameters import declaration, reduction_parameters
 from ssx_mpi.parameters.declaration import AUTO, Definition, declared, group, parameter
 from ssx_mpi.parameters.reduction_parameters import ReductionParameters
-from ssx_mpi.parameters.user_input import InputError, PathReader, check_limits, check_values, identity
+from ssx_mpi.parameters.user_input import InputError, PathReader, check_limits, identity
 
 #: parameters of xia2.ssx that have no effect here, and why
 WITHOUT_MEANING = {
@@ -284,6 +284,7 @@ class Parameters:
             "Pixel values to a photon, where these are no photons: a number, or auto for what the scatter of the "
             "background says. By default the headers are believed, and what the background says of it is a warning.",
             level=1,
+            auto=True,
         ),
         make=lambda text, path: _gain(text),
         default=None,
@@ -529,7 +530,7 @@ def read(extract: Any, cwd: Path, typed: Iterable[str] = (), notes: Iterable[str
         For a file that is not there, a malformed range, limits at odds with each other, or a cell that is none or that
         the space group forbids.
     """
-    check_values(extract, scope())
+    declaration.check_values(extract, declaration.definitions(Parameters))
     path = PathReader(cwd)
     parameters = declaration.read(
         Parameters,

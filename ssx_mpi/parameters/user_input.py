@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-# parameters that may be found out by the program although that is not what they do by default
-_ALSO_AUTO = ("gain",)
 
 
 class InputError(Exception):
@@ -44,7 +40,8 @@ class PathReader:
 
 # PHIL evaluates what is given for a number as Python; numbers and sums of them need nothing else than this
 _PLAIN = re.compile(r"[-+*/().,\s\deE]*")
-_NUMBERS = ("int", "ints", "float", "floats")
+#: PHIL types that are evaluated
+NUMBERS = ("int", "ints", "float", "floats")
 
 
 def check_numbers(given: Any, known_scope: Any, where: str = "") -> None:
@@ -66,78 +63,18 @@ def check_numbers(given: Any, known_scope: Any, where: str = "") -> None:
     """
     kinds = {d.path: _kind(d) for d in known_scope.all_definitions()}
     for definition in given.all_definitions():
-        if kinds.get(definition.path) in _NUMBERS:
-            _check_number(where + definition.path, " ".join(word.value for word in definition.object.words))
+        if kinds.get(definition.path) in NUMBERS:
+            check_number(where + definition.path, " ".join(word.value for word in definition.object.words))
 
 
-def _check_number(name: str, value: str) -> None:
+def check_number(name: str, value: str) -> None:
+    """Make sure that what is given for one number, or several, is no other Python; the error names the parameter."""
     if value.strip().lower() not in ("none", "auto") and (not _PLAIN.fullmatch(value) or "**" in value):
         raise InputError(f"{name}={value}: not a number")
 
 
 def _kind(definition: Any) -> str | None:
     return getattr(definition.object.type, "phil_type", None)
-
-
-def as_phil(argument: str, known_scope: Any, where: str = "") -> str:
-    """`argument` of a command line with a name or path in quotes, so that PHIL takes it with all blanks and signs.
-
-    Parameters
-    ----------
-    where
-        What to name before the parameter in an error.
-
-    Raises
-    ------
-    InputError
-        For a number that is none, see :func:`check_numbers`.
-    """
-    from libtbx.phil.tokenizer import quote_python_str
-
-    name, _, value = (part.strip() for part in argument.partition("="))
-    known = {d.path: _kind(d) for d in known_scope.all_definitions()}
-    kinds = {known[name]} if name in known else {known[path] for path in known if path.endswith(f".{name}")}
-    if kinds & set(_NUMBERS):
-        _check_number(where + name, value)
-    if kinds == {"choice"} and "+" in value:
-        # PHIL knows the choices in lower case alone where several are given in this way
-        return f"{name}={value.lower()}"
-    if not kinds or not kinds <= {"str", "path"} or value.lower() in ("", "none", "auto") or value[0] in "\"'":
-        return argument
-    return f"{name}={quote_python_str(chr(34), value)}"
-
-
-def check_values(extract: Any, known_scope: Any) -> None:
-    """Make sure that no parameter has a value that only others may have.
-
-    Parameters
-    ----------
-    extract
-        ``scope_extract`` of `known_scope`, whose definitions are marked as optional where None stands for something
-        and is not the default.
-
-    Raises
-    ------
-    InputError
-        For None and Auto where they stand for nothing, and for numbers that are not finite.
-    """
-    for definition in known_scope.all_definitions():
-        value, default = extract, definition.object.extract()
-        for name in definition.path.split("."):
-            value = getattr(value, name)
-        for one in value if isinstance(value, list) else [value]:
-            if one is None and default is not None and not _is_auto(default) and not definition.object.optional:
-                raise InputError(f"{definition.path}=None: it must have a value")
-            if _is_auto(one) and not _is_auto(default) and definition.path not in _ALSO_AUTO:
-                raise InputError(f"{definition.path}=Auto: there is no automatic value")
-            if isinstance(one, float) and not math.isfinite(one):
-                raise InputError(f"{definition.path}={one}: it must be a finite number")
-
-
-def _is_auto(value: Any) -> bool:
-    from libtbx import Auto
-
-    return value is Auto
 
 
 def read_cell(given: list[float] | None, parameter: str) -> tuple[float, ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -143,6 +144,13 @@ def read_state(path: Path, forms: dict[str, type]) -> dict[str, Any]:
         if not isinstance(content.get(name), form):
             raise DamagedFileError(f"{path} is damaged (no {name})")
     return content
+
+
+def natural_key(path: str | Path) -> list[str | tuple[int, str]]:
+    """Sorts paths by the values of the numbers in them: batch_10 comes after batch_9."""
+    # text and digits alternate, so like meets like
+    parts = re.split(r"(\d+)", str(path))
+    return [(int(part), part) if k % 2 else part for k, part in enumerate(parts)]
 
 
 def link(path: Path, target: Path) -> None:

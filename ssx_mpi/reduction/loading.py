@@ -22,6 +22,7 @@ from ssx_mpi.kernels.ewald_width import EwaldWidth, ProfileBins, fit_width
 from ssx_mpi.kernels.reflections import Observations
 from ssx_mpi.parallel.collective import on_every_rank, on_root
 from ssx_mpi.parallel.communicator import Communicator
+from ssx_mpi.records.files import natural_key
 from ssx_mpi.reduction.crystal_list import Crystals
 from ssx_mpi.reduction.errors import InputError
 from ssx_mpi.stages.intensities import reflection_data as stage
@@ -92,7 +93,7 @@ def find_sources(files: Iterable[Path], directories: Iterable[Path] = (), scaled
         kind = "scaled" if scaled else "integrated"
         places = ("DataFiles/", "") if scaled else ("batch_*/", "DataFiles/", "")
         patterns = [f"{place}{kind}*.expt" for place in places]
-        found = next(filter(None, (sorted(directory.glob(p), key=_natural) for p in patterns)), None)
+        found = next(filter(None, (sorted(directory.glob(p), key=natural_key) for p in patterns)), None)
         if found is None:
             raise InputError(f"{directory} holds no {' or '.join(patterns)}")
         given.extend(found)
@@ -116,7 +117,7 @@ def _of_folder(path: Path, scaled: bool) -> list[Path]:
     if not path.is_dir():
         return [path]
     pattern = "scaled*.expt" if scaled else "integrated*.expt"
-    found = sorted(path.glob(pattern), key=_natural)
+    found = sorted(path.glob(pattern), key=natural_key)
     if not found:
         raise InputError(f"{path} holds no {pattern}: give the folder of a run as directory={path}")
     return found
@@ -359,8 +360,3 @@ def _agree_on_models(comm: Communicator, crystals: Crystals, groups: list[str]) 
             f"crystals measured at different wavelengths cannot be merged: {shortest:.5f} to {longest:.5f} angstrom"
         )
     return found[0]
-
-
-def _natural(path: Path) -> list:
-    # batch_10 after batch_9
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]

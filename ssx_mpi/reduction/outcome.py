@@ -249,16 +249,16 @@ def _write_merged(job: Job, name: str, data: MergedData, summary: Summary, free:
     suffix = "" if name == "merged" else f".{name}"
     write_json(job.folder / "LogFiles" / f"dials.merge{suffix}.json", content)
     if job.parameters.export.mmcif:
-        table = TableOne.of(
-            {**summary.numbers(), "merged": {"merged": summary.numbers()["merged"][name]}}, _shells(content)
-        )
+        (of_wavelength,) = content.values()
+        numbers = summary.numbers()
+        # Table 1 is that of the set called merged
+        table = TableOne.of({**numbers, "merged": {"merged": numbers["merged"][name]}}, of_wavelength["merging_stats"])
         with placing(data_files / f"{name}.cif") as path:
             write_merged_mmcif(
-                *(path, data_files / f"{name}.mtz", data.n_crystals, "" if table is None else table.mmcif),
-                *(None if free is None else free.label, 0 if job.parameters.free_flags == "new" else None),
+                path,
+                data_files / f"{name}.mtz",
+                data.n_crystals,
+                statistics="" if table is None else table.mmcif,
+                free_label=None if free is None else free.label,
+                free_value=0 if job.parameters.free_flags == "new" else None,
             )
-
-
-def _shells(content: dict[str, Any]) -> dict[str, Any]:
-    (of_wavelength,) = content.values()
-    return of_wavelength["merging_stats"]

@@ -148,9 +148,13 @@ def write_experiments(source: Source, crystals: list[ScaledCrystal], path: Path,
     """Write the experiments of some crystals of a file, in the common setting and a space group."""
     content = json.loads(source.experiments.read_bytes())
     selected = select_experiments(content, crystals)
+    # thousands of crystals have one symbol or two
+    symbols = {crystal["space_group_hall_symbol"] for crystal in selected["crystal"]}
+    others = {symbol for symbol in symbols if not stage.same_space_group(f"Hall: {symbol}", space_group)}
+    asked = stage.hall_symbol(space_group)
     for crystal in selected["crystal"]:
-        if not stage.same_space_group(f"Hall: {crystal['space_group_hall_symbol']}", space_group):
-            crystal["space_group_hall_symbol"] = stage.hall_symbol(space_group)
+        if crystal["space_group_hall_symbol"] in others:
+            crystal["space_group_hall_symbol"] = asked
     write_json(path, selected)
 
 

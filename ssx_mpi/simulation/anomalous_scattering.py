@@ -131,6 +131,8 @@ def friedel_mates(
     """
     from cctbx.eltbx import xray_scattering
 
+    from ssx_mpi.stages.flex_arrays import from_miller_index
+
     s_sq = unique.d_star_sq().data().as_numpy_array()
     stol_sq = 0.25 * s_sq
 
@@ -143,7 +145,7 @@ def friedel_mates(
     scattering = n_atoms * sum(share * form_factor(element) ** 2 for element, share in _PROTEIN.items())
     k = np.sqrt(mean_intensity / scattering) * np.exp(-0.25 * b_factor * s_sq)
 
-    hkl = unique.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+    hkl = from_miller_index(unique.indices())
     geometric = np.zeros(len(hkl), dtype=complex)
     for operation in symmetry.space_group().all_ops():
         rotation = np.reshape(operation.r().as_double(), (3, 3))

@@ -113,11 +113,13 @@ def make_structure(
     from cctbx import miller
     from cctbx.array_family import flex
 
+    from ssx_mpi.stages.flex_arrays import from_miller_index
+
     symmetry = crystal_symmetry(parameters)
     # a crystal with a smaller cell reaches a little further
     reach = parameters.d_min * (1 - 4 * parameters.cell_spread)
     unique = miller.build_set(symmetry, anomalous_flag=False, d_min=reach)
-    hkl = unique.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+    hkl = from_miller_index(unique.indices())
     # the order of cctbx's generator is not promised; intensities are to depend on the seed alone
     order = np.lexsort(hkl.T[::-1])
     hkl, unique = hkl[order], unique.select(flex.size_t(order.tolist()))

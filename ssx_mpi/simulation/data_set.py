@@ -172,15 +172,17 @@ def write_truth_mtz(simulator: Simulator, path: Path) -> None:
     from cctbx import crystal, miller
     from cctbx.array_family import flex
 
+    from ssx_mpi.stages.flex_arrays import to_miller_index
+
     structure, p = simulator.structure, simulator.parameters.crystal
-    inside = structure.symmetry.unit_cell().d(_miller_indices(structure.asu_hkl)).as_numpy_array() >= p.d_min
+    inside = structure.symmetry.unit_cell().d(to_miller_index(structure.asu_hkl)).as_numpy_array() >= p.d_min
     symmetry = crystal.symmetry(unit_cell=structure.symmetry.unit_cell(), space_group=structure.symmetry.space_group())
     intensity = structure.asu_intensity[inside]
     # the truth has no error; one per cent keeps programs content that divide by it
     sigma = 0.01 * np.maximum(intensity, intensity.mean() * 1e-3)
 
     def array(hkl: np.ndarray, values: np.ndarray, sigmas: np.ndarray, anomalous: bool):
-        indices = miller.set(symmetry, _miller_indices(hkl), anomalous_flag=anomalous)
+        indices = miller.set(symmetry, to_miller_index(hkl), anomalous_flag=anomalous)
         data = miller.array(indices, data=flex.double(values.tolist()), sigmas=flex.double(sigmas.tolist()))
         return data.set_observation_type_xray_intensity()
 
@@ -191,7 +193,7 @@ def write_truth_mtz(simulator: Simulator, path: Path) -> None:
     if simulator.parameters.anomalous.element:
         half = 0.5 * structure.asu_difference[inside]
         # a centric reflection and its mate are one
-        acentric = ~miller.set(symmetry, _miller_indices(hkl)).centric_flags().data().as_numpy_array()
+        acentric = ~miller.set(symmetry, to_miller_index(hkl)).centric_flags().data().as_numpy_array()
         both = np.concatenate([hkl, -hkl[acentric]])
         values = np.concatenate([intensity + half, (intensity - half)[acentric]])
         mates = array(both, values, np.concatenate([sigma, sigma[acentric]]), True)
@@ -199,12 +201,6 @@ def write_truth_mtz(simulator: Simulator, path: Path) -> None:
     dataset.mtz_object().write(str(path))
     # the MTZ library stamps each column with the time, and the same seed is to give the same bytes
     path.write_bytes(re.sub(rb"CREATED_[\d/]{10}_[\d:]{8}", b"CREATED_01/01/2000_00:00:00", path.read_bytes()))
-
-
-def _miller_indices(hkl: np.ndarray):
-    from cctbx.array_family import flex
-
-    return flex.miller_index([tuple(map(int, row)) for row in hkl])
 
 
 def check_outputs(parameters: SimulationParameters, overwrite: bool) -> None:

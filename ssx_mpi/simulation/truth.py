@@ -314,16 +314,12 @@ def unique_rows(truth: Truth, hkl: np.ndarray) -> np.ndarray:
     """Row (n,) of each reflection of `hkl` (n, 3) in the true intensities, in their asymmetric unit; -1 without one."""
     from cctbx import miller
 
+    from ssx_mpi.stages.flex_arrays import to_miller_index
+
     array = truth.intensities.map_to_asu()
     row = {index: i for i, index in enumerate(array.indices())}
-    asu = miller.set(array, _miller_indices(hkl), anomalous_flag=False).map_to_asu().indices()
+    asu = miller.set(array, to_miller_index(hkl), anomalous_flag=False).map_to_asu().indices()
     return np.array([row.get(index, -1) for index in asu], dtype=np.int64)
-
-
-def _miller_indices(hkl: np.ndarray):
-    from cctbx.array_family import flex
-
-    return flex.miller_index([tuple(map(int, index)) for index in hkl])
 
 
 def merge(
@@ -417,9 +413,11 @@ def compare_merged(truth: Truth, path: Path) -> Reduced:
     """Measure merged intensities, as ``merged.mtz`` of a run has them, against the truth."""
     from iotbx import mtz
 
+    from ssx_mpi.stages.flex_arrays import from_miller_index
+
     columns = {array.info().labels[0]: array for array in mtz.object(str(path)).as_miller_arrays()}
     array, true = columns["IMEAN"], truth.intensities.map_to_asu()
-    hkl = array.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3)
+    hkl = from_miller_index(array.indices())
     intensity, sigma = array.data().as_numpy_array(), array.sigmas().as_numpy_array()
     best, setting = (-np.inf, np.nan), np.eye(3)
     for rotation in lattice_rotations(true.unit_cell(), true.space_group()):
@@ -451,8 +449,10 @@ def anomalous_correlation(true_mates, mates, setting: np.ndarray) -> tuple[int, 
     """
     from cctbx import miller
 
-    hkl = mates.indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3) @ setting.T
-    indices = miller.set(true_mates, _miller_indices(np.rint(hkl)), anomalous_flag=True)
+    from ssx_mpi.stages.flex_arrays import from_miller_index, to_miller_index
+
+    hkl = from_miller_index(mates.indices()) @ setting.T
+    indices = miller.set(true_mates, to_miller_index(np.rint(hkl)), anomalous_flag=True)
     ours = indices.array(data=mates.data(), sigmas=mates.sigmas()).map_to_asu().anomalous_differences()
     ours, theirs = ours.common_sets(true_mates.map_to_asu().anomalous_differences())
     if ours.size() < 3:

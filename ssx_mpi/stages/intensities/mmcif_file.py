@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from iotbx import mtz
 
+from ssx_mpi.stages.flex_arrays import from_miller_index
+
 # column of the MTZ file, and items of the value and its sigma
 _COLUMNS = (
     ("IMEAN", "intensity_meas", "intensity_sigma"),
@@ -74,7 +76,7 @@ def write_merged_mmcif(
 
 def _reflections(content: mtz.object, free_label: str | None, free_value: int | None) -> list[str]:
     labels = list(content.column_labels())
-    hkl = content.extract_miller_indices().as_vec3_double().as_double().as_numpy_array().reshape(-1, 3).astype(int)
+    hkl = from_miller_index(content.extract_miller_indices())
     columns: dict[str, list[str]] = {
         "wavelength_id": ["1"] * len(hkl),
         "crystal_id": ["1"] * len(hkl),

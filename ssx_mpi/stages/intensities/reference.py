@@ -11,6 +11,7 @@ from dials.array_family import flex  # noqa: F401  (registers the converters tha
 from libtbx.utils import Sorry
 
 from ssx_mpi import dials_compat
+from ssx_mpi.stages.flex_arrays import from_miller_index
 
 
 class ReferenceError(ValueError):
@@ -94,7 +95,7 @@ def read_free_flags(path: str) -> FreeFlags | None:
     for column in content.columns():
         if column.type() == "I" and "free" in column.label().lower():
             known = np.array(column.selection_valid())
-            hkl = content.extract_miller_indices().as_vec3_double().as_numpy_array().reshape(-1, 3).astype(np.int32)
+            hkl = from_miller_index(content.extract_miller_indices())
             values = np.array(column.extract_values(not_a_number_substitute=0))
             return FreeFlags(column.label(), hkl[known], values[known].astype(np.int32))
     return None
