@@ -87,6 +87,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
+def make_sure_of_room(path: Path, n_bytes: int) -> None:
+    """Make sure that so many bytes can be written beside `path`, for libraries that do not survive a full disk.
+
+    Raises
+    ------
+    StorageError
+        When the system refuses.
+    """
+    beside = path.with_name(f".room.{path.name}")
+    try:
+        with storing(path), beside.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """`content` as JSON in `path`, at once."""
     with replacing(path) as file:

@@ -9,7 +9,8 @@ With pandas: ``pandas.DataFrame({name: column[:] for name, column in h5py.File("
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ import h5py
 import numpy as np
 
 from ssx_mpi.records.batch_files import IMAGES, Batch, read_numbers
-from ssx_mpi.records.files import DamagedFileError
+from ssx_mpi.records.files import DamagedFileError, make_sure_of_room, replacing
 
 NAME = "images.h5"
 VERSION = 2
 _GROUP = "images"
 _CHUNK = 16384
+# what HDF5 adds, at most: a node of its index to a column, to the lists of names, and to a name
+_NODE, _HEAPS, _REFERENCE = 2200, 20480, 128
+# chunks that a node is for; where there are more, one may be split and get another above it
+_CHUNKS_OF_NODE = 64
 # lists of names that the columns `file` and `reason` count in
 _LISTS = ("files", "reasons")
 # name: dtype, value of a row that is not there, unit, meaning
@@ -77,13 +82,14 @@ class ImageTable:
         batches = list(batches)
         if not self._usable():
             self._create()
-        with self._open("r+") as file:
+        with self._open("r") as file:
             finished = file[_GROUP]["finished"][:]
-            missing = [batch for batch in batches if not finished[batch.first]]
-            kept = np.zeros_like(finished)
-            for batch in batches:
-                kept[batch.first : batch.stop] = finished[batch.first : batch.stop]
-            if not np.array_equal(kept, finished):
+        missing = [batch for batch in batches if not finished[batch.first]]
+        kept = np.zeros_like(finished)
+        for batch in batches:
+            kept[batch.first : batch.stop] = finished[batch.first : batch.stop]
+        if not np.array_equal(kept, finished):
+            with self._writing(range(self._n_images), ["finished"]) as file:
                 file[_GROUP]["finished"][:] = kept
         damaged = []
         for batch in missing:
@@ -104,7 +110,10 @@ class ImageTable:
         images = read_numbers(batch)
         if not self._usable():
             self._create()
-        with self._open("r+") as file:
+        rows_of_batch = range(batch.first, batch.stop)
+        # all names in it, and more
+        names_size = (batch.folder / IMAGES).stat().st_size + len(rows_of_batch) * _REFERENCE
+        with self._writing(rows_of_batch, COLUMNS, names_size) as file:
             if self._names is None:
                 self._names = {list_: {n: k for k, n in enumerate(file[list_].asstr()[:])} for list_ in _LISTS}
             try:
@@ -134,9 +143,8 @@ class ImageTable:
 
     def _create(self) -> None:
         self._names = None
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        with self._open("w") as file:
+        # in memory: without rows it is small, and a full disk is found when the whole of it is written
+        with h5py.File(NAME, "w", driver="core", backing_store=False) as file:
             file.attrs.update(version=VERSION, NX_class="NXroot", default=_GROUP)
             group = file.create_group(_GROUP)
             group.attrs["NX_class"] = "NXcollection"
@@ -148,6 +156,24 @@ class ImageTable:
                 column.attrs.update(units=unit, long_name=meaning)
             for name in _LISTS:
                 file.create_dataset(name, (0,), h5py.string_dtype(), maxshape=(None,), chunks=(256,))
+            file.flush()
+            content = file.id.get_file_image()
+        with replacing(self.path) as written:
+            written.write(content)
+
+    @contextmanager
+    def _writing(self, rows: range, columns: Iterable[str], names_size: int = 0) -> Iterator[h5py.File]:
+        """The file, to write these rows of these columns, and names of so many bytes.
+
+        HDF5 keeps what it writes until the file is closed, and ends the process at its end where the disk is full then.
+        """
+        chunk = min(_CHUNK, self._n_images)
+        n_chunks = (rows.stop - 1) // chunk - rows.start // chunk + 1
+        index = _NODE if self._n_images <= _CHUNKS_OF_NODE * chunk else 3 * _NODE
+        sizes = [np.dtype(COLUMNS[name][0]).itemsize for name in columns]
+        make_sure_of_room(self.path, sum(n_chunks * chunk * size + index for size in sizes) + _HEAPS + names_size)
+        with self._open("r+") as file:
+            yield file
 
     def _open(self, mode: str) -> h5py.File:
         # readers are not to keep the run from writing, nor is a lock that a killed run left

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
+from ssx_mpi.records import image_table
 from ssx_mpi.records.batch_files import Batch
+from ssx_mpi.records.files import StorageError
 from ssx_mpi.records.image_table import COLUMNS, NAME, ImageTable, read_columns
 
 
@@ -177,3 +181,41 @@ def test_a_table_without_a_column_is_read(tmp_path, batches):
         del file["images"]["ice"], file["images"]["n_saturated"]
     columns = read_columns(tmp_path)
     assert np.isnan(columns["ice"]).all() and set(columns["n_saturated"]) == {-1} and len(columns["a"]) == 8
+
+
+def test_room_is_made_sure_of_before_a_batch_is_written(tmp_path, monkeypatch):
+    # a library that finds a full disk when it closes its file ends the process
+    rng, n, asked = np.random.default_rng(1), 2000, []
+    monkeypatch.setattr(image_table, "make_sure_of_room", lambda path, n_bytes: asked.append(n_bytes))
+    table = ImageTable(tmp_path, 40_000)
+    # the second lies in two chunks
+    for number, first in ((1, 0), (2, 15_500)):
+        images = []
+        for k in range(first, first + n):
+            one = image(k)
+            one["name"] = f"/{'folder' * 20}/{k:08d}_{rng.integers(1 << 40)}.cbf"
+            one["n_spots"] = int(rng.integers(1 << 30))
+            one["measured"] = {name: float(rng.normal()) for name in ("background", "ice", "spots_d_min", "wavelength")}
+            images.append(one)
+        folder = tmp_path / f"batch_{number}"
+        folder.mkdir()
+        (folder / "images.json").write_text(json.dumps(images))
+        table.complete([])
+        before = (tmp_path / NAME).stat().st_size
+        table.add(Batch(number, first, first + n, folder))
+        assert (tmp_path / NAME).stat().st_size - before < asked[-1]
+
+
+def test_a_full_disk_is_named_and_leaves_the_table_as_it_was(tmp_path, batches, monkeypatch):
+    table = ImageTable(tmp_path, 8)
+    table.add(batches[0])
+    before = (tmp_path / NAME).read_bytes()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(StorageError, match=f"{NAME} cannot be written: No space left on device"):
+        table.add(batches[1])
+    assert (tmp_path / NAME).read_bytes() == before
+    assert not list(tmp_path.glob(".room*"))
